@@ -1,0 +1,3 @@
+//! Being built.
+#![no_std]
+#![no_main]

@@ -1,0 +1,149 @@
+//! Endpoints: where the packets of a Service end. They arrive as EndpointSlices, several per Service, and are
+//! joined here into one [`EndpointSet`] per Service.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::{Family, Protocol, ServiceKey};
+
+/// The pod behind an endpoint (`targetRef`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetPod {
+    /// The pod's namespace.
+    pub namespace: Arc<str>,
+    /// The pod's name.
+    pub name: Arc<str>,
+}
+
+/// A port of an EndpointSlice. `name` joins it with the Service port of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointPort {
+    /// The Service port's name; empty where it has none.
+    pub name: Arc<str>,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The port that the pod listens on.
+    pub port: u16,
+}
+
+/// One address that serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address. (A slice's `addresses` beyond the first have no defined meaning and are not read.)
+    pub addr: IpAddr,
+    /// `hostname`, for DNS names below a headless Service.
+    pub hostname: Option<Arc<str>>,
+    /// The node that it runs on.
+    pub node: Option<Arc<str>>,
+    /// The zone that it runs in.
+    pub zone: Option<Arc<str>>,
+    /// The pod behind it.
+    pub pod: Option<TargetPod>,
+    /// `conditions.ready`; absent means ready.
+    pub ready: bool,
+    /// `conditions.serving`: as ready, but also told while terminating.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
+    /// `hints.forZones`.
+    pub zone_hints: Vec<Arc<str>>,
+    /// `hints.forNodes`.
+    pub node_hints: Vec<Arc<str>>,
+    /// Its ports. Endpoints of one slice share the allocation.
+    pub ports: Arc<[EndpointPort]>,
+}
+
+/// One EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Its namespace, which is also its Service's.
+    pub namespace: Arc<str>,
+    /// Its own name.
+    pub name: Arc<str>,
+    /// The Service that it belongs to (label `kubernetes.io/service-name`).
+    pub service: ServiceKey,
+    /// Its address family.
+    pub family: Family,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// All endpoints of a Service, slices joined, ordered by address.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EndpointSet {
+    /// The endpoints, at most one per address and ports.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl EndpointSet {
+    /// Joins slices. While an endpoint moves from one slice to another it may stand in both: the copy that is
+    /// further on (ready before serving before neither) wins, so that a stale copy does not take it out of service.
+    pub fn join<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> Self {
+        let mut joined: BTreeMap<(IpAddr, &[EndpointPort]), &Endpoint> = BTreeMap::new();
+        for endpoint in slices.into_iter().flat_map(|slice| &slice.endpoints) {
+            joined
+                .entry((endpoint.addr, &endpoint.ports))
+                .and_modify(|held| {
+                    if rank(endpoint) > rank(held) {
+                        *held = endpoint;
+                    }
+                })
+                .or_insert(endpoint);
+        }
+        Self { endpoints: joined.into_values().cloned().collect() }
+    }
+}
+
+fn rank(endpoint: &Endpoint) -> u8 {
+    if endpoint.ready { 2 } else { u8::from(endpoint.serving) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(name: &str, endpoints: &[(&str, bool)]) -> EndpointSlice {
+        let ports: Arc<[EndpointPort]> =
+            vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into();
+        EndpointSlice {
+            namespace: "default".into(),
+            name: name.into(),
+            service: ServiceKey::new("default", "web"),
+            family: Family::V4,
+            endpoints: endpoints
+                .iter()
+                .map(|(addr, ready)| Endpoint {
+                    addr: addr.parse().unwrap(),
+                    hostname: None,
+                    node: None,
+                    zone: None,
+                    pod: None,
+                    ready: *ready,
+                    serving: *ready,
+                    terminating: false,
+                    zone_hints: Vec::new(),
+                    node_hints: Vec::new(),
+                    ports: Arc::clone(&ports),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn join_orders_by_address_and_drops_copies() {
+        let a = slice("a", &[("10.0.0.2", true), ("10.0.0.1", true)]);
+        let b = slice("b", &[("10.0.0.2", true), ("10.0.0.3", true)]);
+        let joined = EndpointSet::join([&a, &b]);
+        let addrs: Vec<String> = joined.endpoints.iter().map(|e| e.addr.to_string()).collect();
+        assert_eq!(addrs, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    }
+
+    #[test]
+    fn join_prefers_the_ready_copy_whatever_the_order() {
+        let stale = slice("a", &[("10.0.0.1", false)]);
+        let fresh = slice("b", &[("10.0.0.1", true)]);
+        assert!(EndpointSet::join([&stale, &fresh]).endpoints[0].ready);
+        assert!(EndpointSet::join([&fresh, &stale]).endpoints[0].ready);
+    }
+}

@@ -1,0 +1,84 @@
+//! A node of the cluster: its addresses, its pod subnets, its place.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::Family;
+
+/// What an address of a node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeAddressKind {
+    /// Reached from other nodes.
+    Internal,
+    /// Reached from outside of the cluster.
+    External,
+}
+
+/// An address of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeAddress {
+    /// The address.
+    pub addr: IpAddr,
+    /// What it is for.
+    pub kind: NodeAddressKind,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its addresses, in the order of `status.addresses`.
+    pub addresses: Vec<NodeAddress>,
+    /// `spec.podCIDRs`, at most one per family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// The condition Ready is True.
+    pub ready: bool,
+    /// The label `node.kubernetes.io/exclude-from-external-load-balancers` is present, or the node is being deleted.
+    pub excluded_from_load_balancers: bool,
+    /// The MAC address of the node's VXLAN device (annotation `seaway.dev/vtep-mac`), where it has one.
+    pub vtep_mac: Option<[u8; 6]>,
+}
+
+impl Node {
+    /// The first internal address of `family`, else the first external one.
+    pub fn addr(&self, family: Family) -> Option<IpAddr> {
+        let of = |kind| {
+            self.addresses.iter().find(|a| a.kind == kind && Family::of(a.addr) == family).map(|a| a.addr)
+        };
+        of(NodeAddressKind::Internal).or_else(|| of(NodeAddressKind::External))
+    }
+
+    /// The pod subnet of `family`.
+    pub fn pod_cidr(&self, family: Family) -> Option<IpNet> {
+        self.pod_cidrs.iter().copied().find(|cidr| Family::of(cidr.addr()) == family)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internal_address_comes_before_external() {
+        let node = Node {
+            name: "a".into(),
+            addresses: vec![
+                NodeAddress { addr: "203.0.113.1".parse().unwrap(), kind: NodeAddressKind::External },
+                NodeAddress { addr: "192.0.2.1".parse().unwrap(), kind: NodeAddressKind::Internal },
+            ],
+            pod_cidrs: vec!["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
+            zone: None,
+            ready: true,
+            excluded_from_load_balancers: false,
+            vtep_mac: None,
+        };
+        assert_eq!(node.addr(Family::V4), Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(node.addr(Family::V6), None);
+        assert_eq!(node.pod_cidr(Family::V6), Some("fd00:1::/64".parse().unwrap()));
+    }
+}

@@ -1,0 +1,95 @@
+//! The whole of what is known at one moment.
+//!
+//! **Invariant:** a snapshot never changes; a newer state is a new snapshot. The maps are persistent (shared
+//! structure), so that a clone costs nothing and the difference of two snapshots costs what changed, not what exists.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+
+use crate::{EndpointSet, Node, Service, ServiceKey};
+
+/// The state of the cluster as far as the data plane is concerned.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Counts up by one for each snapshot that the store publishes. 0 is the empty one before the first list.
+    pub version: u64,
+    /// Every watch has finished its first list. Before that nothing may be pruned, and DNS answers SERVFAIL.
+    pub synced: bool,
+    /// Services by name.
+    pub services: OrdMap<ServiceKey, Arc<Service>>,
+    /// Endpoints by the name of their Service. Present only where at least one slice exists, also when the
+    /// Service itself is not (yet) known.
+    pub endpoints: OrdMap<ServiceKey, Arc<EndpointSet>>,
+    /// Nodes by name.
+    pub nodes: OrdMap<Arc<str>, Arc<Node>>,
+}
+
+/// What differs between two snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Services whose own object or endpoints appeared, changed or went.
+    pub services: BTreeSet<ServiceKey>,
+    /// Nodes that appeared, changed or went.
+    pub nodes: BTreeSet<Arc<str>>,
+}
+
+impl Snapshot {
+    /// What has changed since `older`. Costs O(changes · log n) where `self` was derived from `older`.
+    pub fn changes_since(&self, older: &Self) -> Changes {
+        let mut changes = Changes::default();
+        changed_keys(&older.services, &self.services, &mut changes.services);
+        changed_keys(&older.endpoints, &self.endpoints, &mut changes.services);
+        changed_keys(&older.nodes, &self.nodes, &mut changes.nodes);
+        changes
+    }
+}
+
+fn changed_keys<K: Ord + Clone, V: PartialEq>(
+    old: &OrdMap<K, Arc<V>>,
+    new: &OrdMap<K, Arc<V>>,
+    keys: &mut BTreeSet<K>,
+) {
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => {
+                keys.insert(key.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(names: &[(&str, u16)]) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for (name, port) in names {
+            let mut service = Service::new(ServiceKey::new("default", name));
+            service.health_check_node_port = Some(*port);
+            snapshot.services.insert(service.key.clone(), Arc::new(service));
+        }
+        snapshot
+    }
+
+    #[test]
+    fn changes_name_added_removed_and_changed_services_only() {
+        let old = with(&[("same", 1), ("changed", 1), ("removed", 1)]);
+        let new = with(&[("same", 1), ("changed", 2), ("added", 1)]);
+        let names: Vec<String> =
+            new.changes_since(&old).services.iter().map(ServiceKey::to_string).collect();
+        assert_eq!(names, ["default/added", "default/changed", "default/removed"]);
+    }
+
+    #[test]
+    fn endpoints_count_as_a_change_of_their_service() {
+        let old = with(&[("web", 1)]);
+        let mut new = old.clone();
+        new.endpoints.insert(ServiceKey::new("default", "web"), Arc::new(EndpointSet::default()));
+        assert_eq!(new.changes_since(&old).services.len(), 1);
+        assert!(new.changes_since(&new.clone()).services.is_empty());
+    }
+}
