@@ -1,0 +1,148 @@
+//! The settings of a node agent, as the command line builds them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// How pod packets travel between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overlay {
+    /// By routes: all nodes share a link.
+    #[default]
+    None,
+    /// Inside VXLAN.
+    Vxlan {
+        /// The virtual network's number.
+        vni: u32,
+        /// The UDP port that carries it.
+        port: u16,
+    },
+}
+
+/// The backend of the service proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProxyMode {
+    /// The first that the kernel offers.
+    #[default]
+    Auto,
+    /// eBPF programs.
+    Ebpf,
+}
+
+/// Everything that [`crate::run`] needs to know. [`NodeConfig::new`] fills in the defaults.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The Node's name.
+    pub name: String,
+    /// A kubeconfig file for the API server, with the credentials of `system:node:<name>`.
+    pub kubeconfig: PathBuf,
+    /// The node's own addresses (InternalIP), the first of a family being the preferred one.
+    pub node_ips: Vec<IpAddr>,
+    /// Where state is kept: pods, logs, IPAM, the local socket.
+    pub state_dir: PathBuf,
+    /// This node's cgroup2 directory: socket programs attach here, pods live in `pods/<uid>` below.
+    pub cgroup: PathBuf,
+    /// This node's bpffs directory.
+    pub bpffs: PathBuf,
+    /// Where the CNI conflist is written and read.
+    pub cni_conf_dir: PathBuf,
+    /// Where CNI plugins are installed and executed.
+    pub cni_bin_dir: PathBuf,
+    /// Run pods bound to this node (where no kubelet does).
+    pub run_pods: bool,
+    /// Run the service proxy.
+    pub proxy: bool,
+    /// Run the pod network.
+    pub cni: bool,
+    /// Run cluster DNS.
+    pub dns: bool,
+    /// The proxy's backend.
+    pub proxy_mode: ProxyMode,
+    /// Let this node answer for LoadBalancer addresses.
+    pub announce_load_balancers: bool,
+    /// Devices that north-south traffic arrives on; empty: those that carry the node's addresses.
+    pub devices: Vec<String>,
+    /// How pod packets travel between nodes.
+    pub overlay: Overlay,
+    /// The link towards the other nodes; `None`: the one that carries the node's first address.
+    pub uplink: Option<String>,
+    /// Masquerade pod traffic that leaves the cluster.
+    pub masquerade: bool,
+    /// The executable that is installed as `seaway-cni`.
+    pub plugin_source: PathBuf,
+    /// The cluster's DNS zone.
+    pub cluster_domain: String,
+    /// What pods get as nameservers; empty: the ClusterIPs of the Service `kube-system/kube-dns`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The port on the node's addresses where its DNS server listens.
+    pub dns_port: u16,
+    /// Upstream resolvers; empty: those of `/etc/resolv.conf`.
+    pub dns_upstreams: Vec<SocketAddr>,
+    /// The certificate (PEM) that the kubelet endpoint shows.
+    pub serving_cert: PathBuf,
+    /// Its key (PEM).
+    pub serving_key: PathBuf,
+    /// The cluster's CA (PEM): clients of the kubelet endpoint must have a certificate of it.
+    pub ca: PathBuf,
+    /// The kubelet endpoint's port (logs); it listens only with `run_pods`.
+    pub kubelet_port: u16,
+    /// The port of /healthz and /livez; 0 switches it off.
+    pub healthz_port: u16,
+    /// The port of /metrics; 0 switches it off.
+    pub metrics_port: u16,
+    /// The address that healthz and metrics listen at.
+    pub bind_address: IpAddr,
+    /// The executable that carries the hidden subcommands `pod-shim` and `image`.
+    pub self_exe: PathBuf,
+    /// `topology.kubernetes.io/zone`, when known.
+    pub zone: Option<String>,
+    /// Further labels of the Node.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NodeConfig {
+    /// Settings with every default, for a node `name` that keeps its state below `state_dir`.
+    pub fn new(name: &str, kubeconfig: PathBuf, node_ips: Vec<IpAddr>, state_dir: &Path) -> Self {
+        let self_exe = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+        Self {
+            name: name.to_owned(),
+            kubeconfig,
+            node_ips,
+            state_dir: state_dir.to_owned(),
+            cgroup: PathBuf::from("/sys/fs/cgroup"),
+            bpffs: PathBuf::from("/sys/fs/bpf/seaway"),
+            cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
+            cni_bin_dir: PathBuf::from("/opt/cni/bin"),
+            run_pods: false,
+            proxy: true,
+            cni: true,
+            dns: true,
+            proxy_mode: ProxyMode::Auto,
+            announce_load_balancers: true,
+            devices: Vec::new(),
+            overlay: Overlay::None,
+            uplink: None,
+            masquerade: true,
+            plugin_source: self_exe.clone(),
+            cluster_domain: "cluster.local".to_owned(),
+            cluster_dns: Vec::new(),
+            dns_port: 10053,
+            dns_upstreams: Vec::new(),
+            serving_cert: state_dir.join("serving.crt"),
+            serving_key: state_dir.join("serving.key"),
+            ca: state_dir.join("ca.crt"),
+            kubelet_port: 10250,
+            healthz_port: 10256,
+            metrics_port: 10249,
+            bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            self_exe,
+            zone: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// The local socket that `seaway status` asks.
+    pub fn agent_socket(&self) -> PathBuf {
+        self.state_dir.join("agent.sock")
+    }
+}
