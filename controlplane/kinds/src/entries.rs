@@ -1,0 +1,225 @@
+//! The built-in kinds, one table entry each. A new kind is one more entry, its fields in `schema.txt`, and as much of
+//! a [`Strategy`] and a [`TableSpec`] of its own as it needs.
+
+use std::borrow::Cow;
+
+use crate::decode::{BINDING, BodyType, EVICTION, SCALE};
+use crate::kind::{Kind, Subresource};
+use crate::strategy::Strategy;
+use crate::table::TableSpec;
+
+/// What is special about one kind, in as few words as possible.
+struct Entry {
+    /// Group and version, as `apiVersion` says it.
+    api: &'static str,
+    kind: &'static str,
+    /// Plural, singular, short names.
+    names: &'static str,
+    namespaced: bool,
+    categories: &'static [&'static str],
+    subresources: &'static [Sub],
+    /// The field selectors besides `metadata.name` and `metadata.namespace`, each with what an absent field counts as.
+    fields: &'static [(&'static str, &'static str)],
+    strategy: &'static Strategy,
+    table: &'static TableSpec,
+}
+
+/// The subresources that there are.
+enum Sub {
+    Status,
+    Scale,
+    Binding,
+    Eviction,
+    Log,
+    Finalize,
+}
+
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+impl Sub {
+    fn build(&self, own: &BodyType) -> Subresource {
+        let (name, body, verbs): (_, _, &[&str]) = match self {
+            Self::Status => ("status", own.clone(), &["get", "patch", "update"]),
+            Self::Scale => ("scale", SCALE, &["get", "patch", "update"]),
+            Self::Binding => ("binding", BINDING, &["create"]),
+            Self::Eviction => ("eviction", EVICTION, &["create"]),
+            Self::Log => ("log", own.clone(), &["get"]),
+            Self::Finalize => ("finalize", own.clone(), &["update"]),
+        };
+        Subresource { name: name.into(), body, verbs: borrowed(verbs) }
+    }
+}
+
+fn borrowed(words: &[&'static str]) -> Vec<Cow<'static, str>> {
+    words.iter().map(|word| Cow::Borrowed(*word)).collect()
+}
+
+const ALL: &[&str] = &["all"];
+
+const PLAIN: Entry = Entry {
+    api: "v1",
+    kind: "",
+    names: "",
+    namespaced: true,
+    categories: &[],
+    subresources: &[],
+    fields: &[],
+    strategy: &Strategy::PLAIN,
+    table: &TableSpec {},
+};
+
+const POD_FIELDS: &[(&str, &str)] = &[
+    ("spec.nodeName", ""),
+    ("spec.restartPolicy", ""),
+    ("spec.schedulerName", ""),
+    ("spec.serviceAccountName", ""),
+    ("spec.hostNetwork", "false"),
+    ("status.phase", ""),
+    ("status.podIP", ""),
+    ("status.nominatedNodeName", ""),
+];
+
+const EVENT_FIELDS: &[(&str, &str)] = &[
+    ("involvedObject.kind", ""),
+    ("involvedObject.namespace", ""),
+    ("involvedObject.name", ""),
+    ("involvedObject.uid", ""),
+    ("involvedObject.apiVersion", ""),
+    ("involvedObject.resourceVersion", ""),
+    ("involvedObject.fieldPath", ""),
+    ("reason", ""),
+    ("reportingComponent", ""),
+    ("source", ""),
+    ("type", ""),
+];
+
+const NEW_EVENT_FIELDS: &[(&str, &str)] = &[
+    ("regarding.kind", ""),
+    ("regarding.namespace", ""),
+    ("regarding.name", ""),
+    ("regarding.uid", ""),
+    ("regarding.apiVersion", ""),
+    ("regarding.resourceVersion", ""),
+    ("regarding.fieldPath", ""),
+    ("reason", ""),
+    ("reportingController", ""),
+    ("type", ""),
+];
+
+const ENTRIES: &[Entry] = &[
+    Entry { kind: "ConfigMap", names: "configmaps configmap cm", ..PLAIN },
+    Entry { kind: "Endpoints", names: "endpoints endpoints ep", ..PLAIN },
+    Entry { kind: "Event", names: "events event ev", fields: EVENT_FIELDS, ..PLAIN },
+    Entry {
+        kind: "Namespace",
+        names: "namespaces namespace ns",
+        namespaced: false,
+        subresources: &[Sub::Finalize, Sub::Status],
+        fields: &[("status.phase", "")],
+        ..PLAIN
+    },
+    Entry {
+        kind: "Node",
+        names: "nodes node no",
+        namespaced: false,
+        subresources: &[Sub::Status],
+        fields: &[("spec.unschedulable", "false")],
+        ..PLAIN
+    },
+    Entry {
+        kind: "Pod",
+        names: "pods pod po",
+        categories: ALL,
+        subresources: &[Sub::Binding, Sub::Eviction, Sub::Log, Sub::Status],
+        fields: POD_FIELDS,
+        ..PLAIN
+    },
+    Entry { kind: "Secret", names: "secrets secret", fields: &[("type", "")], ..PLAIN },
+    Entry { kind: "ServiceAccount", names: "serviceaccounts serviceaccount sa", ..PLAIN },
+    Entry {
+        kind: "Service",
+        names: "services service svc",
+        categories: ALL,
+        subresources: &[Sub::Status],
+        fields: &[("spec.clusterIP", ""), ("spec.type", "")],
+        ..PLAIN
+    },
+    Entry {
+        api: "apps/v1",
+        kind: "ControllerRevision",
+        names: "controllerrevisions controllerrevision",
+        ..PLAIN
+    },
+    Entry {
+        api: "apps/v1",
+        kind: "DaemonSet",
+        names: "daemonsets daemonset ds",
+        categories: ALL,
+        subresources: &[Sub::Status],
+        ..PLAIN
+    },
+    Entry {
+        api: "apps/v1",
+        kind: "Deployment",
+        names: "deployments deployment deploy",
+        categories: ALL,
+        subresources: &[Sub::Scale, Sub::Status],
+        ..PLAIN
+    },
+    Entry {
+        api: "apps/v1",
+        kind: "ReplicaSet",
+        names: "replicasets replicaset rs",
+        categories: ALL,
+        subresources: &[Sub::Scale, Sub::Status],
+        fields: &[("status.replicas", "0")],
+        ..PLAIN
+    },
+    Entry {
+        api: "events.k8s.io/v1",
+        kind: "Event",
+        names: "events event ev",
+        fields: NEW_EVENT_FIELDS,
+        ..PLAIN
+    },
+    Entry { api: "coordination.k8s.io/v1", kind: "Lease", names: "leases lease", ..PLAIN },
+    Entry {
+        api: "discovery.k8s.io/v1",
+        kind: "EndpointSlice",
+        names: "endpointslices endpointslice",
+        ..PLAIN
+    },
+];
+
+/// Builds every built-in kind.
+pub(crate) fn builtin() -> Vec<Kind> {
+    ENTRIES.iter().map(Entry::build).collect()
+}
+
+impl Entry {
+    fn build(&self) -> Kind {
+        let (group, version) = self.api.split_once('/').unwrap_or(("", self.api));
+        let mut names = self.names.split(' ');
+        let plural = names.next().unwrap_or_default();
+        let singular = names.next().unwrap_or_default();
+        let own = BodyType::of(group, version, self.kind);
+        // events.k8s.io shows the Events of the core group.
+        let storage_group = if plural == "events" { "" } else { group };
+        Kind {
+            group: group.into(),
+            version: version.into(),
+            kind: self.kind.into(),
+            plural: plural.into(),
+            singular: singular.into(),
+            short_names: names.map(Cow::Borrowed).collect(),
+            categories: borrowed(self.categories),
+            namespaced: self.namespaced,
+            verbs: borrowed(VERBS),
+            subresources: self.subresources.iter().map(|sub| sub.build(&own)).collect(),
+            storage: (storage_group.into(), plural.into()),
+            fields: self.fields,
+            strategy: self.strategy,
+            table: self.table,
+        }
+    }
+}
