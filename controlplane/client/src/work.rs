@@ -1,0 +1,115 @@
+//! Workers: take keys from a queue, reconcile them, retry what failed.
+
+use std::fmt::{Debug, Display};
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::queue::Queue;
+
+/// Why an object could not be reconciled.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// The API server refused, or could not be reached.
+    #[error("cannot {action} {object}")]
+    Api {
+        /// What was tried: `create pod`, …
+        action: &'static str,
+        /// On which object.
+        object: String,
+        /// What came back.
+        source: kube::Error,
+    },
+    /// A selector that cannot be evaluated.
+    #[error("selector of {object} is not valid: {reason}")]
+    Selector {
+        /// Whose selector.
+        object: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl WorkError {
+    /// For `map_err`: the error of doing `action` to `object`.
+    pub fn api<'a>(action: &'static str, object: &'a (impl Display + ?Sized)) -> impl FnOnce(kube::Error) -> Self + 'a {
+        move |source| Self::Api { action, object: object.to_string(), source }
+    }
+
+    /// The Status code that the server answered with, if it did.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source: kube::Error::Api(status), .. } => Some(status.code),
+            Self::Api { .. } | Self::Selector { .. } => None,
+        }
+    }
+
+    /// Whether somebody else was faster, so that trying again on what is there now is all it needs.
+    pub fn is_race(&self) -> bool {
+        matches!(self.code(), Some(404 | 409))
+    }
+}
+
+/// Reconciles keys of `queue` with `workers` tasks at a time, until `shutdown` is cancelled. The reconciler says when it
+/// wants to see the key again, if nothing happens before.
+pub fn work<K, F, R>(
+    name: &'static str,
+    queue: &Arc<Queue<K>>,
+    workers: usize,
+    reconcile: F,
+    tasks: &mut JoinSet<()>,
+    shutdown: &CancellationToken,
+) where
+    K: Clone + Ord + Hash + Debug + Send + Sync + 'static,
+    F: Fn(K) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Result<Option<Duration>, WorkError>> + Send,
+{
+    for _ in 0..workers.max(1) {
+        let (queue, reconcile, shutdown) = (Arc::clone(queue), reconcile.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            let ended = shutdown.cancelled();
+            tokio::select! {
+                () = ended => {}
+                () = work_forever(name, &queue, reconcile) => {}
+            }
+        });
+    }
+}
+
+async fn work_forever<K, F, R>(name: &'static str, queue: &Queue<K>, reconcile: F)
+where
+    K: Clone + Ord + Hash + Debug,
+    F: Fn(K) -> R,
+    R: Future<Output = Result<Option<Duration>, WorkError>>,
+{
+    loop {
+        let key = queue.next().await;
+        match reconcile(key.clone()).await {
+            Ok(again) => {
+                queue.succeeded(&key);
+                if let Some(delay) = again {
+                    queue.add_after(key.clone(), delay);
+                }
+            }
+            Err(error) => {
+                report(name, &key, &error);
+                queue.retry(key.clone());
+            }
+        }
+        queue.done(&key);
+    }
+}
+
+fn report(name: &str, key: &impl Debug, error: &WorkError) {
+    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    if error.is_race() {
+        debug!(controller = name, ?key, %error, source, "trying again");
+    } else {
+        warn!(controller = name, ?key, %error, source, "cannot reconcile, trying again");
+    }
+}
