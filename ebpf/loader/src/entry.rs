@@ -1,0 +1,440 @@
+//! Map elements in user terms: addresses as [`IpAddr`], ports in host order, times as [`Duration`].
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use seaway_ebpf_abi as abi;
+
+/// The transport protocols that the programs translate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => abi::TCP,
+            Self::Udp => abi::UDP,
+        }
+    }
+
+    pub(crate) const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            abi::TCP => Some(Self::Tcp),
+            abi::UDP => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+/// Who sees a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Sockets of this node: its pods and its own processes (cgroup hooks).
+    Internal,
+    /// Packets that arrive on an uplink (tcx).
+    External,
+}
+
+/// A frontend: what clients address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// The address: ClusterIP, node address, external or load balancer address.
+    pub addr: IpAddr,
+    /// The port; 0 for [`Frontend::any_port`].
+    pub port: u16,
+    /// The protocol; `None` for [`Frontend::any_port`].
+    pub protocol: Option<Protocol>,
+    /// Who sees it.
+    pub scope: Scope,
+}
+
+impl Frontend {
+    /// A frontend of one port.
+    pub const fn new(addr: IpAddr, port: u16, protocol: Protocol, scope: Scope) -> Self {
+        Self { addr, port, protocol: Some(protocol), scope }
+    }
+
+    /// All ports of an address that have no frontend of their own. With a service without backends it makes them
+    /// refuse: write one per ClusterIP, [`Scope::Internal`] (external packets to undefined ports are the kernel's).
+    pub const fn any_port(addr: IpAddr, scope: Scope) -> Self {
+        Self { addr, port: 0, protocol: None, scope }
+    }
+
+    /// The guard of a NodePort: no process in the node's own network namespace can bind the port while this stands
+    /// in the map. One per family, protocol and port; its service needs [`ServiceEntry::node_port`] and nothing else.
+    pub const fn node_port_guard(v4: bool, port: u16, protocol: Protocol) -> Self {
+        let addr = if v4 {
+            IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+        };
+        Self { addr, port, protocol: Some(protocol), scope: Scope::External }
+    }
+
+    pub(crate) fn key(&self) -> abi::ServiceKey {
+        abi::ServiceKey {
+            addr: self.addr.into(),
+            port_be: self.port.to_be(),
+            proto: self.protocol.map_or(0, Protocol::number),
+            scope: match self.scope {
+                Scope::Internal => abi::SCOPE_INTERNAL,
+                Scope::External => abi::SCOPE_EXTERNAL,
+            },
+        }
+    }
+
+    pub(crate) fn from_key(key: &abi::ServiceKey) -> Self {
+        Self {
+            addr: key.addr.into(),
+            port: u16::from_be(key.port_be),
+            protocol: Protocol::from_number(key.proto),
+            scope: if key.scope == abi::SCOPE_INTERNAL { Scope::Internal } else { Scope::External },
+        }
+    }
+}
+
+/// What stands behind a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "independent switches of one map element")]
+pub struct ServiceEntry {
+    /// One number per service port, shared by all its frontends of both scopes. Affinity and source ranges go by it,
+    /// and every backend of its slices carries it.
+    pub id: u32,
+    /// Where its slice begins in the backend array.
+    pub base: u32,
+    /// How many backends the slice has; with 0 connections are refused at once.
+    pub count: u32,
+    /// `sessionAffinity: ClientIP`; rounded up to seconds.
+    pub affinity: Option<Duration>,
+    /// Free for the writer: the programs do not look at it.
+    pub generation: u32,
+    /// Check sources against the service's [`SourceRange`]s ([`Scope::External`] only): those of load balancer
+    /// addresses.
+    pub source_ranges: bool,
+    /// Without a backend, drop instead of reject: `externalTrafficPolicy: Local`, endpoints only elsewhere.
+    pub drop_when_empty: bool,
+    /// The frontend is a NodePort.
+    pub node_port: bool,
+    /// Only for sockets of the node's own network namespace: NodePorts at loopback addresses.
+    pub host_only: bool,
+}
+
+impl ServiceEntry {
+    pub(crate) fn value(&self) -> abi::Service {
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        let timeout = self.affinity.map_or(0, |t| t.as_secs() + u64::from(t.subsec_nanos() > 0));
+        abi::Service {
+            id: self.id,
+            base: self.base,
+            count: self.count,
+            flags: flag(self.source_ranges, abi::SERVICE_SOURCE_RANGES)
+                | flag(self.drop_when_empty, abi::SERVICE_DROP_WHEN_EMPTY)
+                | flag(self.node_port, abi::SERVICE_NODE_PORT)
+                | flag(self.host_only, abi::SERVICE_HOST_ONLY),
+            affinity_timeout_s: u32::try_from(timeout).unwrap_or(u32::MAX),
+            generation: self.generation,
+        }
+    }
+
+    pub(crate) fn from_value(value: &abi::Service) -> Self {
+        let flag = |bit: u32| value.flags & bit != 0;
+        Self {
+            id: value.id,
+            base: value.base,
+            count: value.count,
+            affinity: (value.affinity_timeout_s > 0)
+                .then(|| Duration::from_secs(u64::from(value.affinity_timeout_s))),
+            generation: value.generation,
+            source_ranges: flag(abi::SERVICE_SOURCE_RANGES),
+            drop_when_empty: flag(abi::SERVICE_DROP_WHEN_EMPTY),
+            node_port: flag(abi::SERVICE_NODE_PORT),
+            host_only: flag(abi::SERVICE_HOST_ONLY),
+        }
+    }
+}
+
+/// A backend in a slice. The derived order is the order that a slice must have: address (as 16 bytes, IPv4 mapped),
+/// then port. IPv4 and IPv6 never share a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendEntry {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// The [`ServiceEntry::id`] of the slice's owner.
+    pub service: u32,
+    /// It runs on this node: external packets reach it with the client's address. Others see the node's.
+    pub local: bool,
+}
+
+impl BackendEntry {
+    pub(crate) fn value(&self) -> abi::Backend {
+        abi::Backend {
+            addr: self.addr.into(),
+            port_be: self.port.to_be(),
+            flags: if self.local { abi::BACKEND_LOCAL } else { 0 },
+            service: self.service,
+        }
+    }
+
+    pub(crate) fn from_value(value: &abi::Backend) -> Self {
+        Self {
+            addr: value.addr.into(),
+            port: u16::from_be(value.port_be),
+            service: value.service,
+            local: value.flags & abi::BACKEND_LOCAL != 0,
+        }
+    }
+}
+
+/// A network that a service admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceRange {
+    /// The service's [`ServiceEntry::id`].
+    pub service: u32,
+    /// The network's address.
+    pub addr: IpAddr,
+    /// The prefix length in the address's own family.
+    pub prefix: u8,
+}
+
+impl SourceRange {
+    pub(crate) fn key(&self) -> abi::SourceRangeKey {
+        let mapped = if self.addr.is_ipv4() { 96 } else { 0 };
+        abi::SourceRangeKey {
+            prefix_len: 32 + mapped + u32::from(self.prefix),
+            service: self.service,
+            addr: self.addr.into(),
+        }
+    }
+
+    pub(crate) fn from_key(key: &abi::SourceRangeKey) -> Self {
+        let mapped = if key.addr.is_v4() { 96 } else { 0 };
+        let prefix = key.prefix_len.saturating_sub(32 + mapped);
+        Self {
+            service: key.service,
+            addr: key.addr.into(),
+            prefix: u8::try_from(prefix).unwrap_or(u8::MAX),
+        }
+    }
+}
+
+/// One direction of a connection from outside, as the programs remember it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Source and destination as packets arrive.
+    pub from: ((IpAddr, u16), (IpAddr, u16)),
+    /// Source and destination as they leave.
+    pub to: ((IpAddr, u16), (IpAddr, u16)),
+    /// This is the direction from backend to client: `from.0` is the backend. Otherwise `to.1` is.
+    pub reply: bool,
+    /// The backend is on another node and sees this node's address.
+    pub snat: bool,
+    /// The backend has answered.
+    pub seen_reply: bool,
+    /// A FIN or RST was seen.
+    pub closing: bool,
+    /// The [`ServiceEntry::id`] that it was made for.
+    pub service: u32,
+    /// Time since the last packet.
+    pub idle: Duration,
+}
+
+impl Connection {
+    /// The backend's address and port.
+    pub const fn backend(&self) -> (IpAddr, u16) {
+        if self.reply { self.from.0 } else { self.to.1 }
+    }
+
+    pub(crate) fn tuple(&self) -> abi::FlowTuple {
+        abi::FlowTuple {
+            src: self.from.0.0.into(),
+            dst: self.from.1.0.into(),
+            src_port_be: self.from.0.1.to_be(),
+            dst_port_be: self.from.1.1.to_be(),
+            proto: self.protocol.number(),
+            pad: [0; 3],
+        }
+    }
+
+    pub(crate) fn from_element(key: &abi::FlowTuple, value: &abi::FlowValue, now_s: u32) -> Option<Self> {
+        let ends = |t: &abi::FlowTuple| {
+            ((t.src.into(), u16::from_be(t.src_port_be)), (t.dst.into(), u16::from_be(t.dst_port_be)))
+        };
+        Some(Self {
+            protocol: Protocol::from_number(key.proto)?,
+            from: ends(key),
+            to: ends(&value.to),
+            reply: value.flags & abi::FLOW_REPLY != 0,
+            snat: value.flags & abi::FLOW_SNAT != 0,
+            seen_reply: value.flags & abi::FLOW_SEEN_REPLY != 0,
+            closing: value.flags & abi::FLOW_CLOSING != 0,
+            service: value.service,
+            idle: Duration::from_secs(u64::from(now_s.saturating_sub(value.last_seen_s))),
+        })
+    }
+}
+
+/// A translation that a socket of this node uses: what the termination of sockets to vanished backends goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketFlow {
+    /// The socket's cookie (`SO_COOKIE`, `sock_diag`).
+    pub cookie: u64,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// What the application addressed.
+    pub frontend: (IpAddr, u16),
+    /// Where its packets go.
+    pub backend: (IpAddr, u16),
+    /// The [`ServiceEntry::id`] that it was made for.
+    pub service: u32,
+    /// This is the memory of an unconnected UDP socket's last choice, keyed by frontend. Otherwise it is the reverse
+    /// translation, keyed by backend.
+    pub sticky: bool,
+    /// Time since the last new use.
+    pub idle: Duration,
+}
+
+impl SocketFlow {
+    pub(crate) fn key(&self) -> abi::SocketKey {
+        let (kind, (addr, port)) = if self.sticky {
+            (abi::SOCKET_FRONTEND, self.frontend)
+        } else {
+            (abi::SOCKET_BACKEND, self.backend)
+        };
+        abi::SocketKey {
+            cookie: self.cookie,
+            addr: addr.into(),
+            port_be: port.to_be(),
+            kind,
+            proto: self.protocol.number(),
+            pad: 0,
+        }
+    }
+
+    pub(crate) fn from_element(key: &abi::SocketKey, value: &abi::SocketValue, now_s: u32) -> Option<Self> {
+        let keyed = (key.addr.into(), u16::from_be(key.port_be));
+        let other = (value.addr.into(), u16::from_be(value.port_be));
+        let sticky = key.kind == abi::SOCKET_FRONTEND;
+        let (frontend, backend) = if sticky { (keyed, other) } else { (other, keyed) };
+        Some(Self {
+            cookie: key.cookie,
+            protocol: Protocol::from_number(key.proto)?,
+            frontend,
+            backend,
+            service: value.service,
+            sticky,
+            idle: Duration::from_secs(u64::from(now_s.saturating_sub(value.last_used_s))),
+        })
+    }
+}
+
+/// Who a session affinity belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AffinityClient {
+    /// A client outside of the node, by address.
+    Address(IpAddr),
+    /// A pod (or the node itself), by the cookie of its network namespace.
+    Netns(u64),
+}
+
+/// A session affinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Affinity {
+    /// The service's [`ServiceEntry::id`].
+    pub service: u32,
+    /// The client.
+    pub client: AffinityClient,
+    /// The backend that it goes to, while that stands in the service's slice.
+    pub backend: (IpAddr, u16),
+    /// Time since its last new connection.
+    pub idle: Duration,
+}
+
+impl Affinity {
+    pub(crate) fn key(&self) -> abi::AffinityKey {
+        match self.client {
+            AffinityClient::Address(addr) => {
+                abi::AffinityKey { client: addr.into(), service: self.service, kind: abi::CLIENT_ADDRESS }
+            }
+            AffinityClient::Netns(cookie) => {
+                let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
+                let words = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]), 0, 0];
+                abi::AffinityKey { client: abi::Addr { words }, service: self.service, kind: abi::CLIENT_NETNS }
+            }
+        }
+    }
+
+    pub(crate) fn from_element(key: &abi::AffinityKey, value: &abi::AffinityValue, now_s: u32) -> Self {
+        let client = if key.kind == abi::CLIENT_NETNS {
+            let [a, b, c, d] = key.client.words[0].to_ne_bytes();
+            let [e, f, g, h] = key.client.words[1].to_ne_bytes();
+            AffinityClient::Netns(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+        } else {
+            AffinityClient::Address(key.client.into())
+        };
+        Self {
+            service: key.service,
+            client,
+            backend: (value.addr.into(), u16::from_be(value.port_be)),
+            idle: Duration::from_secs(u64::from(now_s.saturating_sub(value.last_used_s))),
+        }
+    }
+}
+
+/// What the programs have to know about the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The node's IPv4 address that remote backends see. Without one, IPv4 services have no remote backends.
+    pub node_v4: Option<std::net::Ipv4Addr>,
+    /// The same for IPv6.
+    pub node_v6: Option<std::net::Ipv6Addr>,
+    /// Ports of source NAT. Keep NodePorts, reserved ports and the node's ephemeral ports
+    /// (`net.ipv4.ip_local_port_range`) out of it.
+    pub snat_ports: std::ops::RangeInclusive<u16>,
+    /// Cookie of the node's network namespace ([`crate::netns_cookie`]); 0: no NodePort is protected from binds, and
+    /// host-only services are served to nobody.
+    pub netns_cookie: u64,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self { node_v4: None, node_v6: None, snat_ports: 1024..=29_999, netns_cookie: 0 }
+    }
+}
+
+impl NodeConfig {
+    pub(crate) fn value(&self, csum_flags_v6: u32) -> abi::Config {
+        abi::Config {
+            node_v4: self.node_v4.map_or(abi::Addr::NONE, |addr| IpAddr::V4(addr).into()),
+            node_v6: self.node_v6.map_or(abi::Addr::NONE, |addr| IpAddr::V6(addr).into()),
+            netns_cookie: self.netns_cookie,
+            snat_port_min: *self.snat_ports.start(),
+            snat_port_max: *self.snat_ports.end(),
+            csum_flags_v6,
+        }
+    }
+
+    pub(crate) fn from_value(value: &abi::Config) -> Self {
+        Self {
+            node_v4: match value.node_v4.into() {
+                IpAddr::V4(addr) => Some(addr),
+                IpAddr::V6(_) => None,
+            },
+            node_v6: match value.node_v6.into() {
+                IpAddr::V6(addr) if !addr.is_unspecified() => Some(addr),
+                IpAddr::V4(_) | IpAddr::V6(_) => None,
+            },
+            snat_ports: value.snat_port_min..=value.snat_port_max,
+            netns_cookie: value.netns_cookie,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The maps in memory, with the kernel's limits: for tests of what writes them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seaway_ebpf_abi::maps as names;
+
+use crate::maps::check_slice;
+use crate::{
+    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry, ServiceMaps,
+    SocketFlow, SourceRange,
+};
+
+/// In-memory [`ServiceMaps`]. Connections, sockets and affinities are what the test puts there.
+#[derive(Debug, Clone)]
+pub struct FakeMaps {
+    /// Services as written.
+    pub services: BTreeMap<Frontend, ServiceEntry>,
+    /// The backend array.
+    pub backends: Vec<Option<BackendEntry>>,
+    /// Source ranges as written.
+    pub source_ranges: BTreeSet<SourceRange>,
+    /// Connections that the programs would have remembered.
+    pub connections: Vec<Connection>,
+    /// Sockets that the programs would have remembered.
+    pub socket_flows: Vec<SocketFlow>,
+    /// Affinities that the programs would have remembered.
+    pub affinities: Vec<Affinity>,
+    /// The configuration.
+    pub config: NodeConfig,
+    /// How many services fit.
+    pub service_capacity: u32,
+    /// Calls that wrote something, for tests that count operations.
+    pub writes: usize,
+}
+
+impl FakeMaps {
+    /// Empty maps with these capacities.
+    pub fn new(service_capacity: u32, backend_capacity: u32) -> Self {
+        Self {
+            services: BTreeMap::new(),
+            backends: vec![None; backend_capacity as usize],
+            source_ranges: BTreeSet::new(),
+            connections: Vec::new(),
+            socket_flows: Vec::new(),
+            affinities: Vec::new(),
+            config: NodeConfig::default(),
+            service_capacity,
+            writes: 0,
+        }
+    }
+
+    /// The backends that a frontend leads to, as a program would find them. `None`: no such frontend.
+    pub fn resolve(&self, frontend: &Frontend) -> Option<Vec<BackendEntry>> {
+        let service = self.services.get(frontend)?;
+        let slice = (service.base as usize)..(service.base as usize + service.count as usize);
+        Some(self.backends.get(slice)?.iter().flatten().filter(|b| b.service == service.id).copied().collect())
+    }
+}
+
+impl ServiceMaps for FakeMaps {
+    fn services(&self) -> Result<Vec<(Frontend, ServiceEntry)>, MapError> {
+        Ok(self.services.iter().map(|(frontend, entry)| (*frontend, *entry)).collect())
+    }
+
+    fn put_services(&mut self, entries: &[(Frontend, ServiceEntry)]) -> Result<(), MapError> {
+        for (frontend, entry) in entries {
+            let full = self.services.len() >= self.service_capacity as usize;
+            if full && !self.services.contains_key(frontend) {
+                return Err(MapError::Full { map: names::SERVICES, capacity: self.service_capacity });
+            }
+            self.services.insert(*frontend, *entry);
+            self.writes += 1;
+        }
+        Ok(())
+    }
+
+    fn remove_services(&mut self, frontends: &[Frontend]) -> Result<(), MapError> {
+        for frontend in frontends {
+            self.services.remove(frontend);
+            self.writes += 1;
+        }
+        Ok(())
+    }
+
+    fn backend_capacity(&self) -> u32 {
+        u32::try_from(self.backends.len()).unwrap_or(u32::MAX)
+    }
+
+    fn backends(&self, base: u32, count: u32) -> Result<Vec<BackendEntry>, MapError> {
+        let end = u64::from(base) + u64::from(count);
+        let capacity = self.backend_capacity();
+        if end > u64::from(capacity) {
+            return Err(MapError::OutOfBounds { map: names::BACKENDS, base, end, capacity });
+        }
+        let zero = BackendEntry::from_value(&seaway_ebpf_abi::Backend::default());
+        let slice = &self.backends[base as usize..base as usize + count as usize];
+        Ok(slice.iter().map(|backend| backend.unwrap_or(zero)).collect())
+    }
+
+    fn put_backends(&mut self, slices: &[(u32, Vec<BackendEntry>)]) -> Result<(), MapError> {
+        for (base, slice) in slices {
+            check_slice(*base, slice, self.backend_capacity(), names::BACKENDS)?;
+            for (place, backend) in self.backends[*base as usize..].iter_mut().zip(slice) {
+                *place = Some(*backend);
+                self.writes += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, MapError> {
+        Ok(self.source_ranges.iter().copied().collect())
+    }
+
+    fn put_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError> {
+        self.source_ranges.extend(ranges);
+        self.writes += ranges.len();
+        Ok(())
+    }
+
+    fn remove_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError> {
+        for range in ranges {
+            self.source_ranges.remove(range);
+            self.writes += 1;
+        }
+        Ok(())
+    }
+
+    fn connections(&self) -> Result<Vec<Connection>, MapError> {
+        Ok(self.connections.clone())
+    }
+
+    fn remove_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
+        self.connections.retain(|held| !connections.iter().any(|gone| gone.tuple() == held.tuple()));
+        Ok(())
+    }
+
+    fn socket_flows(&self) -> Result<Vec<SocketFlow>, MapError> {
+        Ok(self.socket_flows.clone())
+    }
+
+    fn remove_socket_flows(&mut self, flows: &[SocketFlow]) -> Result<(), MapError> {
+        self.socket_flows.retain(|held| !flows.iter().any(|gone| gone.key() == held.key()));
+        Ok(())
+    }
+
+    fn affinities(&self) -> Result<Vec<Affinity>, MapError> {
+        Ok(self.affinities.clone())
+    }
+
+    fn remove_affinities(&mut self, affinities: &[Affinity]) -> Result<(), MapError> {
+        self.affinities.retain(|held| !affinities.iter().any(|gone| gone.key() == held.key()));
+        Ok(())
+    }
+
+    fn config(&self) -> Result<NodeConfig, MapError> {
+        Ok(self.config.clone())
+    }
+
+    fn set_config(&mut self, config: &NodeConfig) -> Result<(), MapError> {
+        self.config = config.clone();
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Vec<(Counter, u64)>, MapError> {
+        Ok(Counter::ALL.iter().map(|counter| (*counter, 0)).collect())
+    }
+
+    fn usage(&self) -> Result<Vec<MapUsage>, MapError> {
+        let used = u32::try_from(self.services.len()).ok();
+        Ok(vec![
+            MapUsage { map: names::SERVICES, capacity: self.service_capacity, used },
+            MapUsage { map: names::BACKENDS, capacity: self.backend_capacity(), used: None },
+        ])
+    }
+}
