@@ -1,1 +1,15 @@
-//! Being built.
+//! The pod network of a node: addresses (IPAM), pod wiring, the ways between nodes, and the namespaces and netlink
+//! calls underneath. This is the only place of the project that speaks rtnetlink.
+//!
+//! Two callers with opposite needs share it: the CNI plugin, which lives for a few milliseconds and does everything
+//! synchronously, and the node agent, which reconciles for as long as it runs ([`run`]). Everything here is
+//! therefore synchronous; [`run`] alone knows tokio.
+
+mod config;
+mod hash;
+pub mod netlink;
+pub mod netns;
+mod node;
+
+pub use config::{NodeNetworkConfig, Overlay};
+pub use node::{NodeNetworkError, cleanup, run, vtep_mac};

@@ -1,0 +1,380 @@
+//! Links: veth pairs, bridges, VXLAN devices, and what can be set on any link.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+
+use super::{Netlink, Result, Write};
+
+/// `IFLA_BRPORT_*` are not needed; `IFLA_GROUP` 0 is every link's default group.
+const DEFAULT_GROUP: u32 = 0;
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A link, as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its index, unique within its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<Mac>,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// It has a carrier.
+    pub running: bool,
+    /// It is a loopback link.
+    pub loopback: bool,
+    /// `veth`, `bridge`, `vxlan` …; none for hardware.
+    pub kind: Option<String>,
+    /// The bridge (or bond, VRF) that it is a port of.
+    pub controller: Option<u32>,
+    /// The index of its peer (veth) or lower link, in the namespace that it lives in.
+    pub peer: Option<u32>,
+    /// Its group, see [`Netlink::delete_group`].
+    pub group: u32,
+    /// What a VXLAN device is made of.
+    pub vxlan: Option<VxlanInfo>,
+}
+
+/// The parameters of an existing VXLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VxlanInfo {
+    /// Its network identifier.
+    pub vni: u32,
+    /// Its UDP port.
+    pub port: u16,
+    /// The address that it sends from.
+    pub local: Option<IpAddr>,
+    /// The link underneath.
+    pub link: Option<u32>,
+    /// It learns addresses from what it receives.
+    pub learning: bool,
+}
+
+/// A veth pair to create. The near end is made in the socket's namespace and comes up at once; the far end is made
+/// in `peer.netns`, and is down.
+#[derive(Debug, Clone, Copy)]
+pub struct Veth<'a> {
+    /// The near end's name.
+    pub name: &'a str,
+    /// The near end's address; the kernel's choice if none.
+    pub mac: Option<Mac>,
+    /// The MTU of both ends; 1500 if none.
+    pub mtu: Option<u32>,
+    /// The near end's group; 0 is the default of all links.
+    pub group: u32,
+    /// The far end.
+    pub peer: VethPeer<'a>,
+}
+
+/// The far end of a veth pair.
+#[derive(Debug, Clone, Copy)]
+pub struct VethPeer<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address; the kernel's choice if none.
+    pub mac: Option<Mac>,
+    /// The namespace that it is made in; the socket's if none.
+    pub netns: Option<BorrowedFd<'a>>,
+}
+
+/// A bridge to create.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bridge<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address. Without one it changes with its ports.
+    pub mac: Option<Mac>,
+    /// Its MTU.
+    pub mtu: Option<u32>,
+}
+
+/// A VXLAN device to create: no learning, no multicast, zero checksums over IPv6 received and not sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Vxlan<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its network identifier.
+    pub vni: u32,
+    /// The UDP port that it receives and sends on.
+    pub port: u16,
+    /// The address that it sends from. Its family is the underlay's.
+    pub local: IpAddr,
+    /// The link underneath.
+    pub link: Option<u32>,
+    /// Its Ethernet address.
+    pub mac: Option<Mac>,
+    /// Its MTU.
+    pub mtu: Option<u32>,
+}
+
+impl Netlink {
+    /// Every link of the namespace, by index.
+    pub fn links(&mut self) -> Result<Vec<Link>> {
+        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), &"links")?;
+        let mut links: Vec<Link> = answers.into_iter().filter_map(Link::from_answer).collect();
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// The link of a name, if there is one.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.one_link(message, &format_args!("link {name}"))
+    }
+
+    /// The link of an index, if there is one.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.one_link(message, &format_args!("link {index}"))
+    }
+
+    /// Creates a veth pair and returns its near end.
+    pub fn create_veth(&mut self, veth: &Veth<'_>) -> Result<Link> {
+        let mut peer = LinkMessage::default();
+        peer.attributes = described(veth.peer.name, veth.peer.mac, veth.mtu);
+        if let Some(netns) = veth.peer.netns {
+            peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+        }
+        let mut message = LinkMessage::default();
+        message.attributes = described(veth.name, veth.mac, veth.mtu);
+        if veth.group != DEFAULT_GROUP {
+            message.attributes.push(LinkAttribute::Group(veth.group));
+        }
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]));
+        self.create_link(message, veth.name)
+    }
+
+    /// Creates a bridge (without spanning tree) and returns it.
+    pub fn create_bridge(&mut self, bridge: &Bridge<'_>) -> Result<Link> {
+        let mut message = LinkMessage::default();
+        message.attributes = described(bridge.name, bridge.mac, bridge.mtu);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(bridge_options())),
+        ]));
+        self.create_link(message, bridge.name)
+    }
+
+    /// Creates a VXLAN device and returns it.
+    pub fn create_vxlan(&mut self, vxlan: &Vxlan<'_>) -> Result<Link> {
+        let mut data = vec![
+            InfoVxlan::Id(vxlan.vni),
+            InfoVxlan::Port(vxlan.port),
+            InfoVxlan::Learning(false),
+            InfoVxlan::UDPZeroCsumRX(true),
+        ];
+        data.push(match vxlan.local {
+            IpAddr::V4(local) => InfoVxlan::Local(local),
+            IpAddr::V6(local) => InfoVxlan::Local6(local),
+        });
+        data.extend(vxlan.link.map(InfoVxlan::Link));
+        let mut message = LinkMessage::default();
+        message.attributes = described(vxlan.name, vxlan.mac, vxlan.mtu);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(data)),
+        ]));
+        self.create_link(message, vxlan.name)
+    }
+
+    /// Deletes a link; of a veth pair, both ends.
+    pub fn delete_link(&mut self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let object = format!("link {index}");
+        self.execute(RouteNetlinkMessage::DelLink(message), Write::Change, "delete", &object)
+    }
+
+    /// Deletes every link of a group in one go, which costs a fraction of deleting them one by one. `Ok(false)`:
+    /// the group has no link.
+    pub fn delete_group(&mut self, group: u32) -> Result<bool> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        let object = format!("link group {group}");
+        match self.execute(RouteNetlinkMessage::DelLink(message), Write::Change, "delete", &object) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets a link up.
+    pub fn set_up(&mut self, index: u32) -> Result<()> {
+        self.set_flags(index, LinkFlags::Up, "set up")
+    }
+
+    /// Sets a link down.
+    pub fn set_down(&mut self, index: u32) -> Result<()> {
+        self.set_flags(index, LinkFlags::empty(), "set down")
+    }
+
+    /// Sets a link's MTU.
+    pub fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<()> {
+        self.set(index, "set the MTU of", vec![LinkAttribute::Mtu(mtu)])
+    }
+
+    /// Sets a link's Ethernet address.
+    pub fn set_mac(&mut self, index: u32, mac: Mac) -> Result<()> {
+        self.set(index, "set the address of", vec![LinkAttribute::Address(mac.0.to_vec())])
+    }
+
+    /// Makes a link a port of a bridge, or of none.
+    pub fn set_controller(&mut self, index: u32, controller: Option<u32>) -> Result<()> {
+        self.set(index, "set the bridge of", vec![LinkAttribute::Controller(controller.unwrap_or(0))])
+    }
+
+    /// Renames a link. On older kernels it has to be down.
+    pub fn set_name(&mut self, index: u32, name: &str) -> Result<()> {
+        self.set(index, "rename", vec![LinkAttribute::IfName(name.to_owned())])
+    }
+
+    /// Moves a link to the group of a number.
+    pub fn set_group(&mut self, index: u32, group: u32) -> Result<()> {
+        self.set(index, "set the group of", vec![LinkAttribute::Group(group)])
+    }
+
+    /// Moves a link into another namespace, where it is down and has no addresses.
+    pub fn set_netns(&mut self, index: u32, netns: BorrowedFd<'_>) -> Result<()> {
+        self.set(index, "move", vec![LinkAttribute::NetNsFd(netns.as_raw_fd())])
+    }
+
+    /// Stops the kernel from making a link-local IPv6 address when the link comes up (and from waiting for
+    /// duplicates of it).
+    pub fn set_no_link_local(&mut self, index: u32) -> Result<()> {
+        let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        self.set(index, "set the IPv6 address mode of", vec![LinkAttribute::AfSpecUnspec(vec![inet6])])
+    }
+
+    fn set(&mut self, index: u32, action: &'static str, attributes: Vec<LinkAttribute>) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = attributes;
+        let object = format!("link {index}");
+        self.execute(RouteNetlinkMessage::SetLink(message), Write::Change, action, &object)
+    }
+
+    fn set_flags(&mut self, index: u32, flags: LinkFlags, action: &'static str) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
+        message.header.change_mask = LinkFlags::Up;
+        let object = format!("link {index}");
+        self.execute(RouteNetlinkMessage::SetLink(message), Write::Change, action, &object)
+    }
+
+    fn create_link(&mut self, message: LinkMessage, name: &str) -> Result<Link> {
+        let object = format!("link {name}");
+        self.execute(RouteNetlinkMessage::NewLink(message), Write::Create, "create", &object)?;
+        self.link(name)?.ok_or_else(|| super::NetlinkError::Answer {
+            object,
+            reason: "it is gone right after it was created".to_owned(),
+        })
+    }
+
+    fn one_link(&mut self, message: LinkMessage, object: &dyn fmt::Display) -> Result<Option<Link>> {
+        match self.query(RouteNetlinkMessage::GetLink(message), "find", object) {
+            Ok(answer) => Ok(Link::from_answer(answer)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// No spanning tree and no snooping: packets pass from the first moment on.
+fn bridge_options() -> Vec<InfoBridge> {
+    vec![InfoBridge::ForwardDelay(0), InfoBridge::MulticastSnooping(false)]
+}
+
+fn described(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> Vec<LinkAttribute> {
+    let mut attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    attributes.extend(mtu.map(LinkAttribute::Mtu));
+    attributes
+}
+
+impl Link {
+    pub(super) fn from_answer(answer: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewLink(message) = answer else { return None };
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: flags.contains(LinkFlags::Up),
+            running: flags.contains(LinkFlags::LowerUp),
+            loopback: flags.contains(LinkFlags::Loopback),
+            kind: None,
+            controller: None,
+            peer: None,
+            group: DEFAULT_GROUP,
+            vxlan: None,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Link(index) => link.peer = Some(index),
+                LinkAttribute::Group(group) => link.group = group,
+                LinkAttribute::LinkInfo(info) => link.read_info(info),
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+
+    fn read_info(&mut self, info: Vec<LinkInfo>) {
+        for item in info {
+            match item {
+                LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+                LinkInfo::Data(InfoData::Vxlan(data)) => self.vxlan = Some(VxlanInfo::from_data(data)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl VxlanInfo {
+    fn from_data(data: Vec<InfoVxlan>) -> Self {
+        let mut info = Self::default();
+        for item in data {
+            match item {
+                InfoVxlan::Id(vni) => info.vni = vni,
+                InfoVxlan::Port(port) => info.port = port,
+                InfoVxlan::Local(local) => info.local = Some(local.into()),
+                InfoVxlan::Local6(local) => info.local = Some(local.into()),
+                InfoVxlan::Link(link) => info.link = Some(link),
+                InfoVxlan::Learning(learning) => info.learning = learning,
+                _ => {}
+            }
+        }
+        info
+    }
+}
