@@ -1,0 +1,67 @@
+//! What the proxy of a node is told when it starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::StatusHandle;
+
+/// Which backend programs the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The first backend that this kernel offers.
+    #[default]
+    Auto,
+    /// eBPF: socket hooks and tcx.
+    Ebpf,
+    /// In memory only: decides everything and programs nothing. For trying out and for tests.
+    Fake,
+}
+
+/// The configuration of one node's proxy.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// The name of the own Node object.
+    pub node_name: String,
+    /// The backend.
+    pub mode: Mode,
+    /// The cgroup2 directory whose processes the socket programs serve (the node's root cgroup, as a rule).
+    pub cgroup: PathBuf,
+    /// The bpffs directory that maps and links are pinned below.
+    pub bpffs: PathBuf,
+    /// The uplinks, where traffic from outside arrives. Empty: the links that carry the node's own addresses.
+    pub devices: Vec<String>,
+    /// Which of the node's addresses serve NodePorts. Empty: the addresses of the Node object. Otherwise every
+    /// address of the node's links that lies in one of these.
+    pub node_port_addresses: Vec<IpNet>,
+    /// NodePorts answer at the loopback addresses as well.
+    pub node_port_loopback: bool,
+    /// Answer ARP and NDP for LoadBalancer addresses, one node at a time.
+    pub announce_load_balancers: bool,
+    /// How often the kernel's state is read back and repaired.
+    pub resync_interval: Duration,
+    /// The least time between two syncs.
+    pub min_sync_interval: Duration,
+    /// Where the proxy reports how it is doing; keep a clone to read it.
+    pub status: StatusHandle,
+}
+
+impl ProxyConfig {
+    /// The configuration of `node_name` with defaults for everything that has one.
+    pub fn new(node_name: &str, cgroup: impl Into<PathBuf>, bpffs: impl Into<PathBuf>) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            mode: Mode::Auto,
+            cgroup: cgroup.into(),
+            bpffs: bpffs.into(),
+            devices: Vec::new(),
+            node_port_addresses: Vec::new(),
+            node_port_loopback: true,
+            announce_load_balancers: true,
+            resync_interval: Duration::from_secs(30),
+            min_sync_interval: Duration::from_millis(1),
+            status: StatusHandle::default(),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The seam between what is decided and what programs a kernel.
+//!
+//! A backend is a pure `compile` of a [`Plan`] into its own operations and a thin executor of those. All backends
+//! pass one battery of tests, the ones that live in memory too.
+
+pub mod ebpf;
+pub mod fake;
+pub mod faulty;
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::frontend::FrontendKey;
+use crate::plan::{Actual, Device, Plan};
+use crate::status::DropCount;
+
+/// Something that packets pass and that can be programmed.
+pub trait Dataplane: Send {
+    /// The name that operators know it by.
+    fn name(&self) -> &'static str;
+
+    /// What it holds now, read back from where it is kept.
+    fn read(&mut self) -> Result<Actual, DataplaneError>;
+
+    /// Carries out `plan`. A frontend that fails does not keep the others from being written.
+    fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError>;
+
+    /// Packets dropped, by reason.
+    fn drops(&self) -> Vec<DropCount> {
+        Vec::new()
+    }
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Steps that were carried out.
+    pub done: usize,
+    /// Steps that were not.
+    pub failed: Vec<Failure>,
+}
+
+/// A step that was not carried out.
+#[derive(Debug)]
+pub struct Failure {
+    /// What it was about.
+    pub subject: Subject,
+    /// Why.
+    pub error: DataplaneError,
+}
+
+/// What a step is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A frontend.
+    Frontend(FrontendKey),
+    /// A link.
+    Device(Device),
+}
+
+/// A data plane refused.
+#[derive(Debug, Error)]
+pub enum DataplaneError {
+    /// A fault that a test asked for.
+    #[error("injected fault at step {step}")]
+    Injected {
+        /// The how-manieth step it was.
+        step: u64,
+    },
+    /// The data plane cannot do what a frontend asks for.
+    #[error("frontend {frontend}: {what} is not supported by {backend}")]
+    Unsupported {
+        /// The frontend.
+        frontend: FrontendKey,
+        /// What it asks for.
+        what: &'static str,
+        /// The backend's name.
+        backend: &'static str,
+    },
+    /// A map has no room.
+    #[error("map {map} is full: {wanted} entries wanted, {capacity} possible")]
+    Full {
+        /// The map's name.
+        map: &'static str,
+        /// Its size.
+        capacity: u32,
+        /// How many entries are needed.
+        wanted: u64,
+    },
+    /// The kernel holds something that this version cannot read.
+    #[error("map {map} holds an entry that does not decode: {what}")]
+    Corrupt {
+        /// The map's name.
+        map: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A link could not be attached to.
+    #[error("cannot attach to link {device}")]
+    Attach {
+        /// The link's name.
+        device: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A system call failed.
+    #[error("{action}")]
+    Io {
+        /// What was attempted.
+        action: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The loader failed.
+    #[error("{action}")]
+    Loader {
+        /// What was attempted.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,70 @@
+//! A data plane in memory: what it holds is exactly what it was told. Tests look into it, and a node without any
+//! privilege can show what it would do.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Applied, Dataplane, DataplaneError};
+use crate::plan::{Actual, Plan};
+
+/// A data plane in memory. Clones share what it holds, as two processes share a kernel.
+#[derive(Debug, Clone, Default)]
+pub struct Fake {
+    held: Arc<Mutex<Actual>>,
+}
+
+impl Fake {
+    /// What it holds.
+    pub fn held(&self) -> Actual {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Op {
+    Attach(crate::plan::Device),
+    Put(crate::frontend::FrontendKey, Arc<crate::frontend::Frontend>),
+    Remove(crate::frontend::FrontendKey),
+    Detach(crate::plan::Device),
+}
+
+fn compile(plan: &Plan) -> Vec<Op> {
+    let attach = plan.attach.iter().cloned().map(Op::Attach);
+    let puts = plan.upserts.iter().map(|(key, frontend)| Op::Put(*key, Arc::clone(frontend)));
+    let removals = plan.removals.iter().copied().map(Op::Remove);
+    let detach = plan.detach.iter().cloned().map(Op::Detach);
+    attach.chain(puts).chain(removals).chain(detach).collect()
+}
+
+impl Dataplane for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn read(&mut self) -> Result<Actual, DataplaneError> {
+        Ok(self.held())
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let ops = compile(plan);
+        let done = ops.len();
+        for op in ops {
+            match op {
+                Op::Attach(device) => {
+                    held.devices.insert(device);
+                }
+                Op::Put(key, frontend) => {
+                    held.frontends.insert(key, frontend);
+                }
+                Op::Remove(key) => {
+                    held.frontends.remove(&key);
+                }
+                Op::Detach(device) => {
+                    held.devices.remove(&device);
+                }
+            }
+        }
+        Ok(Applied { done, failed: Vec::new() })
+    }
+}

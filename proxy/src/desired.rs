@@ -1,0 +1,282 @@
+//! What the kernel should hold: a pure function of the snapshot and of the node that it is computed for.
+//!
+//! Every rule of Kubernetes about who may reach which endpoint is decided here, so that the kernel finds a flat list
+//! of backends per frontend and has no policy to think about. [`Computation`] does the same step by step: after the
+//! first snapshot it looks only at Services that changed. A first sync, one change and a full resync are one path.
+//!
+//! **Invariant:** the result depends on the last snapshot and view only, not on the ones before.
+
+mod choice;
+mod service;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use seaway_model::{Service, ServiceKey, Snapshot};
+use serde::Serialize;
+
+use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
+use crate::status::{BackendStatus, FrontendStatus, ServiceStatus};
+
+pub use choice::{Choice, choose};
+
+/// The node that the data plane is computed for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// Its own addresses that NodePorts answer at.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// NodePorts answer at 127.0.0.1 and ::1 to local processes.
+    pub node_port_loopback: bool,
+}
+
+/// A frontend with its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What the kernel holds.
+    pub frontend: Arc<Frontend>,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+/// A frontend that several Services claim. The first by name order has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Conflict {
+    /// The contested address.
+    pub address: SocketAddr,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: &'static str,
+    /// Who has it, as `namespace/name`.
+    pub winner: String,
+    /// Who does not get it.
+    pub losers: Vec<String>,
+}
+
+/// What the kernel should hold.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    /// Every list has been read: what is not here may be pruned.
+    pub complete: bool,
+    /// All frontends.
+    pub frontends: OrdMap<FrontendKey, Arc<Entry>>,
+    /// Frontends that more than one Service claims, with all that do.
+    pub contested: OrdMap<FrontendKey, BTreeSet<ServiceKey>>,
+    totals: Totals,
+}
+
+/// Sums over all frontends, kept as they change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Totals {
+    services: usize,
+    backends: usize,
+    no_local_internal: usize,
+    no_local_external: usize,
+}
+
+impl Desired {
+    /// How many Services have at least one frontend claim.
+    pub fn service_count(&self) -> usize {
+        self.totals.services
+    }
+
+    /// How many backends all frontends have together.
+    pub fn backend_count(&self) -> usize {
+        self.totals.backends
+    }
+
+    /// Frontends whose Local policy leaves them without a backend here: internal, external.
+    pub fn no_local_endpoints(&self) -> (usize, usize) {
+        (self.totals.no_local_internal, self.totals.no_local_external)
+    }
+
+    /// Contested addresses, a row each.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut rows: Vec<Conflict> = Vec::new();
+        for (key, claimants) in &self.contested {
+            let address = SocketAddr::new(key.addr, key.port);
+            let protocol = key.protocol.as_str();
+            if rows.last().is_some_and(|row| row.address == address && row.protocol == protocol) {
+                continue; // The same conflict in the other scope.
+            }
+            let mut names = claimants.iter().map(ToString::to_string);
+            let winner = names.next().unwrap_or_default();
+            rows.push(Conflict { address, protocol, winner, losers: names.collect() });
+        }
+        rows
+    }
+
+    fn set(&mut self, key: FrontendKey, entry: Option<Arc<Entry>>) {
+        let previous = match &entry {
+            Some(entry) => self.frontends.insert(key, Arc::clone(entry)),
+            None => self.frontends.remove(&key),
+        };
+        if let Some(previous) = previous {
+            self.totals.backends -= previous.frontend.backends.len();
+            self.count_no_local(key, &previous, |count| *count -= 1);
+        }
+        if let Some(entry) = entry {
+            self.totals.backends += entry.frontend.backends.len();
+            self.count_no_local(key, &entry, |count| *count += 1);
+        }
+    }
+
+    fn count_no_local(&mut self, key: FrontendKey, entry: &Entry, change: impl FnOnce(&mut usize)) {
+        if !entry.frontend.elsewhere {
+            return;
+        }
+        match (entry.owner.kind, key.scope) {
+            (FrontendKind::ClusterIP, Scope::Internal) => change(&mut self.totals.no_local_internal),
+            (FrontendKind::ClusterIP, Scope::External) | (_, Scope::Internal) => {}
+            (_, Scope::External) => change(&mut self.totals.no_local_external),
+        }
+    }
+}
+
+/// Everything that `snapshot` asks of the node `view`.
+pub fn desired(snapshot: &Snapshot, view: &NodeView) -> Desired {
+    let mut computation = Computation::default();
+    computation.update(snapshot, view);
+    computation.desired
+}
+
+/// The desired state, brought up to date step by step.
+#[derive(Debug, Default)]
+pub struct Computation {
+    snapshot: Snapshot,
+    view: NodeView,
+    claims: HashMap<ServiceKey, Vec<FrontendKey>>,
+    desired: Desired,
+}
+
+impl Computation {
+    /// The state as of the last update.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Moves on to `snapshot` and `view`. Returns the frontends that may have changed.
+    pub fn update(&mut self, snapshot: &Snapshot, view: &NodeView) -> BTreeSet<FrontendKey> {
+        let mut services = snapshot.changes_since(&self.snapshot).services;
+        if *view != self.view {
+            services.extend(self.snapshot.services.keys().cloned());
+            services.extend(snapshot.services.keys().cloned());
+        }
+        self.snapshot = snapshot.clone();
+        self.view = view.clone();
+        self.desired.complete = snapshot.synced;
+        let mut changed = BTreeSet::new();
+        for service in services {
+            self.update_service(&service, &mut changed);
+        }
+        self.desired.totals.services = self.claims.len();
+        changed
+    }
+
+    fn update_service(&mut self, service: &ServiceKey, changed: &mut BTreeSet<FrontendKey>) {
+        let fresh = self.compile(service);
+        let held = self.claims.remove(service).unwrap_or_default();
+        for key in held.iter().filter(|key| !fresh.contains_key(key)) {
+            self.withdraw(*key, service, changed);
+        }
+        if !fresh.is_empty() {
+            self.claims.insert(service.clone(), fresh.keys().copied().collect());
+        }
+        for (key, entry) in fresh {
+            self.claim(key, entry, changed);
+        }
+    }
+
+    fn compile(&self, service: &ServiceKey) -> BTreeMap<FrontendKey, Arc<Entry>> {
+        let Some(object) = self.snapshot.services.get(service) else { return BTreeMap::new() };
+        if !is_served(object) {
+            return BTreeMap::new();
+        }
+        let endpoints = self.snapshot.endpoints.get(service).map_or(&[][..], |set| &set.endpoints[..]);
+        service::frontends(object, endpoints, &self.view)
+    }
+
+    /// `entry.owner` claims `key`: it gets it unless someone with a lower name claims it too.
+    fn claim(&mut self, key: FrontendKey, entry: Arc<Entry>, changed: &mut BTreeSet<FrontendKey>) {
+        let claimant = &entry.owner.service;
+        if let Some(held) = self.desired.frontends.get(&key)
+            && held.owner.service != *claimant
+        {
+            let holder = held.owner.service.clone();
+            let claimants = self.desired.contested.entry(key).or_default();
+            claimants.insert(holder.clone());
+            claimants.insert(claimant.clone());
+            if holder < *claimant {
+                return;
+            }
+        }
+        if self.desired.frontends.get(&key).is_none_or(|held| *held != entry) {
+            self.desired.set(key, Some(entry));
+            changed.insert(key);
+        }
+    }
+
+    /// `service` claims `key` no longer: the next claimant gets it, or nobody.
+    fn withdraw(&mut self, key: FrontendKey, service: &ServiceKey, changed: &mut BTreeSet<FrontendKey>) {
+        let next = self.desired.contested.get_mut(&key).and_then(|claimants| {
+            claimants.remove(service);
+            claimants.first().cloned()
+        });
+        if self.desired.contested.get(&key).is_some_and(|claimants| claimants.len() < 2) {
+            self.desired.contested.remove(&key);
+        }
+        let holds = self.desired.frontends.get(&key).is_some_and(|held| held.owner.service == *service);
+        if holds {
+            let entry = next.and_then(|next| self.compile(&next).remove(&key));
+            self.desired.set(key, entry);
+            changed.insert(key);
+        }
+    }
+}
+
+/// Headless and ExternalName Services have no data plane, and some are another proxy's.
+pub(crate) fn is_served(service: &Service) -> bool {
+    use seaway_model::ServiceKind;
+    service.proxy_name.is_none() && !service.headless && service.kind != ServiceKind::ExternalName
+}
+
+/// The frontends as people want to read them: by Service.
+pub(crate) fn services_of(desired: &Desired) -> Vec<ServiceStatus> {
+    let mut rows: BTreeMap<&ServiceKey, Vec<FrontendStatus>> = BTreeMap::new();
+    for (key, entry) in &desired.frontends {
+        rows.entry(&entry.owner.service).or_default().push(frontend_status(*key, entry));
+    }
+    rows.into_iter()
+        .map(|(service, mut frontends)| {
+            frontends.sort_by_key(|f| (f.kind, f.address, f.protocol, f.scope));
+            ServiceStatus {
+                namespace: service.namespace.to_string(),
+                name: service.name.to_string(),
+                frontends,
+            }
+        })
+        .collect()
+}
+
+fn frontend_status(key: FrontendKey, entry: &Entry) -> FrontendStatus {
+    FrontendStatus {
+        kind: entry.owner.kind,
+        port_name: entry.owner.port_name.to_string(),
+        address: SocketAddr::new(key.addr, key.port),
+        protocol: key.protocol.as_str(),
+        scope: key.scope,
+        affinity_s: entry.frontend.affinity.map(|timeout| timeout.as_secs()),
+        backends: entry
+            .frontend
+            .backends
+            .iter()
+            .map(|b| BackendStatus { address: SocketAddr::new(b.addr, b.port), local: b.local })
+            .collect(),
+    }
+}
+
+

@@ -1,0 +1,34 @@
+//! Why the proxy could not start or go on.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::dataplane::DataplaneError;
+
+/// The proxy could not start.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// The kernel side could not be set up.
+    #[error("cannot set up the {backend} data plane")]
+    Open {
+        /// The backend's name.
+        backend: &'static str,
+        /// Why.
+        #[source]
+        source: DataplaneError,
+    },
+    /// The kernel side could not be removed.
+    #[error("cannot remove the data plane below {}", path.display())]
+    Cleanup {
+        /// The bpffs directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: DataplaneError,
+    },
+    /// The links of this node could not be listed.
+    #[error("cannot list the network links of this node")]
+    Links(#[source] io::Error),
+}

@@ -1,0 +1,203 @@
+//! What the proxy counts, under kube-proxy's names where kube-proxy counts the same, so that its dashboards work.
+
+use std::time::{Duration, SystemTime};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::desired::Desired;
+use crate::plan::Plan;
+use crate::status::DropCount;
+
+/// The proxy's metrics.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    sync_duration: Histogram,
+    network_programming: Histogram,
+    last_timestamp: Gauge,
+    last_queued: Gauge,
+    no_local_endpoints: IntGaugeVec,
+    syncs: IntCounterVec,
+    plan_ops: IntCounterVec,
+    frontends: IntGauge,
+    backends: IntGauge,
+    services: IntGauge,
+    conflicts: IntGauge,
+    repairs: IntCounter,
+    drops: IntGaugeVec,
+    announced: IntGauge,
+    announce_replies: IntCounterVec,
+}
+
+/// Buckets of a sync: from 50 µs (one endpoint) to some seconds (everything).
+const SYNC_BUCKETS_S: [f64; 14] =
+    [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// Buckets of the time from an endpoint's change to its packets.
+const PROGRAMMING_BUCKETS_S: [f64; 14] =
+    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+impl Metrics {
+    /// Metrics registered with `registry`. Names that are taken already are counted apart, unseen.
+    pub fn new(registry: &Registry) -> Self {
+        let metrics = Self {
+            sync_duration: histogram(
+                "kubeproxy_sync_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds",
+                &SYNC_BUCKETS_S,
+            ),
+            network_programming: histogram(
+                "kubeproxy_network_programming_duration_seconds",
+                "In cluster network programming latency in seconds",
+                &PROGRAMMING_BUCKETS_S,
+            ),
+            last_timestamp: gauge(
+                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+                "The last time proxy rules were successfully synced",
+            ),
+            last_queued: gauge(
+                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+                "The last time a sync of proxy rules was queued",
+            ),
+            no_local_endpoints: int_gauges(
+                "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+                "Number of services with a Local traffic policy and no endpoints",
+                &["traffic_policy"],
+            ),
+            syncs: counters("seaway_proxy_syncs_total", "Syncs by result", &["result"]),
+            plan_ops: counters("seaway_proxy_plan_ops_total", "Steps of plans by kind", &["op"]),
+            frontends: int_gauge("seaway_proxy_frontends", "Frontends that are served"),
+            backends: int_gauge("seaway_proxy_backends", "Backends over all frontends"),
+            services: int_gauge("seaway_proxy_services", "Services that are served"),
+            conflicts: int_gauge("seaway_proxy_conflicts", "Frontends that several Services claim"),
+            repairs: counter(
+                "seaway_proxy_repaired_total",
+                "Steps that a read-back found necessary although nothing had changed",
+            ),
+            drops: int_gauges("seaway_proxy_dropped_packets", "Dropped packets by reason", &["reason"]),
+            announced: int_gauge("seaway_proxy_announced_addresses", "Addresses this node answers for"),
+            announce_replies: counters(
+                "seaway_proxy_announce_replies_total",
+                "Answers about announced addresses by protocol",
+                &["protocol"],
+            ),
+        };
+        metrics.register(registry);
+        metrics
+    }
+
+    fn register(&self, registry: &Registry) {
+        let all: [Box<dyn Collector>; 15] = [
+            Box::new(self.sync_duration.clone()),
+            Box::new(self.network_programming.clone()),
+            Box::new(self.last_timestamp.clone()),
+            Box::new(self.last_queued.clone()),
+            Box::new(self.no_local_endpoints.clone()),
+            Box::new(self.syncs.clone()),
+            Box::new(self.plan_ops.clone()),
+            Box::new(self.frontends.clone()),
+            Box::new(self.backends.clone()),
+            Box::new(self.services.clone()),
+            Box::new(self.conflicts.clone()),
+            Box::new(self.repairs.clone()),
+            Box::new(self.drops.clone()),
+            Box::new(self.announced.clone()),
+            Box::new(self.announce_replies.clone()),
+        ];
+        for collector in all {
+            if let Err(error) = registry.register(collector) {
+                tracing::warn!(%error, "a metric is not shown");
+            }
+        }
+    }
+
+    pub(crate) fn queued(&self) {
+        self.last_queued.set(unix_s());
+    }
+
+    pub(crate) fn sync_done(&self, desired: &Desired, took: Duration, ok: bool) {
+        self.sync_duration.observe(took.as_secs_f64());
+        self.syncs.with_label_values(&[if ok { "ok" } else { "error" }]).inc();
+        if ok {
+            self.last_timestamp.set(unix_s());
+        }
+        let (internal, external) = desired.no_local_endpoints();
+        self.no_local_endpoints.with_label_values(&["internal"]).set(as_i64(internal));
+        self.no_local_endpoints.with_label_values(&["external"]).set(as_i64(external));
+        self.frontends.set(as_i64(desired.frontends.len()));
+        self.backends.set(as_i64(desired.backend_count()));
+        self.services.set(as_i64(desired.service_count()));
+        self.conflicts.set(as_i64(desired.contested.len()));
+    }
+
+    /// An endpoint changed at `changed_at` and packets follow now.
+    pub(crate) fn programmed(&self, changed_at: SystemTime) {
+        if let Ok(latency) = SystemTime::now().duration_since(changed_at) {
+            self.network_programming.observe(latency.as_secs_f64());
+        }
+    }
+
+    pub(crate) fn planned(&self, plan: &Plan, repair: bool) {
+        for (op, count) in [
+            ("attach", plan.attach.len()),
+            ("upsert", plan.upserts.len()),
+            ("remove", plan.removals.len()),
+            ("detach", plan.detach.len()),
+        ] {
+            self.plan_ops.with_label_values(&[op]).inc_by(count as u64);
+        }
+        if repair {
+            self.repairs.inc_by(plan.len() as u64);
+        }
+    }
+
+    pub(crate) fn dropped(&self, drops: &[DropCount]) {
+        for drop in drops {
+            let packets = i64::try_from(drop.packets).unwrap_or(i64::MAX);
+            self.drops.with_label_values(&[&drop.reason]).set(packets);
+        }
+    }
+
+    pub(crate) fn announcing(&self, addresses: usize) {
+        self.announced.set(as_i64(addresses));
+    }
+
+    pub(crate) fn announce_reply(&self, protocol: &'static str) {
+        self.announce_replies.with_label_values(&[protocol]).inc();
+    }
+}
+
+fn unix_s() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn as_i64(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+        .expect("the name is a valid metric name")
+}
+
+fn gauge(name: &str, help: &str) -> Gauge {
+    Gauge::new(name, help).expect("the name is a valid metric name")
+}
+
+fn int_gauge(name: &str, help: &str) -> IntGauge {
+    IntGauge::new(name, help).expect("the name is a valid metric name")
+}
+
+fn int_gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    IntGaugeVec::new(Opts::new(name, help), labels).expect("name and labels are valid")
+}
+
+fn counter(name: &str, help: &str) -> IntCounter {
+    IntCounter::new(name, help).expect("the name is a valid metric name")
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    IntCounterVec::new(Opts::new(name, help), labels).expect("name and labels are valid")
+}
