@@ -1,0 +1,110 @@
+//! What the DNS server is told at its start.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Whether names like `10-244-1-5.default.pod.cluster.local` are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PodRecords {
+    /// They do not exist.
+    #[default]
+    Disabled,
+    /// The address in the name is given back, whether or not such a pod exists.
+    Insecure,
+}
+
+/// Configuration of the DNS server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// The addresses to listen at, UDP and TCP each. Several processes may share them (SO_REUSEPORT), so that a new one
+    /// can take over from an old one.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster's zone, such as `cluster.local`.
+    pub zone: String,
+    /// Where names outside of the zone are asked for, in order of preference. Empty: they are refused.
+    pub upstreams: Vec<SocketAddr>,
+    /// The time to live of the zone's records, in seconds; also of negative answers.
+    pub ttl_s: u32,
+    /// Names of pods by address.
+    pub pod_records: PodRecords,
+    /// Address ranges whose reverse names are ours to deny, such as the Service ranges. The nodes' pod ranges need not be
+    /// named. The reverse names of other addresses that are not known go upstream.
+    pub reverse: Vec<IpNet>,
+    /// Namespace and name of the Service by which pods reach the server; its addresses are those of the zone's name
+    /// server.
+    pub service: (String, String),
+    /// UDP sockets per listen address; each has a task of its own.
+    pub sockets: usize,
+    /// Answers from upstreams that are remembered.
+    pub cache_entries: usize,
+    /// The longest that a positive answer from upstream is remembered.
+    pub cache_ttl_max: Duration,
+    /// The longest that a negative answer from upstream is remembered.
+    pub cache_negative_ttl_max: Duration,
+    /// Questions that may be under way to upstreams at once. Beyond it they are refused.
+    pub forward_in_flight_max: usize,
+    /// How long one upstream has for its answer before the next one is asked.
+    pub forward_attempt_timeout: Duration,
+    /// How long all upstreams together have. Clients give up after 5 s by default.
+    pub forward_timeout: Duration,
+    /// TCP connections that may be open at once, per listen address.
+    pub tcp_connections_max: usize,
+    /// How long a TCP connection may be idle.
+    pub tcp_idle_timeout: Duration,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            zone: "cluster.local".to_owned(),
+            upstreams: Vec::new(),
+            ttl_s: 5,
+            pod_records: PodRecords::default(),
+            reverse: Vec::new(),
+            service: ("kube-system".to_owned(), "kube-dns".to_owned()),
+            sockets: std::thread::available_parallelism().map_or(1, usize::from).min(8),
+            cache_entries: 10_000,
+            cache_ttl_max: Duration::from_secs(3600),
+            cache_negative_ttl_max: Duration::from_secs(1800),
+            forward_in_flight_max: 1024,
+            forward_attempt_timeout: Duration::from_millis(1500),
+            forward_timeout: Duration::from_secs(4),
+            tcp_connections_max: 512,
+            tcp_idle_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The name servers that a `resolv.conf` names, on port 53. Addresses with a zone (`fe80::1%eth0`) are left out: their
+/// interface need not be the same here.
+pub fn upstreams_from(resolv_conf: &str) -> Vec<SocketAddr> {
+    let mut upstreams = Vec::new();
+    for line in resolv_conf.lines() {
+        let mut words = line.split_whitespace();
+        if words.next() != Some("nameserver") {
+            continue;
+        }
+        let server = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        upstreams.extend(server.map(|server| SocketAddr::new(server, 53)).filter(|server| !upstreams.contains(server)));
+    }
+    upstreams
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_of_a_resolv_conf() {
+        let text = "# nameserver 192.0.2.9\nsearch x\nnameserver 192.0.2.1\n\tnameserver  2001:db8::1 # why\n\
+                    nameserver fe80::1%eth0\nnameserver 192.0.2.1\nnameserver\nnameserver one\noptions ndots:2\n";
+        assert_eq!(
+            upstreams_from(text),
+            ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse::<SocketAddr>().unwrap()]
+        );
+        assert!(upstreams_from("").is_empty());
+    }
+}

@@ -1,0 +1,33 @@
+//! What can keep the DNS server from running.
+
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+/// Why DNS does not run.
+#[derive(Debug, Error)]
+pub enum DnsError {
+    /// No address to listen at was given.
+    #[error("no address to listen at: want at least one")]
+    NoListenAddress,
+    /// The cluster's zone is no domain name.
+    #[error("cluster domain {domain:?}: {why}")]
+    Domain {
+        /// What was given.
+        domain: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A socket could not be made, bound or listened on.
+    #[error("cannot listen on {protocol} {address}")]
+    Listen {
+        /// UDP or TCP.
+        protocol: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
