@@ -26,7 +26,8 @@ impl Arguments {
         while let Some(argument) = rest.next() {
             let fail = |why: &str| ImageError::Argument { argument: argument.clone(), why: why.to_owned() };
             let spelled = argument.strip_prefix("--").ok_or_else(|| fail("want --NAME VALUE"))?;
-            let (name, value) = spelled.split_once('=').map_or((spelled, None), |(name, value)| (name, Some(value)));
+            let (name, value) =
+                spelled.split_once('=').map_or((spelled, None), |(name, value)| (name, Some(value)));
             let value = if names.contains(&name) {
                 match value {
                     Some(value) => value.to_owned(),
@@ -35,7 +36,8 @@ impl Arguments {
             } else if switches.contains(&name) {
                 value.unwrap_or("true").to_owned()
             } else {
-                let known: Vec<String> = names.iter().chain(switches).map(|name| format!("--{name}")).collect();
+                let known: Vec<String> =
+                    names.iter().chain(switches).map(|name| format!("--{name}")).collect();
                 return Err(fail(&format!("unknown; want one of {}", known.join(", "))));
             };
             arguments.given.entry(name.to_owned()).or_default().push(value);
@@ -78,7 +80,14 @@ mod tests {
 
     #[test]
     fn both_spellings_and_repeats() {
-        let arguments = read(&["--test-only-port", "1", "--test-only-load=a", "--test-only-load", "b", "--test-only-switch"]);
+        let arguments = read(&[
+            "--test-only-port",
+            "1",
+            "--test-only-load=a",
+            "--test-only-load",
+            "b",
+            "--test-only-switch",
+        ]);
         let arguments = arguments.unwrap();
         assert_eq!(arguments.value("test-only-port", 0_u16).unwrap(), 1);
         assert_eq!(arguments.all("test-only-load"), ["a", "b"]);
@@ -98,8 +107,13 @@ mod tests {
             argument "--no": unknown; want one of --test-only-port, --test-only-load, --test-only-switch
             argument "--test-only-port": "x" is not a u16"#]]
         .assert_eq(
-            &[message(&["port"]), message(&["--test-only-port"]), message(&["--no"]), message(&["--test-only-port=x"])]
-                .join("\n"),
+            &[
+                message(&["port"]),
+                message(&["--test-only-port"]),
+                message(&["--no"]),
+                message(&["--test-only-port=x"]),
+            ]
+            .join("\n"),
         );
     }
 }

@@ -58,8 +58,7 @@ async fn connection<S: Service>(stream: TcpStream, service: Arc<S>, stop: Cancel
     let (Ok(client), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     // A small answer must not wait for the acknowledgement of the one before; without the option it only comes later.
     stream.set_nodelay(true).ok();
-    let peer =
-        Peer { client: crate::identity::canonical(client), local: crate::identity::canonical(local) };
+    let peer = Peer { client: crate::identity::canonical(client), local: crate::identity::canonical(local) };
     let answer = service_fn(move |request| {
         let service = Arc::clone(&service);
         async move { Ok::<_, Infallible>(service.answer(peer, request).await) }
@@ -144,7 +143,10 @@ mod tests {
         let pairs = |query| {
             parse_query(query).into_iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join("|")
         };
-        assert_eq!(pairs("kind=tcp&target=%5Bfd00%3A%3A1%5D:80&send=a+b%&x"), "kind=tcp|target=[fd00::1]:80|send=a b%|x=");
+        assert_eq!(
+            pairs("kind=tcp&target=%5Bfd00%3A%3A1%5D:80&send=a+b%&x"),
+            "kind=tcp|target=[fd00::1]:80|send=a b%|x="
+        );
         assert_eq!(pairs(""), "");
     }
 

@@ -52,8 +52,15 @@ mod tests {
         }
         assert_eq!(Image::parse("seaway/client"), Some(Image::Client));
         assert_eq!(Image::parse("seaway/pause:3"), Some(Image::Pause));
-        for name in ["", "echo", "seaway/", "seaway/echoes", "other/echo", "registry.example/seaway/echo", "seaway/echo/x"]
-        {
+        for name in [
+            "",
+            "echo",
+            "seaway/",
+            "seaway/echoes",
+            "other/echo",
+            "registry.example/seaway/echo",
+            "seaway/echo/x",
+        ] {
             assert!(!is_builtin(name), "{name}");
         }
     }

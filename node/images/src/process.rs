@@ -1,7 +1,6 @@
 //! What every built-in image shares as a process: its errors, its small runtime, and how it is asked to stop.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 
@@ -41,8 +40,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        // Writing to a String cannot fail.
-        let _ = write!(line, ": {cause}");
+        line = format!("{line}: {cause}");
         source = cause.source();
     }
     line

@@ -51,7 +51,9 @@ fn from_query(pairs: Vec<(String, String)>) -> Value {
                 _ if TEXT_FIELDS.contains(&name.as_str()) => Value::String(text),
                 "true" => Value::Bool(true),
                 "false" => Value::Bool(false),
-                digits => digits.parse::<u64>().map_or_else(|_| Value::String(digits.to_owned()), Value::from),
+                digits => {
+                    digits.parse::<u64>().map_or_else(|_| Value::String(digits.to_owned()), Value::from)
+                }
             };
             (name, value)
         })
@@ -65,7 +67,10 @@ impl Service for Dial {
             "/dial" => self.dial(request).await,
             "/" => text(StatusCode::OK, format!("{} probes\n", self.probes.load(Ordering::Relaxed))),
             "/healthz" | "/livez" | "/readyz" => text(StatusCode::OK, "ok\n"),
-            _ => text(StatusCode::NOT_FOUND, "want /dial?kind=tcp&target=HOST:PORT or POST /dial, or /healthz\n"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "want /dial?kind=tcp&target=HOST:PORT or POST /dial, or /healthz\n",
+            ),
         }
     }
 }
@@ -89,7 +94,11 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!((request.count, request.send.as_deref(), request.unconnected), (3, Some("123"), true));
-        let error = serde_json::from_value::<ProbeRequest>(pairs(&[("kind", "tcp"), ("target", "a"), ("cuont", "3")]));
+        let error = serde_json::from_value::<ProbeRequest>(pairs(&[
+            ("kind", "tcp"),
+            ("target", "a"),
+            ("cuont", "3"),
+        ]));
         assert!(error.unwrap_err().to_string().contains("unknown field `cuont`"));
     }
 }

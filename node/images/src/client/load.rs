@@ -103,7 +103,11 @@ fn request(plan: Plan, target: &str) -> ProbeRequest {
     let mut request = ProbeRequest::new(Kind::Http, target);
     if plan.keep_alive {
         let count = (plan.rate_per_s * plan.report.as_secs_f64()).max(1.0);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded by the checked rate")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bounded by the checked rate"
+        )]
         {
             request.count = count as u32;
             request.interval_ms = (1000.0 / plan.rate_per_s) as u64;

@@ -1,6 +1,5 @@
 //! HTTP: who answers, as text and as JSON, and a readiness that can be switched.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -42,17 +41,14 @@ impl Web {
     fn as_text(&self, peer: Peer, request: &Request<Incoming>) -> String {
         let answer = self.who(peer);
         let identity = answer.identity;
-        let mut body = format!("pod: {}\n", identity.pod);
-        // Writing to a String cannot fail.
-        for (name, value) in [("namespace", &identity.namespace), ("node", &identity.node)] {
-            if let Some(value) = value {
-                let _ = writeln!(body, "{name}: {value}");
-            }
-        }
-        let _ = writeln!(body, "hostname: {}", identity.hostname);
-        let _ = writeln!(body, "client: {}\nlocal: {}", answer.client, answer.local);
-        let _ = writeln!(body, "request: {} {}", request.method(), request.uri());
-        body
+        let mut lines = vec![format!("pod: {}", identity.pod)];
+        lines.extend(identity.namespace.iter().map(|namespace| format!("namespace: {namespace}")));
+        lines.extend(identity.node.iter().map(|node| format!("node: {node}")));
+        lines.push(format!("hostname: {}", identity.hostname));
+        lines.push(format!("client: {}", answer.client));
+        lines.push(format!("local: {}", answer.local));
+        lines.push(format!("request: {} {}\n", request.method(), request.uri()));
+        lines.join("\n")
     }
 
     fn as_json(&self, peer: Peer, request: &Request<Incoming>) -> String {

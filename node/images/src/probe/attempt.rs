@@ -89,8 +89,12 @@ impl Tally {
     fn finish(mut self, duration: Duration) -> ProbeResult {
         self.latencies_us.sort_unstable();
         let at = |percent: usize| self.latencies_us[(self.latencies_us.len() - 1) * percent / 100];
-        let latency_us = (!self.latencies_us.is_empty())
-            .then(|| LatencyUs { min: at(0), p50: at(50), p99: at(99), max: at(100) });
+        let latency_us = (!self.latencies_us.is_empty()).then(|| LatencyUs {
+            min: at(0),
+            p50: at(50),
+            p99: at(99),
+            max: at(100),
+        });
         ProbeResult {
             ok: self.result.failed == 0 && self.result.good > 0,
             duration_us: micros(duration),

@@ -12,10 +12,14 @@ pub(super) async fn resolve(request: &ProbeRequest, target: &str) -> Result<Vec<
     let found = lookup_host(target)
         .await
         .map_err(|error| Failure::new(ErrorKind::Resolve, format!("cannot resolve {target}: {error}")))?;
-    let addresses: Vec<SocketAddr> =
-        found.filter(|address| request.source.is_none_or(|source| source.is_ipv4() == address.is_ipv4())).collect();
+    let addresses: Vec<SocketAddr> = found
+        .filter(|address| request.source.is_none_or(|source| source.is_ipv4() == address.is_ipv4()))
+        .collect();
     if addresses.is_empty() {
-        return Err(Failure::new(ErrorKind::Resolve, format!("{target} has no address of the source's family")));
+        return Err(Failure::new(
+            ErrorKind::Resolve,
+            format!("{target} has no address of the source's family"),
+        ));
     }
     Ok(addresses)
 }
@@ -26,7 +30,9 @@ pub(super) async fn tcp(request: &ProbeRequest, target: &str) -> Result<TcpStrea
     for address in resolve(request, target).await? {
         match tcp_to(request, address).await {
             Ok(stream) => return Ok(stream),
-            Err(error) => failure = failure.or(Some(Failure::io(format_args!("connect to {address}"), &error))),
+            Err(error) => {
+                failure = failure.or(Some(Failure::io(format_args!("connect to {address}"), &error)));
+            }
         }
     }
     Err(failure.unwrap_or_else(|| Failure::new(ErrorKind::Resolve, format!("{target} has no address"))))

@@ -13,10 +13,12 @@ use super::{Attempt, ErrorKind, ProbeRequest, connect, udp};
 pub(super) async fn attempt(request: &ProbeRequest) -> Result<Attempt, Failure> {
     let conf = resolv_conf(request)?;
     let server = request.server.or_else(|| conf.servers.first().copied());
-    let server = server.ok_or_else(|| Failure::new(ErrorKind::Invalid, "no server: /etc/resolv.conf names none"))?;
+    let server =
+        server.ok_or_else(|| Failure::new(ErrorKind::Invalid, "no server: /etc/resolv.conf names none"))?;
     let kind = request.record_type.as_deref().unwrap_or("A").to_ascii_uppercase();
-    let kind: RecordType =
-        kind.parse().map_err(|_| Failure::new(ErrorKind::Invalid, format!("unknown record type {kind:?}")))?;
+    let kind: RecordType = kind
+        .parse()
+        .map_err(|_| Failure::new(ErrorKind::Invalid, format!("unknown record type {kind:?}")))?;
     let names = if request.search { conf.candidates(&request.target) } else { vec![request.target.clone()] };
     let mut last = Err(Failure::new(ErrorKind::Invalid, "no name to ask for"));
     for name in names {
@@ -38,7 +40,12 @@ fn resolv_conf(request: &ProbeRequest) -> Result<ResolvConf, Failure> {
         .map_err(|error| Failure::io("/etc/resolv.conf", &error))
 }
 
-async fn ask(request: &ProbeRequest, server: SocketAddr, name: &str, kind: RecordType) -> Result<Attempt, Failure> {
+async fn ask(
+    request: &ProbeRequest,
+    server: SocketAddr,
+    name: &str,
+    kind: RecordType,
+) -> Result<Attempt, Failure> {
     let invalid = |why: String| Failure::new(ErrorKind::Invalid, format!("name {name:?}: {why}"));
     let mut question = Message::query();
     let mut asked = Name::from_ascii(name).map_err(|error| invalid(error.to_string()))?;
@@ -54,7 +61,8 @@ async fn ask(request: &ProbeRequest, server: SocketAddr, name: &str, kind: Recor
         if truncated { over_tcp(request, server, &wire).await? } else { (reply, attempt) }
     };
     let malformed = |why: String| Failure::new(ErrorKind::Mismatch, format!("{server} answered {why}"));
-    let answer = Message::from_vec(&reply).map_err(|error| malformed(format!("what is no DNS message: {error}")))?;
+    let answer =
+        Message::from_vec(&reply).map_err(|error| malformed(format!("what is no DNS message: {error}")))?;
     if answer.metadata.id != question.metadata.id {
         return Err(malformed("another question".to_owned()));
     }
@@ -68,7 +76,8 @@ async fn over_tcp(
 ) -> Result<(Vec<u8>, Attempt), Failure> {
     let failed = |error| Failure::io(format_args!("DNS over TCP with {server}"), &error);
     let mut stream = connect::tcp(request, &server.to_string()).await?;
-    let attempt = Attempt { local: stream.local_addr().ok(), peer: stream.peer_addr().ok(), ..Attempt::default() };
+    let attempt =
+        Attempt { local: stream.local_addr().ok(), peer: stream.peer_addr().ok(), ..Attempt::default() };
     let length = u16::try_from(wire.len()).unwrap_or(u16::MAX);
     let framed = [&length.to_be_bytes()[..], wire].concat();
     stream.write_all(&framed).await.map_err(failed)?;
@@ -103,9 +112,12 @@ fn judge(name: &str, kind: RecordType, answer: &Message, attempt: Attempt) -> Re
 
 fn data(data: &RData) -> String {
     match data {
-        RData::TXT(text) => {
-            text.txt_data.iter().map(|part| format!("{:?}", String::from_utf8_lossy(part))).collect::<Vec<_>>().join(" ")
-        }
+        RData::TXT(text) => text
+            .txt_data
+            .iter()
+            .map(|part| format!("{:?}", String::from_utf8_lossy(part)))
+            .collect::<Vec<_>>()
+            .join(" "),
         other => other.to_string(),
     }
 }

@@ -9,13 +9,12 @@ pub(super) async fn attempt(
     kept: &mut Option<Connection>,
     opened: &mut u32,
 ) -> Result<Attempt, Failure> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => {
-            let connection = Connection::open(request).await?;
-            *opened += 1;
-            connection
-        }
+    let mut connection = if let Some(connection) = kept.take() {
+        connection
+    } else {
+        let connection = Connection::open(request).await?;
+        *opened += 1;
+        connection
     };
     let line = request.send.as_deref().unwrap_or("hold").trim_end_matches('\n');
     connection.write_line(line).await?;

@@ -27,14 +27,18 @@ impl Connection {
         let host = uri.host().unwrap_or_default();
         let stream = connect::tcp(request, &format!("{host}:{}", uri.port_u16().unwrap_or(80))).await?;
         let (local, peer) = (stream.local_addr().ok(), stream.peer_addr().ok());
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| failure("connect", &error))?;
+        let (sender, connection) =
+            handshake(TokioIo::new(stream)).await.map_err(|error| failure("connect", &error))?;
         // Ends with the sender; its error also reaches the request that is under way.
         tokio::spawn(connection);
         Ok(Self { sender, local, peer })
     }
 }
 
-pub(super) async fn attempt(request: &ProbeRequest, kept: &mut Option<Connection>) -> Result<Attempt, Failure> {
+pub(super) async fn attempt(
+    request: &ProbeRequest,
+    kept: &mut Option<Connection>,
+) -> Result<Attempt, Failure> {
     let uri = url(&request.target)?;
     let mut connection = match kept.take() {
         Some(connection) => connection,
@@ -43,7 +47,8 @@ pub(super) async fn attempt(request: &ProbeRequest, kept: &mut Option<Connection
     let mut attempt = Attempt { local: connection.local, peer: connection.peer, ..Attempt::default() };
     let message = compose(request, &uri)?;
     connection.sender.ready().await.map_err(|error| failure("send", &error))?;
-    let response = connection.sender.send_request(message).await.map_err(|error| failure("request", &error))?;
+    let response =
+        connection.sender.send_request(message).await.map_err(|error| failure("request", &error))?;
     let status = response.status();
     attempt.status = Some(status.as_u16());
     let body = Limited::new(response.into_body(), BODY_BYTES_MAX)

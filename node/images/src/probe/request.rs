@@ -24,6 +24,7 @@ pub enum Kind {
 /// A probe. Only `kind` and `target` are needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of a flat wire format")]
 pub struct ProbeRequest {
     /// The kind.
     pub kind: Kind,

@@ -22,7 +22,8 @@ impl ResolvConf {
                 }
                 Some("search" | "domain") => conf.search = words.map(str::to_owned).collect(),
                 Some("options") => {
-                    let ndots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok()).next_back();
+                    let ndots =
+                        words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok()).next_back();
                     conf.ndots = ndots.unwrap_or(conf.ndots);
                 }
                 _ => {}

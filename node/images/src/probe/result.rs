@@ -154,12 +154,7 @@ pub(super) const ATTEMPTS_KEPT: usize = 1000;
 impl ProbeResult {
     /// The result of a probe that did not even begin.
     pub fn not_run(kind: ErrorKind, message: String) -> Self {
-        Self {
-            failed: 1,
-            errors: BTreeMap::from([(kind, 1)]),
-            message: Some(message),
-            ..Self::default()
-        }
+        Self { failed: 1, errors: BTreeMap::from([(kind, 1)]), message: Some(message), ..Self::default() }
     }
 
     /// The kind of the first failure that is kept, else the most frequent one.

@@ -47,17 +47,19 @@ impl Connection {
     }
 }
 
-pub(super) async fn attempt(request: &ProbeRequest, kept: &mut Option<Connection>) -> Result<Attempt, Failure> {
+pub(super) async fn attempt(
+    request: &ProbeRequest,
+    kept: &mut Option<Connection>,
+) -> Result<Attempt, Failure> {
     // Taken out, so that an attempt that fails or runs out of time leaves nothing half-read behind.
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => {
-            let mut connection = Connection::open(request).await?;
-            if request.greeting {
-                connection.greeting = Some(connection.read_line().await?);
-            }
-            connection
+    let mut connection = if let Some(connection) = kept.take() {
+        connection
+    } else {
+        let mut connection = Connection::open(request).await?;
+        if request.greeting {
+            connection.greeting = Some(connection.read_line().await?);
         }
+        connection
     };
     let mut attempt = Attempt {
         local: connection.local,

@@ -62,7 +62,8 @@ pub(super) async fn exchange(
     for _ in 0..tries {
         open.send(request, datagram).await?;
         let Ok(received) = timeout(patience, open.receive(&mut buffer)).await else { continue };
-        let (length, from) = received.map_err(|error| Failure::io(format_args!("receive from {to}"), &error))?;
+        let (length, from) =
+            received.map_err(|error| Failure::io(format_args!("receive from {to}"), &error))?;
         let attempt =
             Attempt { local: open.socket.local_addr().ok(), peer: Some(from), ..Attempt::default() };
         if (from.ip(), from.port()) != (to.ip(), to.port()) {
