@@ -1,0 +1,308 @@
+//! The command line: every command, flag and example that `--help` shows.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::place::Place;
+
+/// Kubernetes networking in Rust, with a small control plane.
+#[derive(Debug, Parser)]
+#[command(name = "seaway", version, about, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to log, e.g. `debug` or `warn,seaway_proxy=debug`
+    #[arg(long, global = true, env = "SEAWAY_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  seaway up --detach            a cluster of three nodes with a demo, on this machine
+  seaway check                  try every kind of path through it
+  seaway status                 what runs, and how much memory it takes
+  seaway down                   remove all of it";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a whole cluster on this machine: control plane, nodes, demo
+    Up(Up),
+    /// Remove everything that `up` made, also after a crash
+    Down(Which),
+    /// Try every kind of path: pods, nodes and a client outside, one row each
+    Check(Check),
+    /// Show what runs, on which node, and how much memory it takes
+    Status(Show),
+    /// Show the Services as the nodes' proxies serve them
+    Services(Show),
+    /// Run the control plane: API server, scheduler, controllers
+    Server(Box<Server>),
+    /// Run the agent of one node: service proxy, pod network, DNS
+    Node(Box<Node>),
+    /// Run cluster DNS alone
+    Dns(Dns),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Execute one network probe, given as JSON on standard input
+    #[command(hide = true)]
+    Probe(Probe),
+    /// Keep the processes of a cluster running
+    #[command(hide = true)]
+    Supervise {
+        /// The cluster's state directory
+        #[arg(long)]
+        cluster_of: PathBuf,
+    },
+    /// Run one of the images that this binary carries
+    #[command(hide = true)]
+    Image {
+        /// Its name
+        image: String,
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Hold one pod's namespaces and containers
+    #[command(hide = true)]
+    PodShim {
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+/// Which cluster of this machine.
+#[derive(Debug, Clone, Args)]
+pub struct Which {
+    /// The cluster's name
+    #[arg(long, default_value = "seaway")]
+    pub name: String,
+    /// Where clusters keep their state
+    #[arg(long, default_value = "/var/lib/seaway/clusters", env = "SEAWAY_STATE_DIR", value_name = "DIR")]
+    pub state_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seaway up                                    stay in the foreground; Ctrl-C removes the cluster
+  seaway up --detach --nodes 5 --overlay vxlan
+  seaway up --detach --name blue --api-listen 127.0.0.1:7443 --publish 127.0.0.1:8081")]
+pub struct Up {
+    #[command(flatten)]
+    pub which: Which,
+    /// How many nodes
+    #[arg(long, default_value_t = 3)]
+    pub nodes: u8,
+    /// Return when the cluster is ready, and leave it running
+    #[arg(long)]
+    pub detach: bool,
+    /// Pod addresses, one range per address family
+    #[arg(long = "pod-cidr", value_name = "CIDR", value_delimiter = ',')]
+    pub pod_cidrs: Vec<IpNet>,
+    /// Service addresses, one range per address family
+    #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',')]
+    pub service_cidrs: Vec<IpNet>,
+    /// How pod packets travel between nodes
+    #[arg(long, value_enum, default_value_t = OverlayKind::None)]
+    pub overlay: OverlayKind,
+    /// The service proxy's backend
+    #[arg(long, value_enum, default_value_t = ProxyModeKind::Auto)]
+    pub proxy_mode: ProxyModeKind,
+    /// Where the API server is reached from this machine
+    #[arg(long, default_value = "127.0.0.1:6443", value_name = "ADDR")]
+    pub api_listen: SocketAddr,
+    /// Where the demo is reached from this machine
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    pub publish: SocketAddr,
+    /// Start without the demo application
+    #[arg(long)]
+    pub no_demo: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OverlayKind {
+    /// By routes: all nodes share a link
+    None,
+    /// Inside VXLAN
+    Vxlan,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProxyModeKind {
+    /// The first that the kernel offers
+    Auto,
+    /// eBPF programs on sockets and devices
+    Ebpf,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub which: Which,
+    /// One JSON object per row
+    #[arg(long)]
+    pub json: bool,
+    /// Only rows whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    #[command(flatten)]
+    pub which: Which,
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Probe {
+    #[command(flatten)]
+    pub place: Place,
+    /// Let the client image that listens at this address execute it
+    #[arg(long, value_name = "ADDR")]
+    pub via: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  seaway server --data-dir /var/lib/seaway/server --listen 0.0.0.0:6443 --advertise-address 192.0.2.1")]
+pub struct Server {
+    #[command(flatten)]
+    pub place: Place,
+    /// Where certificates and objects are kept
+    #[arg(long, default_value = "/var/lib/seaway/server", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Where the API is served, over TLS
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6443")]
+    pub listen: Vec<SocketAddr>,
+    /// A further address, taken before the process moves to its network namespace
+    #[arg(long, value_name = "ADDR", hide = true)]
+    pub host_listen: Vec<SocketAddr>,
+    /// Where others reach the API: the endpoints of the Service `kubernetes`
+    #[arg(long, value_name = "IP")]
+    pub advertise_address: Vec<IpAddr>,
+    /// Further names and addresses for the server's certificate
+    #[arg(long, value_name = "NAME")]
+    pub san: Vec<String>,
+    /// Service addresses, one range per address family
+    #[arg(long, value_name = "CIDR", default_values = ["10.96.0.0/16", "fd00:10:96::/112"], value_delimiter = ',')]
+    pub service_cidr: Vec<IpNet>,
+    /// Pod addresses, one range per address family
+    #[arg(long, value_name = "CIDR", default_values = ["10.244.0.0/16", "fd00:10:244::/56"], value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Addresses for LoadBalancer Services
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub load_balancer_pool: Vec<IpNet>,
+    /// Ports for NodePort Services
+    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767")]
+    pub node_port_range: String,
+    /// Run no scheduler (run upstream's beside)
+    #[arg(long)]
+    pub no_scheduler: bool,
+    /// Controllers to switch off, or `*` for all
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub disable_controllers: Vec<String>,
+    /// The state directory of the local cluster that this server belongs to
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub cluster_of: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  seaway node --name node1 --kubeconfig /etc/seaway/kubeconfig --node-ip 192.0.2.11
+  seaway node --kubeconfig /etc/seaway/kubeconfig --no-cni --no-dns     as kube-proxy would be")]
+pub struct Node {
+    #[command(flatten)]
+    pub place: Place,
+    /// The Node's name (default: the host's)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Credentials for the API server
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: PathBuf,
+    /// The node's addresses, preferred ones first
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+    /// Where state is kept
+    #[arg(long, default_value = "/var/lib/seaway/node", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// The cgroup2 directory of this node (default: where cgroup2 is mounted)
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// The bpffs directory of this node
+    #[arg(long, default_value = "/sys/fs/bpf/seaway/node", value_name = "DIR")]
+    pub bpffs: PathBuf,
+    /// Where the CNI configuration is written
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub cni_conf_dir: PathBuf,
+    /// Where the CNI plugin is installed
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub cni_bin_dir: PathBuf,
+    /// Run pods (where no kubelet does)
+    #[arg(long)]
+    pub run_pods: bool,
+    /// Run no service proxy
+    #[arg(long)]
+    pub no_proxy: bool,
+    /// Run no pod network
+    #[arg(long)]
+    pub no_cni: bool,
+    /// Run no DNS
+    #[arg(long)]
+    pub no_dns: bool,
+    /// The service proxy's backend
+    #[arg(long, value_enum, default_value_t = ProxyModeKind::Auto)]
+    pub proxy_mode: ProxyModeKind,
+    /// Do not answer for LoadBalancer addresses
+    #[arg(long)]
+    pub no_announce: bool,
+    /// Devices that traffic from outside arrives on (default: those with the node's addresses)
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// How pod packets travel between nodes
+    #[arg(long, value_enum, default_value_t = OverlayKind::None)]
+    pub overlay: OverlayKind,
+    /// VXLAN's network number
+    #[arg(long, default_value_t = 1)]
+    pub vxlan_vni: u32,
+    /// VXLAN's UDP port
+    #[arg(long, default_value_t = 8472)]
+    pub vxlan_port: u16,
+    /// Leave the source address of pod traffic that leaves the cluster
+    #[arg(long)]
+    pub no_masquerade: bool,
+    /// The DNS zone of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Upstream resolvers (default: those of /etc/resolv.conf)
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
+    pub dns_upstream: Vec<SocketAddr>,
+    /// topology.kubernetes.io/zone
+    #[arg(long)]
+    pub zone: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  seaway dns --kubeconfig /etc/seaway/kubeconfig --listen 0.0.0.0:53 --upstream 192.0.2.53:53")]
+pub struct Dns {
+    /// Credentials for the API server
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: PathBuf,
+    /// Where to answer, UDP and TCP
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:53", value_delimiter = ',')]
+    pub listen: Vec<SocketAddr>,
+    /// The DNS zone of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Upstream resolvers (default: those of /etc/resolv.conf)
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
+    pub upstream: Vec<SocketAddr>,
+}

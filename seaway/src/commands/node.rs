@@ -1,0 +1,61 @@
+//! `seaway node`: the agent of one node.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use seaway_node::{NodeConfig, Overlay, ProxyMode};
+
+use super::{Usage, install_crypto, serve};
+use crate::cli::{Node, OverlayKind, ProxyModeKind};
+use crate::cluster::preflight;
+
+const WORKER_THREADS: usize = 2;
+
+/// Runs the agent.
+pub fn run(args: Node) -> Result<ExitCode> {
+    install_crypto();
+    args.place.enter()?;
+    let config = config(args)?;
+    serve(WORKER_THREADS, |shutdown| seaway_node::run(config, shutdown))
+}
+
+fn config(args: Node) -> Result<NodeConfig> {
+    let name = match args.name {
+        Some(name) => name,
+        None => rustix::system::uname().nodename().to_str().context("the host's name is not UTF-8")?.to_lowercase(),
+    };
+    if args.node_ip.is_empty() {
+        return Err(anyhow::anyhow!("--node-ip is missing: the addresses at which other nodes reach this one"))
+            .context(Usage);
+    }
+    if !args.kubeconfig.exists() {
+        bail!("no kubeconfig at {}", args.kubeconfig.display());
+    }
+    let mut config = NodeConfig::new(&name, args.kubeconfig, args.node_ip, &args.state_dir);
+    config.cgroup = match args.cgroup {
+        Some(dir) => dir,
+        None => preflight::cgroup2_mount()?,
+    };
+    config.bpffs = args.bpffs;
+    config.cni_conf_dir = args.cni_conf_dir;
+    config.cni_bin_dir = args.cni_bin_dir;
+    config.run_pods = args.run_pods;
+    config.proxy = !args.no_proxy;
+    config.cni = !args.no_cni;
+    config.dns = !args.no_dns;
+    config.proxy_mode = match args.proxy_mode {
+        ProxyModeKind::Auto => ProxyMode::Auto,
+        ProxyModeKind::Ebpf => ProxyMode::Ebpf,
+    };
+    config.announce_load_balancers = !args.no_announce;
+    config.devices = args.device;
+    config.overlay = match args.overlay {
+        OverlayKind::None => Overlay::None,
+        OverlayKind::Vxlan => Overlay::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port },
+    };
+    config.masquerade = !args.no_masquerade;
+    config.cluster_domain = args.cluster_domain;
+    config.dns_upstreams = args.dns_upstream;
+    config.zone = args.zone;
+    Ok(config)
+}
