@@ -7,9 +7,11 @@
 
 mod config;
 mod hash;
+pub mod ipam;
 pub mod netlink;
 pub mod netns;
 mod node;
+pub mod pod;
 
 pub use config::{NodeNetworkConfig, Overlay};
 pub use node::{NodeNetworkError, cleanup, run, vtep_mac};

@@ -12,7 +12,7 @@ use netlink_packet_route::link::{
 
 use super::{Netlink, Result, Write};
 
-/// `IFLA_BRPORT_*` are not needed; `IFLA_GROUP` 0 is every link's default group.
+/// The group that every link is in from the start.
 const DEFAULT_GROUP: u32 = 0;
 
 /// An Ethernet address.
@@ -51,6 +51,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// Its group, see [`Netlink::delete_group`].
     pub group: u32,
+    /// The remark on it, see [`Netlink::set_alias`].
+    pub alias: Option<String>,
     /// What a VXLAN device is made of.
     pub vxlan: Option<VxlanInfo>,
 }
@@ -70,8 +72,8 @@ pub struct VxlanInfo {
     pub learning: bool,
 }
 
-/// A veth pair to create. The near end is made in the socket's namespace and comes up at once; the far end is made
-/// in `peer.netns`, and is down.
+/// A veth pair to create. The near end is made in the socket's namespace, the far end in `peer.netns`. Both are
+/// down.
 #[derive(Debug, Clone, Copy)]
 pub struct Veth<'a> {
     /// The near end's name.
@@ -258,6 +260,11 @@ impl Netlink {
         self.set(index, "set the group of", vec![LinkAttribute::Group(group)])
     }
 
+    /// Writes a remark on a link, shown by `ip link`: who it belongs to.
+    pub fn set_alias(&mut self, index: u32, alias: &str) -> Result<()> {
+        self.set(index, "set the alias of", vec![LinkAttribute::IfAlias(alias.to_owned())])
+    }
+
     /// Moves a link into another namespace, where it is down and has no addresses.
     pub fn set_netns(&mut self, index: u32, netns: BorrowedFd<'_>) -> Result<()> {
         self.set(index, "move", vec![LinkAttribute::NetNsFd(netns.as_raw_fd())])
@@ -333,6 +340,7 @@ impl Link {
             controller: None,
             peer: None,
             group: DEFAULT_GROUP,
+            alias: None,
             vxlan: None,
         };
         for attribute in message.attributes {
@@ -343,6 +351,7 @@ impl Link {
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Group(group) => link.group = group,
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::LinkInfo(info) => link.read_info(info),
                 _ => {}
             }

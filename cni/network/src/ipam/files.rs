@@ -1,0 +1,108 @@
+//! The few things that the store does with files, as a trait: tests have an implementation that fails or stops
+//! anywhere.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{FilesResult, IpamError};
+
+/// How long the lock is waited for. A holder needs less than a millisecond for itself.
+const LOCK_WAIT: Duration = Duration::from_secs(20);
+
+/// Small files in one directory, by relative name.
+pub trait Files {
+    /// The content, or none if there is no such file.
+    fn read(&self, name: &str) -> FilesResult<Option<String>>;
+    /// Writes a file in one step: it has the old content or the new, and is there before this returns.
+    fn replace(&mut self, name: &str, content: &str) -> FilesResult<()>;
+    /// Writes a file that may be found torn after a crash.
+    fn write(&mut self, name: &str, content: &str) -> FilesResult<()>;
+    /// Removes a file. It may be gone already.
+    fn remove(&mut self, name: &str) -> FilesResult<()>;
+    /// The names of the files in a directory, in no order.
+    fn list(&self, directory: &str) -> FilesResult<Vec<String>>;
+}
+
+/// Files on the disk, locked against other processes for as long as this value lives.
+#[derive(Debug)]
+pub struct DirectoryFiles {
+    directory: PathBuf,
+    _lock: File,
+}
+
+impl DirectoryFiles {
+    /// Makes the directories if they are missing, and takes the lock.
+    pub fn lock(directory: &Path) -> FilesResult<Self> {
+        for below in ["", "owners", "addresses"] {
+            let path = directory.join(below);
+            fs::create_dir_all(&path).map_err(|source| IpamError::Io { action: "create", path, source })?;
+        }
+        let path = directory.join("lock");
+        let failed = |source| IpamError::Io { action: "lock", path: path.clone(), source };
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let deadline = Instant::now() + LOCK_WAIT;
+        let mut pause = Duration::from_micros(50);
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { directory: directory.to_owned(), _lock: lock }),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(2));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let waited_ms = u64::try_from(LOCK_WAIT.as_millis()).unwrap_or(u64::MAX);
+                    return Err(IpamError::Locked { path, waited_ms });
+                }
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+    }
+
+    fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> IpamError + use<> {
+        let path = self.directory.join(name);
+        move |source| IpamError::Io { action, path, source }
+    }
+}
+
+impl Files for DirectoryFiles {
+    fn read(&self, name: &str) -> FilesResult<Option<String>> {
+        match fs::read(self.directory.join(name)) {
+            // A torn or foreign file is as good as an empty one; only its text matters.
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("read", name)(error)),
+        }
+    }
+
+    fn replace(&mut self, name: &str, content: &str) -> FilesResult<()> {
+        // Under the lock there is one writer, so one name does for what is being written.
+        let new = self.directory.join("new");
+        let written = File::create(&new)
+            .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_data()))
+            .and_then(|()| fs::rename(&new, self.directory.join(name)));
+        written.map_err(self.failed("write", name))
+    }
+
+    fn write(&mut self, name: &str, content: &str) -> FilesResult<()> {
+        fs::write(self.directory.join(name), content).map_err(self.failed("write", name))
+    }
+
+    fn remove(&mut self, name: &str) -> FilesResult<()> {
+        match fs::remove_file(self.directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", name)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn list(&self, directory: &str) -> FilesResult<Vec<String>> {
+        let entries = fs::read_dir(self.directory.join(directory)).map_err(self.failed("list", directory))?;
+        entries
+            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<_>>()
+            .map_err(self.failed("list", directory))
+    }
+}

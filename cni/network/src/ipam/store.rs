@@ -1,0 +1,222 @@
+//! The reservations of one network.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::files::{DirectoryFiles, Files};
+use super::{AddressState, FilesResult, IpamError, Owner, Range, choose};
+
+const BOOT: &str = "boot";
+
+/// The addresses of one owner, at most one per family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The addresses, in the order of the ranges that they were taken from.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The reservations of one network, open and locked. See the module's head for what is on the disk.
+#[derive(Debug)]
+pub struct Ipam<F: Files = DirectoryFiles> {
+    files: F,
+    now_ms: u64,
+}
+
+impl Ipam {
+    /// Opens the reservations of `network` below `data_dir`, and waits for whoever has them open.
+    pub fn open(data_dir: &Path, network: &str) -> FilesResult<Self> {
+        let boot_id = boot_id()?;
+        let files = DirectoryFiles::lock(&data_dir.join(network))?;
+        Self::new(files, &boot_id, now_ms())
+    }
+}
+
+impl<F: Files> Ipam<F> {
+    /// Opens reservations in `files`. Those of another boot are forgotten: their pods have ended with it. `now_ms`
+    /// counts from the boot on.
+    pub fn new(files: F, boot_id: &str, now_ms: u64) -> FilesResult<Self> {
+        let mut ipam = Self { files, now_ms };
+        if ipam.files.read(BOOT)?.as_deref() != Some(boot_id) {
+            for directory in ["owners", "addresses"] {
+                for name in ipam.files.list(directory)? {
+                    ipam.files.remove(&format!("{directory}/{name}"))?;
+                }
+            }
+            // Last: cut short, it is done again.
+            ipam.files.replace(BOOT, boot_id)?;
+        }
+        Ok(ipam)
+    }
+
+    /// Gives `owner` an address out of each of `pools` (a pool is the ranges of one family), all or none. An owner
+    /// that holds fitting addresses already gets the same ones.
+    pub fn reserve(&mut self, owner: &Owner, pools: &[Vec<Range>]) -> FilesResult<Reservation> {
+        self.reserve_wanted(owner, pools, &[])
+    }
+
+    /// As [`Self::reserve`], but takes those of `wanted` that a pool contains, if they are free.
+    pub fn reserve_wanted(
+        &mut self,
+        owner: &Owner,
+        pools: &[Vec<Range>],
+        wanted: &[IpAddr],
+    ) -> FilesResult<Reservation> {
+        if let Some(held) = self.reservation(owner)? {
+            if fits(&held, pools, wanted) {
+                return Ok(held);
+            }
+            self.release(owner)?;
+        }
+        let mut addresses = Vec::new();
+        for pool in pools {
+            addresses.push(self.choose_from(pool, wanted)?);
+        }
+        for addr in &addresses {
+            self.files.write(&index_name(*addr), &format!("held {}", owner.key()))?;
+        }
+        for (pool, addr) in pools.iter().zip(&addresses) {
+            if !wanted.contains(addr) {
+                self.files.write(&last_name(pool), &addr.to_string())?;
+            }
+        }
+        let reservation = Reservation { addresses };
+        let text = serde_json::to_string(&reservation).unwrap_or_default();
+        self.files.replace(&owner_name(&owner.key()), &text)?;
+        Ok(reservation)
+    }
+
+    /// What an owner holds.
+    pub fn reservation(&self, owner: &Owner) -> FilesResult<Option<Reservation>> {
+        self.reservation_of(&owner.key())
+    }
+
+    /// Frees what an owner holds and returns it. It may hold nothing.
+    pub fn release(&mut self, owner: &Owner) -> FilesResult<Option<Reservation>> {
+        let held = self.reservation(owner)?;
+        self.files.remove(&owner_name(&owner.key()))?;
+        for addr in held.iter().flat_map(|held| &held.addresses) {
+            self.files.write(&index_name(*addr), &format!("freed {}", self.now_ms))?;
+        }
+        Ok(held)
+    }
+
+    /// Everyone who holds something, with what they hold.
+    pub fn owners(&self) -> FilesResult<Vec<(Owner, Reservation)>> {
+        let mut owners = Vec::new();
+        for key in self.files.list("owners")? {
+            if let (Some(owner), Some(held)) = (Owner::from_key(&key), self.reservation_of(&key)?) {
+                owners.push((owner, held));
+            }
+        }
+        owners.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(owners)
+    }
+
+    /// Frees what everyone holds for whom `keep` says no, and returns who that was.
+    pub fn release_unless(&mut self, mut keep: impl FnMut(&Owner) -> bool) -> FilesResult<Vec<Owner>> {
+        let mut released = Vec::new();
+        for (owner, _) in self.owners()? {
+            if !keep(&owner) {
+                self.release(&owner)?;
+                released.push(owner);
+            }
+        }
+        Ok(released)
+    }
+
+    /// Fails if a pool has nothing left to give.
+    pub fn check_capacity(&self, pools: &[Vec<Range>]) -> FilesResult<()> {
+        for pool in pools {
+            self.choose_from(pool, &[])?;
+        }
+        Ok(())
+    }
+
+    fn choose_from(&self, pool: &[Range], wanted: &[IpAddr]) -> FilesResult<IpAddr> {
+        for addr in wanted.iter().filter(|addr| pool.iter().any(|range| range.contains(**addr))) {
+            if self.state(*addr)? == AddressState::Held {
+                return Err(self.exhausted(&[Range::new((*addr).into())])?);
+            }
+            return Ok(*addr);
+        }
+        let last = self.files.read(&last_name(pool))?.and_then(|text| text.trim().parse().ok());
+        match choose(pool, last, |addr| self.state(addr))? {
+            Some(addr) => Ok(addr),
+            None => Err(self.exhausted(pool)?),
+        }
+    }
+
+    fn exhausted(&self, pool: &[Range]) -> FilesResult<IpamError> {
+        let held = |held: &Reservation| held.addresses.iter().any(|addr| pool.iter().any(|range| range.contains(*addr)));
+        let holders = self.owners()?.into_iter().filter(|(_, reservation)| held(reservation));
+        Ok(IpamError::Exhausted {
+            ranges: pool.iter().map(Range::subnet).collect(),
+            size: pool.iter().fold(0, |sum: u128, range| sum.saturating_add(range.size())),
+            holders: holders.map(|(owner, _)| owner).collect(),
+        })
+    }
+
+    fn state(&self, addr: IpAddr) -> FilesResult<AddressState> {
+        let Some(entry) = self.files.read(&index_name(addr))? else { return Ok(AddressState::Free) };
+        if let Some(key) = entry.strip_prefix("held ") {
+            let held = self.reservation_of(key)?.is_some_and(|held| held.addresses.contains(&addr));
+            // An entry without its reservation is what a crash left.
+            return Ok(if held { AddressState::Held } else { AddressState::Free });
+        }
+        let freed = entry.strip_prefix("freed ").and_then(|text| text.parse::<u64>().ok());
+        Ok(freed.map_or(AddressState::Free, |freed| AddressState::Resting { rested_ms: self.now_ms.saturating_sub(freed) }))
+    }
+
+    fn reservation_of(&self, key: &str) -> FilesResult<Option<Reservation>> {
+        // The name came out of an index entry that may be torn: it must not lead elsewhere.
+        if key.is_empty() || key.contains('/') {
+            return Ok(None);
+        }
+        let text = self.files.read(&owner_name(key))?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    #[cfg(test)]
+    pub(super) fn files_for_test(&mut self, name: &str, content: &str) {
+        drop(self.files.write(name, content));
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_files(self) -> F {
+        self.files
+    }
+}
+
+fn fits(held: &Reservation, pools: &[Vec<Range>], wanted: &[IpAddr]) -> bool {
+    let within = |(addr, pool): (&IpAddr, &Vec<Range>)| pool.iter().any(|range| range.contains(*addr));
+    held.addresses.len() == pools.len()
+        && held.addresses.iter().zip(pools).all(within)
+        && wanted.iter().all(|addr| held.addresses.contains(addr))
+}
+
+fn owner_name(key: &str) -> String {
+    format!("owners/{key}")
+}
+
+fn index_name(addr: IpAddr) -> String {
+    format!("addresses/{addr}")
+}
+
+fn last_name(pool: &[Range]) -> String {
+    let subnet = pool.first().map(|range| range.subnet().to_string()).unwrap_or_default();
+    format!("last-{}", subnet.replace('/', "_"))
+}
+
+fn boot_id() -> FilesResult<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(path);
+    text.map_err(|source| IpamError::Io { action: "read", path: path.to_owned(), source })
+        .map(|text| text.trim().to_owned())
+}
+
+fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
