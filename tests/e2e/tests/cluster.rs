@@ -1,0 +1,124 @@
+//! `up`, `check`, `status`, `down`: the way a new user goes, and what is left afterwards.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use seaway_e2e::{Cluster, require_root, run, seaway};
+
+/// Everything on the machine that a cluster could leave behind.
+fn traces() -> BTreeSet<String> {
+    let mut traces = BTreeSet::new();
+    let mut commands = vec![
+        vec!["ip", "netns", "list"],
+        vec!["ip", "-o", "link", "show"],
+        vec!["ip", "-4", "route", "show", "table", "all"],
+        vec!["ip", "-6", "route", "show", "table", "all"],
+        vec!["ip", "rule"],
+        vec!["nft", "list", "ruleset"],
+        vec!["find", "/sys/fs/bpf", "-mindepth", "1"],
+        vec!["find", "/run/netns", "-mindepth", "1"],
+        vec!["pgrep", "-af", "e2e-cluster"],
+    ];
+    let cgroups = if Path::new("/sys/fs/cgroup/unified").exists() { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" };
+    commands.push(vec!["find", cgroups, "-type", "d", "-path", "*seaway*"]);
+    for command in commands {
+        let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        traces.extend(text.lines().map(|line| format!("{}: {line}", command.join(" "))));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // A mount's number may change; its place may not appear.
+    traces.extend(mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| format!("mount: {point}")));
+    traces
+}
+
+#[test]
+fn up_check_down_leaves_nothing() {
+    require_root();
+    // bpffs stays mounted once it is; that is the system's, not the cluster's.
+    drop(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).output());
+    let before = traces();
+    let cluster = Cluster::up("e2e-cluster", &[]);
+    assert!(cluster.up.stderr.contains("is up in"), "up prints how long it took: {}", cluster.up.stderr);
+    assert!(cluster.up.stdout.contains("KUBECONFIG="), "up says what to do next: {}", cluster.up.stdout);
+
+    let rows = cluster.seaway(&["check", "--json"]).ok();
+    let rows: Vec<serde_json::Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(rows.len() > 50, "only {} rows", rows.len());
+    for row in &rows {
+        assert_eq!(row["ok"], true, "{row}");
+        assert!(row["name"].is_string() && row["detail"].is_string() && row["ms"].is_u64(), "{row}");
+    }
+
+    let status = cluster.seaway(&["status"]).ok();
+    assert!(status.contains("server") && status.contains("node3") && status.contains("MiB"), "{status}");
+    cluster.seaway(&["services"]).ok();
+    let page = run(Command::new("curl").args(["-sS", "--max-time", "5", &format!("http://{}/", cluster.publish)])).ok();
+    assert!(page.contains("frontend-"), "the demo answers with its pod's name: {page}");
+
+    let dir = cluster.dir();
+    cluster.seaway(&["down"]).ok();
+    assert!(!dir.exists(), "{} is still there", dir.display());
+    let left: Vec<_> = traces().difference(&before).cloned().collect();
+    assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
+    let again = cluster.seaway(&["down"]).ok();
+    assert!(again.contains("nothing to remove"), "{again}");
+}
+
+#[test]
+fn vxlan_carries_pods_as_routes_do() {
+    let cluster = Cluster::up("e2e-vxlan", &["--overlay", "vxlan", "--nodes", "2"]);
+    let rows = cluster.seaway(&["check", "--only", "across nodes"]).ok();
+    assert!(rows.contains("0 failed"), "{rows}");
+    let mut link = cluster.in_netns("node1", &["ip", "link", "show", "seaway-vxlan"]);
+    run(&mut link).ok();
+}
+
+#[test]
+fn what_cannot_work_is_said_in_one_line() {
+    require_root();
+    let cases: [(&[&str], &str); 6] = [
+        (&["up", "--no-such-flag"], "unexpected argument '--no-such-flag'"),
+        (&["up", "--pod-cidr", "10.96.0.0/12"], "overlaps --service-cidr"),
+        (&["up", "--pod-cidr", "10.0.0/8"], "invalid value '10.0.0/8'"),
+        (&["up", "--nodes", "0"], "--nodes 0 is out of range"),
+        (&["server", "--node-port-range", "9-1"], "FIRST-LAST"),
+        (&["status", "--name", "e2e-no-such-cluster"], "there is no cluster"),
+    ];
+    for (args, wanted) in cases {
+        let ran = seaway(args);
+        let code = ran.code;
+        let said = ran.fails_with(wanted);
+        assert!(!said.contains("panicked"), "{said}");
+        assert!(code == Some(2) || args[0] == "status", "wrong usage has exit code 2, not {code:?}: {said}");
+    }
+}
+
+#[test]
+fn without_privilege_up_says_so_and_makes_nothing() {
+    require_root();
+    let bin = seaway_e2e::seaway_bin();
+    let copy = std::env::temp_dir().join(format!("seaway-e2e-unprivileged-{}", std::process::id()));
+    std::fs::copy(bin, &copy).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["up", "--name", "e2e-nobody"]);
+    let ran = run(&mut command);
+    std::fs::remove_file(&copy).unwrap();
+    ran.fails_with("run it as root");
+}
+
+#[test]
+fn a_full_disk_is_named_and_nothing_is_left() {
+    require_root();
+    let dir = std::env::temp_dir().join(format!("seaway-e2e-full-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&dir)).ok();
+    let state = dir.display().to_string();
+    let ran = seaway(&["up", "--detach", "--name", "e2e-full", "--state-dir", &state]);
+    run(Command::new("umount").arg(&dir)).ok();
+    std::fs::remove_dir(&dir).unwrap();
+    ran.fails_with("MiB are needed");
+}
