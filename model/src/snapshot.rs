@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
@@ -25,6 +26,10 @@ pub struct Snapshot {
     pub endpoints: OrdMap<ServiceKey, Arc<EndpointSet>>,
     /// Nodes by name.
     pub nodes: OrdMap<Arc<str>, Arc<Node>>,
+    /// When the oldest of the endpoint changes that this snapshot is the first to show came about
+    /// (`endpoints.kubernetes.io/last-change-trigger-time`), where it is known: the latency of programming is
+    /// measured from here.
+    pub triggered_at: Option<SystemTime>,
 }
 
 /// What differs between two snapshots.

@@ -1,12 +1,39 @@
 //! Kubernetes API to model: lists and watches Services, EndpointSlices and Nodes, and publishes each state as one
 //! immutable [`Snapshot`]. It is the only writer.
+//!
+//! Objects are converted the moment they arrive, so that nothing of them is kept that no data plane acts on
+//! (managedFields, annotations, pod templates). Events that arrive together are published together; a single one is
+//! published at once.
 
+pub mod convert;
+mod intake;
+mod metrics;
+pub mod store;
+
+use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::stream::{self, BoxStream, StreamExt};
+use futures::FutureExt;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::runtime::utils::Backoff;
+use kube::runtime::{WatchStreamExt, watcher};
 use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use intake::{Incoming, Intake};
+pub use metrics::Metrics;
+use store::Store;
+
+/// Objects per page of a list.
+const PAGE_SIZE: u32 = 1000;
+/// How many events one snapshot takes at most, so that a long list of changes does not hold back the first.
+const COALESCE_MAX: usize = 10_000;
 
 /// Watches the cluster that `client` speaks to until `shutdown`. Never gives up: errors are logged and retried with
 /// back-off, and the last known state stays published meanwhile.
@@ -14,10 +41,86 @@ pub fn spawn(
     client: kube::Client,
     shutdown: CancellationToken,
 ) -> (watch::Receiver<Arc<Snapshot>>, JoinHandle<()>) {
-    let (_sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
+    spawn_with(client, Metrics::new(&prometheus::Registry::new()), shutdown)
+}
+
+/// As [`spawn`], counting into `metrics`.
+pub fn spawn_with(
+    client: kube::Client,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) -> (watch::Receiver<Arc<Snapshot>>, JoinHandle<()>) {
+    let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
     let task = tokio::spawn(async move {
-        let _ = client;
-        shutdown.cancelled().await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = publish(streams(&client), sender, metrics) => {}
+        }
     });
     (receiver, task)
+}
+
+/// Feeds the store and publishes what it makes of it, for ever.
+async fn publish(
+    mut incoming: BoxStream<'static, Incoming>,
+    sender: watch::Sender<Arc<Snapshot>>,
+    metrics: Metrics,
+) {
+    let mut intake = Intake::new(metrics.clone());
+    let mut store = Store::default();
+    while let Some(first) = incoming.next().await {
+        if let Some(event) = intake.convert(first) {
+            store.apply(event);
+        }
+        for _ in 1..COALESCE_MAX {
+            let Some(Some(item)) = incoming.next().now_or_never() else { break };
+            if let Some(event) = intake.convert(item) {
+                store.apply(event);
+            }
+        }
+        if let Some(snapshot) = store.publish() {
+            metrics.published(snapshot.version);
+            sender.send_replace(snapshot);
+        }
+    }
+}
+
+fn streams(client: &kube::Client) -> BoxStream<'static, Incoming> {
+    let services = watched::<Service>(client).map(Incoming::Service).boxed();
+    let slices = watched::<EndpointSlice>(client).map(Incoming::Slice).boxed();
+    let nodes = watched::<Node>(client).map(Incoming::Node).boxed();
+    stream::select_all([services, slices, nodes]).boxed()
+}
+
+fn watched<K>(client: &kube::Client) -> BoxStream<'static, watcher::Result<watcher::Event<K>>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let config = watcher::Config::default().page_size(PAGE_SIZE);
+    watcher(Api::<K>::all(client.clone()), config).backoff(Retry::default()).boxed()
+}
+
+/// Waits between attempts: short at first, since most interruptions are a server that restarts.
+#[derive(Debug, Default)]
+struct Retry {
+    attempts: u32,
+}
+
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = RETRY_MIN.saturating_mul(1 << self.attempts.min(10)).min(RETRY_MAX);
+        self.attempts += 1;
+        Some(wait)
+    }
+}
+
+impl Backoff for Retry {
+    fn reset(&mut self) {
+        self.attempts = 0;
+    }
 }

@@ -1,0 +1,133 @@
+//! API objects to model values: pure functions. An object that makes no sense is an [`InvalidObject`] that names
+//! the field and its value; it is left out and never keeps others from being served.
+
+mod endpoint_slice;
+mod node;
+mod service;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use thiserror::Error;
+
+pub use endpoint_slice::{ConvertedSlice, endpoint_slice};
+pub use node::node;
+pub use service::service;
+
+/// An object, or a part of it, that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{kind} {object}: {field} is {value:?}: {reason}")]
+pub struct InvalidObject {
+    /// Such as `Service`.
+    pub kind: &'static str,
+    /// `namespace/name`, or `name`.
+    pub object: String,
+    /// The path of the field.
+    pub field: String,
+    /// What stands there.
+    pub value: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Strings that many objects share (namespaces, nodes, zones, port names) exist once.
+#[derive(Debug, Default)]
+pub struct Names(HashSet<Arc<str>>);
+
+impl Names {
+    /// The one copy of `name`.
+    pub fn share(&mut self, name: &str) -> Arc<str> {
+        if let Some(held) = self.0.get(name) {
+            return Arc::clone(held);
+        }
+        let name: Arc<str> = name.into();
+        self.0.insert(Arc::clone(&name));
+        name
+    }
+
+    fn share_opt(&mut self, name: Option<&String>) -> Option<Arc<str>> {
+        name.filter(|name| !name.is_empty()).map(|name| self.share(name))
+    }
+
+    /// Forgets the names that nobody uses any more.
+    pub fn purge(&mut self) {
+        self.0.retain(|name| Arc::strong_count(name) > 1);
+    }
+}
+
+/// Who an error is about.
+struct Subject<'a> {
+    kind: &'static str,
+    meta: &'a ObjectMeta,
+}
+
+impl Subject<'_> {
+    fn invalid(&self, field: impl Into<String>, value: impl ToString, reason: impl ToString) -> InvalidObject {
+        InvalidObject {
+            kind: self.kind,
+            object: object_name(self.meta),
+            field: field.into(),
+            value: value.to_string(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// An address that packets can be sent to.
+    fn address(&self, field: impl Into<String>, text: &str) -> Result<IpAddr, InvalidObject> {
+        let addr = match text.parse::<IpAddr>() {
+            Ok(addr) => addr.to_canonical(),
+            Err(error) => return Err(self.invalid(field, text, error)),
+        };
+        let link_local = match addr {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if addr.is_unspecified() || addr.is_loopback() || addr.is_multicast() || link_local {
+            return Err(self.invalid(field, text, "not an address that a Service can use"));
+        }
+        Ok(addr)
+    }
+
+    fn port(&self, field: impl Into<String>, number: i32) -> Result<u16, InvalidObject> {
+        match u16::try_from(number) {
+            Ok(port) if port > 0 => Ok(port),
+            _ => Err(self.invalid(field, number, "want a port from 1 to 65535")),
+        }
+    }
+
+    fn name(&self) -> Result<&str, InvalidObject> {
+        match self.meta.name.as_deref() {
+            Some(name) if !name.is_empty() => Ok(name),
+            _ => Err(self.invalid("metadata.name", "", "must not be empty")),
+        }
+    }
+
+    fn namespace(&self) -> Result<&str, InvalidObject> {
+        match self.meta.namespace.as_deref() {
+            Some(namespace) if !namespace.is_empty() => Ok(namespace),
+            _ => Err(self.invalid("metadata.namespace", "", "must not be empty")),
+        }
+    }
+}
+
+/// `namespace/name`, or `name` where there is no namespace.
+pub(crate) fn object_name(meta: &ObjectMeta) -> String {
+    let name = meta.name.as_deref().unwrap_or("");
+    match meta.namespace.as_deref() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
+
+fn label<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a String> {
+    meta.labels.as_ref()?.get(name)
+}
+
+fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a String> {
+    meta.annotations.as_ref()?.get(name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! Node.
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as api;
+use seaway_model::{Node, NodeAddress, NodeAddressKind};
+
+use super::{InvalidObject, Names, Subject, annotation, label};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+const VTEP_ANNOTATION: &str = "seaway.dev/vtep-mac";
+
+/// Converts a Node.
+pub fn node(object: &api::Node, names: &mut Names) -> Result<Node, InvalidObject> {
+    let subject = Subject { kind: "Node", meta: &object.metadata };
+    let meta = &object.metadata;
+    let excluded = label(meta, EXCLUDE_LABEL).is_some() || meta.deletion_timestamp.is_some();
+    Ok(Node {
+        name: names.share(subject.name()?),
+        addresses: addresses(&subject, object)?,
+        pod_cidrs: pod_cidrs(&subject, object)?,
+        zone: names.share_opt(label(meta, ZONE_LABEL)),
+        ready: is_ready(object),
+        excluded_from_load_balancers: excluded,
+        vtep_mac: match annotation(meta, VTEP_ANNOTATION) {
+            None => None,
+            Some(text) => Some(mac(text).ok_or_else(|| {
+                let field = format!("metadata.annotations[{VTEP_ANNOTATION}]");
+                subject.invalid(field, text, "want six bytes as aa:bb:cc:dd:ee:ff")
+            })?),
+        },
+    })
+}
+
+fn addresses(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<NodeAddress>, InvalidObject> {
+    let all = object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    let mut found = Vec::new();
+    for (index, entry) in all.iter().enumerate() {
+        let kind = match entry.type_.as_str() {
+            "InternalIP" => NodeAddressKind::Internal,
+            "ExternalIP" => NodeAddressKind::External,
+            _ => continue, // Names.
+        };
+        let addr = subject.address(format!("status.addresses[{index}].address"), &entry.address)?;
+        found.push(NodeAddress { addr, kind });
+    }
+    Ok(found)
+}
+
+fn pod_cidrs(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<IpNet>, InvalidObject> {
+    let Some(spec) = object.spec.as_ref() else { return Ok(Vec::new()) };
+    let plural = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let all = if plural.is_empty() { spec.pod_cidr.as_slice() } else { plural };
+    all.iter()
+        .filter(|text| !text.is_empty())
+        .enumerate()
+        .map(|(index, text)| {
+            let field = format!("spec.podCIDRs[{index}]");
+            text.parse::<IpNet>().map(|cidr| cidr.trunc()).map_err(|error| subject.invalid(field, text, error))
+        })
+        .collect()
+}
+
+fn is_ready(object: &api::Node) -> bool {
+    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_deref());
+    conditions.unwrap_or_default().iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(bytes)
+}

@@ -1,0 +1,141 @@
+//! Watch streams to events: converts each object, and reports the ones that make no sense once per version.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use kube::runtime::watcher;
+
+use crate::convert::{self, InvalidObject, Names, object_name};
+use crate::metrics::Metrics;
+use crate::store::{Change, Event, ObjectKey};
+
+/// An item of one of the three streams.
+pub(crate) enum Incoming {
+    Service(watcher::Result<watcher::Event<Service>>),
+    Slice(watcher::Result<watcher::Event<EndpointSlice>>),
+    Node(watcher::Result<watcher::Event<Node>>),
+}
+
+/// Converts what comes in.
+pub(crate) struct Intake {
+    names: Names,
+    metrics: Metrics,
+    /// The version of each invalid object that was reported last.
+    reported: HashMap<(&'static str, String), String>,
+}
+
+impl Intake {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self { names: Names::default(), metrics, reported: HashMap::new() }
+    }
+
+    /// The event for `incoming`, if it means anything to the store.
+    pub(crate) fn convert(&mut self, incoming: Incoming) -> Option<Event> {
+        match incoming {
+            Incoming::Service(item) => {
+                let change = self.change("Service", item, |intake, object| {
+                    convert::service(object, &mut intake.names).map(Some)
+                })?;
+                Some(Event::Service(change))
+            }
+            Incoming::Slice(item) => {
+                let change = self.change("EndpointSlice", item, |intake, object| {
+                    let Some(converted) = convert::endpoint_slice(object, &mut intake.names)? else {
+                        return Ok(None);
+                    };
+                    if let Some(first) = converted.left_out.first() {
+                        intake.report("EndpointSlice", object, first);
+                    }
+                    Ok(Some((converted.slice, converted.triggered_at)))
+                })?;
+                Some(Event::Slice(change))
+            }
+            Incoming::Node(item) => {
+                let change = self
+                    .change("Node", item, |intake, object| convert::node(object, &mut intake.names).map(Some))?;
+                Some(Event::Node(change))
+            }
+        }
+    }
+
+    fn change<K: ResourceExt, T>(
+        &mut self,
+        kind: &'static str,
+        item: watcher::Result<watcher::Event<K>>,
+        convert: impl FnOnce(&mut Self, &K) -> Result<Option<T>, InvalidObject>,
+    ) -> Option<Change<T>> {
+        let event = match item {
+            Ok(event) => event,
+            Err(error) => {
+                self.metrics.error(kind);
+                tracing::warn!(kind, error = %chain(&error), "the watch failed and is tried again");
+                return None;
+            }
+        };
+        self.metrics.event(kind);
+        match event {
+            watcher::Event::Init => Some(Change::ListBegins),
+            watcher::Event::InitDone => {
+                self.names.purge();
+                Some(Change::ListEnds)
+            }
+            watcher::Event::InitApply(object) => {
+                self.converted(kind, &object, convert).map(Change::Listed)
+            }
+            watcher::Event::Apply(object) => match self.converted(kind, &object, convert) {
+                Some(converted) => Some(Change::Applied(converted)),
+                // It made sense before, perhaps: what it says now is that it should not be served.
+                None => Some(Change::Deleted(key(&object))),
+            },
+            watcher::Event::Delete(object) => {
+                self.reported.remove(&(kind, object_name(object.meta())));
+                Some(Change::Deleted(key(&object)))
+            }
+        }
+    }
+
+    fn converted<K: ResourceExt, T>(
+        &mut self,
+        kind: &'static str,
+        object: &K,
+        convert: impl FnOnce(&mut Self, &K) -> Result<Option<T>, InvalidObject>,
+    ) -> Option<T> {
+        match convert(self, object) {
+            Ok(converted) => converted,
+            Err(error) => {
+                self.report(kind, object, &error);
+                None
+            }
+        }
+    }
+
+    fn report<K: ResourceExt>(&mut self, kind: &'static str, object: &K, error: &InvalidObject) {
+        let version = object.resource_version().unwrap_or_default();
+        let reported = self.reported.insert((kind, object_name(object.meta())), version.clone());
+        if reported.as_deref() != Some(version.as_str()) {
+            self.metrics.invalid(kind);
+            tracing::warn!(%error, "left out");
+        }
+    }
+}
+
+fn key<K: ResourceExt>(object: &K) -> ObjectKey {
+    (Arc::from(object.namespace().unwrap_or_default()), Arc::from(object.name_any()))
+}
+
+/// An error with everything that caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
