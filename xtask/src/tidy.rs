@@ -26,8 +26,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("seaway-store", &[]),
     ("seaway-kinds", &[]),
     ("seaway-apiserver", &["seaway-store", "seaway-kinds"]),
-    ("seaway-scheduler", &[]),
-    ("seaway-controllers", &[]),
+    ("seaway-client", &[]),
+    ("seaway-scheduler", &["seaway-client"]),
+    ("seaway-controllers", &["seaway-client"]),
     (
         "seaway-node",
         &[
