@@ -88,7 +88,9 @@ pub fn upstreams_from(resolv_conf: &str) -> Vec<SocketAddr> {
             continue;
         }
         let server = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-        upstreams.extend(server.map(|server| SocketAddr::new(server, 53)).filter(|server| !upstreams.contains(server)));
+        upstreams.extend(
+            server.map(|server| SocketAddr::new(server, 53)).filter(|server| !upstreams.contains(server)),
+        );
     }
     upstreams
 }

@@ -1,7 +1,6 @@
 //! Cluster DNS: names of Services, endpoints and pods from the model, every other name from the node's own resolvers.
 //!
-//! [`zone`] decides (pure: snapshot and question in, answer out), [`server`] listens, [`forward`] asks upstreams and
-//! [`cache`] remembers what they said.
+//! [`zone`] decides (pure: snapshot and question in, answer out).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 mod config;
 mod error;
 mod metrics;
+pub mod zone;
 
 pub use config::{DnsConfig, PodRecords, upstreams_from};
 pub use error::DnsError;

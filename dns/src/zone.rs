@@ -1,0 +1,425 @@
+//! The cluster's zone: which records there are, after the Kubernetes DNS specification 1.1. Pure: the state of the cluster
+//! and a question in, an answer out.
+//!
+//! A [`Zone`] is an index over a [`Snapshot`]. [`Zone::update`] brings it to a newer snapshot at the cost of what has
+//! changed; a clone shares its structure, so that readers keep the zone they have while the next one is made. Looking a
+//! name up takes as many map look-ups as the name has levels, whether it exists or not.
+
+mod arpa;
+mod lookup;
+mod service;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::SOA;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use imbl::HashMap;
+use ipnet::IpNet;
+use seaway_model::{ServiceKey, Snapshot};
+
+use crate::{DnsConfig, DnsError, PodRecords};
+use lookup::Node;
+use service::ServiceRecords;
+
+/// CNAMEs that are followed within the zone before a chain is taken for a loop.
+const CHAIN_MAX: usize = 8;
+/// SOA timers, as CoreDNS has them.
+const SOA_REFRESH_S: i32 = 7200;
+const SOA_RETRY_S: i32 = 1800;
+const SOA_EXPIRE_S: i32 = 86_400;
+/// The time to live of what never changes.
+const FIXED_TTL_S: u32 = 28_800;
+/// The version of the specification that the zone follows.
+const SCHEMA_VERSION: &str = "1.1.0";
+
+/// What is to be known about a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The name, in the case in which it was asked.
+    pub name: Name,
+    /// The record type.
+    pub kind: RecordType,
+}
+
+/// An answer of the zone, section by section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The response code.
+    pub code: ResponseCode,
+    /// The answer section.
+    pub answers: Vec<Record>,
+    /// The authority section: the SOA where there is nothing to answer.
+    pub authorities: Vec<Record>,
+    /// The additional section: addresses of the names in the answers.
+    pub additionals: Vec<Record>,
+}
+
+impl Answer {
+    fn new(code: ResponseCode) -> Self {
+        Self { code, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new() }
+    }
+}
+
+/// What the zone has to say to a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The zone answers with authority, be it that there is no such name.
+    Authoritative(Answer),
+    /// An alias leads out of the zone: the CNAMEs so far, and the name to ask upstream.
+    Elsewhere {
+        /// CNAME records from the name asked to `next`.
+        aliases: Vec<Record>,
+        /// The name that the last of them points to.
+        next: Name,
+    },
+    /// The name is not the zone's affair.
+    NotOurs,
+}
+
+/// An address's owner, for reverse look-ups.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Owner {
+    service: ServiceKey,
+    /// The name below the Service, for endpoints of a headless one.
+    label: Option<Arc<str>>,
+}
+
+/// The zone as of one snapshot.
+#[derive(Debug, Clone)]
+pub struct Zone {
+    settings: Arc<Settings>,
+    snapshot: Arc<Snapshot>,
+    namespaces: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceRecords>>>,
+    owners: HashMap<IpAddr, Arc<[Owner]>>,
+    /// Ranges whose reverse names are ours to deny.
+    ranges: Arc<[IpNet]>,
+    soa: Record,
+}
+
+/// What does not change while the server runs.
+#[derive(Debug)]
+struct Settings {
+    origin: Name,
+    name_server: Name,
+    mailbox: Name,
+    service: ServiceKey,
+    ttl_s: u32,
+    pod_records: PodRecords,
+    reverse: Vec<IpNet>,
+}
+
+impl Zone {
+    /// An empty zone before the first snapshot: everything in it is SERVFAIL.
+    ///
+    /// # Errors
+    /// When the configured zone is no domain name.
+    pub fn new(config: &DnsConfig) -> Result<Self, DnsError> {
+        let wrong = |why: String| DnsError::Domain { domain: config.zone.clone(), why };
+        let mut origin = Name::from_ascii(config.zone.trim_matches('.')).map_err(|e| wrong(e.to_string()))?;
+        if origin.num_labels() == 0 {
+            return Err(wrong("is empty".to_owned()));
+        }
+        origin.set_fqdn(true);
+        let origin = origin.to_lowercase();
+        let below = |labels: &[&str]| below(&origin, labels).ok_or_else(|| wrong("is too long".to_owned()));
+        let settings = Settings {
+            name_server: below(&["ns", "dns"])?,
+            mailbox: below(&["hostmaster"])?,
+            service: ServiceKey::new(&config.service.0, &config.service.1),
+            ttl_s: config.ttl_s,
+            pod_records: config.pod_records,
+            reverse: config.reverse.clone(),
+            origin: origin.clone(),
+        };
+        let soa = soa(&settings, origin, 0);
+        Ok(Self {
+            ranges: settings.reverse.clone().into(),
+            settings: Arc::new(settings),
+            snapshot: Arc::default(),
+            namespaces: HashMap::new(),
+            owners: HashMap::new(),
+            soa,
+        })
+    }
+
+    /// Brings the zone to `snapshot`.
+    pub fn update(&mut self, snapshot: &Arc<Snapshot>) {
+        let changes = snapshot.changes_since(&self.snapshot);
+        for key in &changes.services {
+            self.remove(key);
+            if let Some(service) = snapshot.services.get(key) {
+                let endpoints = snapshot.endpoints.get(key).cloned().unwrap_or_default();
+                self.insert(ServiceRecords::new(service, endpoints));
+            }
+        }
+        if !changes.nodes.is_empty() {
+            let pods = snapshot.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
+            self.ranges = pods.chain(self.settings.reverse.iter().copied()).collect();
+        }
+        self.soa = soa(&self.settings, self.settings.origin.clone(), snapshot.version);
+        self.snapshot = Arc::clone(snapshot);
+    }
+
+    /// Whether the first list of everything has arrived: before it the zone knows nothing and says so.
+    pub fn synced(&self) -> bool {
+        self.snapshot.synced
+    }
+
+    /// The zone's name.
+    pub fn origin(&self) -> &Name {
+        &self.settings.origin
+    }
+
+    /// The addresses of the Service by which pods reach the server.
+    pub fn service_addresses(&self) -> &[IpAddr] {
+        let key = &self.settings.service;
+        self.find(&key.namespace, &key.name).map_or(&[], |records| records.cluster_ips())
+    }
+
+    /// Answers a question of class IN.
+    pub fn answer(&self, question: &Question) -> Reply {
+        if let Some(labels) = lookup::relative(&self.settings.origin, &question.name) {
+            if !self.synced() {
+                return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
+            }
+            return self.in_zone(question, self.node(&labels));
+        }
+        match arpa::parse(&question.name) {
+            Some(range) => self.reverse(question, range),
+            None => Reply::NotOurs,
+        }
+    }
+
+    fn find(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceRecords>> {
+        self.namespaces.get(namespace)?.get(name)
+    }
+
+    fn insert(&mut self, records: ServiceRecords) {
+        for (addr, label) in records.reverse() {
+            let owner = Owner { service: records.key.clone(), label };
+            let mut owners: Vec<Owner> =
+                self.owners.get(&addr).map(|owners| owners.to_vec()).unwrap_or_default();
+            owners.push(owner);
+            owners.sort();
+            owners.dedup();
+            self.owners.insert(addr, owners.into());
+        }
+        let ServiceKey { namespace, name } = records.key.clone();
+        self.namespaces.entry(namespace).or_default().insert(name, Arc::new(records));
+    }
+
+    fn remove(&mut self, key: &ServiceKey) {
+        let Some(services) = self.namespaces.get_mut(&key.namespace) else { return };
+        let Some(records) = services.remove(&key.name) else { return };
+        if services.is_empty() {
+            self.namespaces.remove(&key.namespace);
+        }
+        for (addr, _) in records.reverse() {
+            let Some(owners) = self.owners.get(&addr) else { continue };
+            let left: Vec<Owner> = owners.iter().filter(|owner| owner.service != *key).cloned().collect();
+            if left.is_empty() {
+                self.owners.remove(&addr);
+            } else {
+                self.owners.insert(addr, left.into());
+            }
+        }
+    }
+
+    /// Answers for a node of the zone's tree, following aliases as long as they stay in the zone.
+    fn in_zone(&self, question: &Question, node: Node<'_>) -> Reply {
+        let mut aliases = Vec::new();
+        let mut name = question.name.clone();
+        let mut node = node;
+        while let Node::Service(records) = node
+            && let Some(target) = records.external()
+        {
+            if aliases.len() == CHAIN_MAX {
+                return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
+            }
+            aliases.push(self.record(&name, RData::CNAME(hickory_proto::rr::rdata::CNAME(target.clone()))));
+            if matches!(question.kind, RecordType::CNAME | RecordType::ANY) {
+                return Reply::Authoritative(Answer {
+                    answers: aliases,
+                    ..Answer::new(ResponseCode::NoError)
+                });
+            }
+            name = target.clone();
+            match lookup::relative(&self.settings.origin, &name) {
+                Some(labels) => node = self.node(&labels),
+                None => return Reply::Elsewhere { aliases, next: name },
+            }
+        }
+        let mut answer = self.records(&name, question.kind, &node);
+        if answer.answers.is_empty() {
+            answer.authorities.push(self.soa.clone());
+        }
+        answer.answers.splice(0..0, aliases);
+        Reply::Authoritative(answer)
+    }
+
+    /// The records of `kind` at a node that is no alias; `owner` is its name.
+    fn records(&self, owner: &Name, kind: RecordType, node: &Node<'_>) -> Answer {
+        let mut answer = Answer::new(ResponseCode::NoError);
+        let answers = &mut answer.answers;
+        match (node, kind) {
+            (Node::Missing, _) => answer.code = ResponseCode::NXDomain,
+            (Node::Empty, _) => {}
+            // RFC 8482: whoever asks for everything gets something.
+            (_, RecordType::ANY) => answers.push(self.record(owner, minimal_any())),
+            (Node::Apex, RecordType::SOA) => answers.push(self.soa.clone()),
+            (Node::Apex, RecordType::NS) => {
+                let name_server = self.settings.name_server.clone();
+                answers.push(self.record(owner, RData::NS(hickory_proto::rr::rdata::NS(name_server))));
+                answer.additionals = self.glue(RecordType::ANY);
+            }
+            (Node::NameServer, RecordType::A | RecordType::AAAA) => {
+                *answers = self.glue(kind);
+                answers.iter_mut().for_each(|record| record.name.clone_from(owner));
+            }
+            (Node::Version, RecordType::TXT) => {
+                let text = hickory_proto::rr::rdata::TXT::new(vec![SCHEMA_VERSION.to_owned()]);
+                answers.push(Record::from_rdata(owner.clone(), FIXED_TTL_S, RData::TXT(text)));
+            }
+            (Node::Service(records), RecordType::A | RecordType::AAAA) => {
+                self.push_addresses(answers, owner, kind, records.addresses());
+            }
+            (Node::Service(records), RecordType::SRV) => self.push_srv(&mut answer, owner, records, None),
+            (Node::Port(records, port), RecordType::SRV) => {
+                self.push_srv(&mut answer, owner, records, Some(port));
+            }
+            (Node::Endpoint(addrs), RecordType::A | RecordType::AAAA) => {
+                self.push_addresses(answers, owner, kind, addrs.iter().copied());
+            }
+            (Node::Pod(addr), RecordType::A | RecordType::AAAA) => {
+                self.push_addresses(answers, owner, kind, [*addr]);
+            }
+            _ => {}
+        }
+        answer
+    }
+
+    /// SRV records of a Service, of one port or of all, and the addresses of their targets.
+    fn push_srv(
+        &self,
+        answer: &mut Answer,
+        owner: &Name,
+        records: &ServiceRecords,
+        port: Option<&lookup::Port<'_>>,
+    ) {
+        let weight = u16::try_from(100 / records.address_count().max(1)).unwrap_or(1).max(1);
+        for target in records.targets(port) {
+            let Some(name) = self.name_of(&records.key, target.label.as_deref()) else { continue };
+            let srv = hickory_proto::rr::rdata::SRV::new(0, weight, target.port, name.clone());
+            let record = self.record(owner, RData::SRV(srv));
+            if !answer.answers.contains(&record) {
+                answer.answers.push(record);
+            }
+            for addr in target.addrs {
+                let glue = self.record(&name, address(addr));
+                if !answer.additionals.contains(&glue) {
+                    answer.additionals.push(glue);
+                }
+            }
+        }
+    }
+
+    fn push_addresses(
+        &self,
+        answers: &mut Vec<Record>,
+        owner: &Name,
+        kind: RecordType,
+        addrs: impl IntoIterator<Item = IpAddr>,
+    ) {
+        let wanted = addrs.into_iter().filter(|addr| addr.is_ipv4() == (kind == RecordType::A));
+        answers.extend(wanted.map(|addr| self.record(owner, address(addr))));
+    }
+
+    fn glue(&self, kind: RecordType) -> Vec<Record> {
+        let name_server = &self.settings.name_server;
+        let wanted = |addr: &&IpAddr| match kind {
+            RecordType::A => addr.is_ipv4(),
+            RecordType::AAAA => addr.is_ipv6(),
+            _ => true,
+        };
+        self.service_addresses()
+            .iter()
+            .filter(wanted)
+            .map(|&a| self.record(name_server, address(a)))
+            .collect()
+    }
+
+    fn reverse(&self, question: &Question, range: IpNet) -> Reply {
+        if !self.synced() {
+            return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
+        }
+        let whole = range.prefix_len() == range.max_prefix_len();
+        let owners = self.owners.get(&range.addr()).filter(|_| whole);
+        let ours = self.ranges.iter().find(|ours| ours.contains(&range));
+        let mut answer = Answer::new(ResponseCode::NoError);
+        match (owners, ours) {
+            (Some(owners), _) if matches!(question.kind, RecordType::PTR | RecordType::ANY) => {
+                let names =
+                    owners.iter().filter_map(|owner| self.name_of(&owner.service, owner.label.as_deref()));
+                let pointer = |name| RData::PTR(hickory_proto::rr::rdata::PTR(name));
+                answer.answers = names.map(|name| self.record(&question.name, pointer(name))).collect();
+                return Reply::Authoritative(answer);
+            }
+            (Some(_), _) => {}
+            (None, Some(_)) if whole => answer.code = ResponseCode::NXDomain,
+            (None, Some(_)) => {}
+            (None, None) => return Reply::NotOurs,
+        }
+        let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| question.name.clone());
+        answer.authorities.push(soa(&self.settings, apex, self.snapshot.version));
+        Reply::Authoritative(answer)
+    }
+
+    fn name_of(&self, service: &ServiceKey, label: Option<&str>) -> Option<Name> {
+        let (name, namespace) = (&*service.name, &*service.namespace);
+        match label {
+            Some(label) => below(&self.settings.origin, &[label, name, namespace, "svc"]),
+            None => below(&self.settings.origin, &[name, namespace, "svc"]),
+        }
+    }
+
+    fn record(&self, owner: &Name, data: RData) -> Record {
+        Record::from_rdata(owner.clone(), self.settings.ttl_s, data)
+    }
+}
+
+fn soa(settings: &Settings, owner: Name, version: u64) -> Record {
+    #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap around")]
+    let serial = version as u32;
+    let data = SOA::new(
+        settings.name_server.clone(),
+        settings.mailbox.clone(),
+        serial,
+        SOA_REFRESH_S,
+        SOA_RETRY_S,
+        SOA_EXPIRE_S,
+        settings.ttl_s,
+    );
+    Record::from_rdata(owner, settings.ttl_s, RData::SOA(data))
+}
+
+fn minimal_any() -> RData {
+    RData::HINFO(hickory_proto::rr::rdata::HINFO::new("RFC8482".to_owned(), String::new()))
+}
+
+fn address(addr: IpAddr) -> RData {
+    match addr {
+        IpAddr::V4(addr) => RData::A(addr.into()),
+        IpAddr::V6(addr) => RData::AAAA(addr.into()),
+    }
+}
+
+/// The name made of `labels` and `origin`; `None` where it would be too long or a label is none.
+fn below(origin: &Name, labels: &[&str]) -> Option<Name> {
+    let mut name = Name::new();
+    for label in labels {
+        name = name.append_label(label.as_bytes()).ok()?;
+    }
+    name.append_domain(origin).ok()
+}

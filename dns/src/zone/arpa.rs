@@ -1,0 +1,118 @@
+//! Reverse names: from `4.3.2.1.in-addr.arpa` to addresses and back.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::rr::Name;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+const OCTET_BITS: u8 = 8;
+const NIBBLE_BITS: u8 = 4;
+
+/// The range that a name below `in-addr.arpa` or `ip6.arpa` stands for: one address, or a prefix where it is shorter.
+/// `None` for every other name, also for malformed ones and for the two apexes themselves.
+pub(super) fn parse(name: &Name) -> Option<IpNet> {
+    let mut labels = name.iter().rev();
+    if !labels.next()?.eq_ignore_ascii_case(b"arpa") {
+        return None;
+    }
+    let family = labels.next()?;
+    let count = u8::try_from(labels.len()).ok().filter(|&count| count > 0)?;
+    if family.eq_ignore_ascii_case(b"in-addr") && count <= 4 {
+        let mut octets = [0; 4];
+        for (octet, label) in octets.iter_mut().zip(labels) {
+            *octet = decimal(label)?;
+        }
+        Some(Ipv4Net::new(octets.into(), count * OCTET_BITS).ok()?.into())
+    } else if family.eq_ignore_ascii_case(b"ip6") && count <= 32 {
+        let mut value: u128 = 0;
+        for (at, label) in (1_u32..).zip(labels) {
+            value |= u128::from(nibble(label)?) << (128 - at * u32::from(NIBBLE_BITS));
+        }
+        Some(Ipv6Net::new(value.into(), count * NIBBLE_BITS).ok()?.into())
+    } else {
+        None
+    }
+}
+
+/// The reverse zone that holds `range`: its prefix, cut to whole labels.
+pub(super) fn apex(range: IpNet) -> Option<Name> {
+    let name = match range.network() {
+        IpAddr::V4(addr) => v4(addr, range.prefix_len() / OCTET_BITS),
+        IpAddr::V6(addr) => v6(addr, range.prefix_len() / NIBBLE_BITS),
+    };
+    Name::from_ascii(name).ok()
+}
+
+fn v4(addr: Ipv4Addr, labels: u8) -> String {
+    let octets = addr.octets();
+    let labels = octets.iter().take(labels.into()).rev().map(|octet| format!("{octet}."));
+    labels.collect::<String>() + "in-addr.arpa."
+}
+
+fn v6(addr: Ipv6Addr, labels: u8) -> String {
+    let nibbles = addr.octets().into_iter().flat_map(|octet| [octet >> NIBBLE_BITS, octet & 0xf]);
+    let mut nibbles: Vec<String> = nibbles.take(labels.into()).map(|nibble| format!("{nibble:x}.")).collect();
+    nibbles.reverse();
+    nibbles.concat() + "ip6.arpa."
+}
+
+/// A decimal octet without leading zeros.
+fn decimal(label: &[u8]) -> Option<u8> {
+    if label.len() > 1 && label.starts_with(b"0") || !label.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    str::from_utf8(label).ok()?.parse().ok()
+}
+
+fn nibble(label: &[u8]) -> Option<u8> {
+    let [digit] = label else { return None };
+    char::from(*digit).to_digit(16)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    #[test]
+    fn ranges_and_what_is_none() {
+        let range = |text| parse(&name(text)).map(|range| range.to_string());
+        assert_eq!(range("4.3.2.1.in-addr.arpa."), Some("1.2.3.4/32".to_owned()));
+        assert_eq!(range("2.1.IN-ADDR.Arpa."), Some("1.2.0.0/16".to_owned()));
+        assert_eq!(range("0.d.F.ip6.arpa."), Some("fd00::/12".to_owned()));
+        for other in [
+            "in-addr.arpa.",
+            "ip6.arpa.",
+            "arpa.",
+            ".",
+            "256.3.2.1.in-addr.arpa.",
+            "01.3.2.1.in-addr.arpa.",
+            "5.4.3.2.1.in-addr.arpa.",
+            "00.d.f.ip6.arpa.",
+            "g.d.f.ip6.arpa.",
+            "1.in-addr.arpa.example.",
+        ] {
+            assert_eq!(parse(&name(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn apexes_are_cut_to_whole_labels() {
+        let apex = |range: &str| apex(range.parse().unwrap()).unwrap().to_ascii();
+        assert_eq!(apex("10.96.0.0/16"), "96.10.in-addr.arpa.");
+        assert_eq!(apex("10.96.0.0/12"), "10.in-addr.arpa.");
+        assert_eq!(apex("fd00:10:96::/48"), "6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.");
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_comes_back(addr: IpAddr) {
+            let range = IpNet::from(addr);
+            prop_assert_eq!(parse(&apex(range).unwrap()), Some(range));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! From a name to its place in the zone's tree.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use hickory_proto::rr::Name;
+use seaway_model::Protocol;
+
+use super::service::{ServiceRecords, parse_dashed};
+use super::{PodRecords, Zone};
+
+/// The deepest names there are: `_port._protocol.service.namespace.svc`, of five levels. One more tells "too deep".
+const LEVELS_MAX: usize = 6;
+
+/// The labels of a name below the zone's origin, lower case, the highest one first.
+pub(super) struct Labels<'a> {
+    labels: [Cow<'a, str>; LEVELS_MAX],
+    count: usize,
+}
+
+impl Labels<'_> {
+    fn get(&self) -> [&str; LEVELS_MAX] {
+        std::array::from_fn(|at| &*self.labels[at])
+    }
+}
+
+/// A named port, as a question spells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Port<'a> {
+    pub(super) name: Cow<'a, str>,
+    pub(super) protocol: Protocol,
+}
+
+/// A place in the zone's tree.
+pub(super) enum Node<'a> {
+    /// No such name.
+    Missing,
+    /// The name exists because something below it does.
+    Empty,
+    /// The zone itself.
+    Apex,
+    /// `dns-version`.
+    Version,
+    /// `ns.dns`.
+    NameServer,
+    /// A Service that has something to tell.
+    Service(&'a ServiceRecords),
+    /// A named port of a Service.
+    Port(&'a ServiceRecords, Port<'a>),
+    /// An endpoint's name below its Service, and its addresses.
+    Endpoint(Vec<IpAddr>),
+    /// A pod by its address.
+    Pod(IpAddr),
+}
+
+/// The labels of `name` below `origin`; `None` where it is not in there. Labels that no name of the zone can have come out
+/// as an impossible one.
+pub(super) fn relative<'a>(origin: &Name, name: &'a Name) -> Option<Labels<'a>> {
+    // Not `num_labels`, which leaves out a leading `*`.
+    let depth = name.iter().len().checked_sub(origin.iter().len())?;
+    let (mut tail, origin) = (name.iter().rev(), origin.iter().rev());
+    for label in origin {
+        if !tail.next()?.eq_ignore_ascii_case(label) {
+            return None;
+        }
+    }
+    let mut labels: [Cow<'a, str>; LEVELS_MAX] = Default::default();
+    let count = depth.min(LEVELS_MAX);
+    for (place, label) in labels.iter_mut().zip(tail) {
+        *place = lower(label);
+    }
+    Some(Labels { labels, count })
+}
+
+fn lower(label: &[u8]) -> Cow<'_, str> {
+    match str::from_utf8(label) {
+        Ok(text) if text.bytes().any(|byte| byte.is_ascii_uppercase()) => text.to_ascii_lowercase().into(),
+        Ok(text) => text.into(),
+        // Two dots in a row are in no label of ours.
+        Err(_) => "..".into(),
+    }
+}
+
+impl Zone {
+    pub(super) fn node<'a>(&'a self, labels: &Labels<'_>) -> Node<'a> {
+        let [first, second, third, fourth, fifth, _] = labels.get();
+        match (labels.count, first) {
+            (0, _) => Node::Apex,
+            (1, "dns-version") => Node::Version,
+            (1, "svc" | "pod" | "dns") => Node::Empty,
+            (2, "dns") if second == "ns" => Node::NameServer,
+            (2, "svc") if self.namespaces.contains_key(second) => Node::Empty,
+            (2, "pod") if self.pods() || self.namespaces.contains_key(second) => Node::Empty,
+            (3, "pod") if self.pods() => parse_dashed(third).map_or(Node::Missing, Node::Pod),
+            (3..=5, "svc") => match self.find(second, third).filter(|records| records.exists()) {
+                None => Node::Missing,
+                Some(records) if labels.count == 3 => Node::Service(records),
+                Some(records) if records.external().is_some() => Node::Missing,
+                Some(records) if labels.count == 4 => below_service(records, fourth),
+                Some(records) => port_of(records, fourth, fifth),
+            },
+            _ => Node::Missing,
+        }
+    }
+
+    fn pods(&self) -> bool {
+        self.settings.pod_records == PodRecords::Insecure
+    }
+}
+
+/// `_protocol` or an endpoint's name.
+fn below_service<'a>(records: &'a ServiceRecords, label: &str) -> Node<'a> {
+    if let Some(protocol) = protocol(label) {
+        return if records.has_protocol(protocol) { Node::Empty } else { Node::Missing };
+    }
+    match records.endpoint(label) {
+        addrs if addrs.is_empty() => Node::Missing,
+        addrs => Node::Endpoint(addrs),
+    }
+}
+
+fn port_of<'a>(records: &'a ServiceRecords, protocol_label: &str, port_label: &str) -> Node<'a> {
+    let Some((protocol, name)) = protocol(protocol_label).zip(port_label.strip_prefix('_')) else {
+        return Node::Missing;
+    };
+    match records.port_name(name, protocol) {
+        Some(name) => Node::Port(records, Port { name: Cow::Borrowed(name), protocol }),
+        None => Node::Missing,
+    }
+}
+
+fn protocol(label: &str) -> Option<Protocol> {
+    match label {
+        "_tcp" => Some(Protocol::Tcp),
+        "_udp" => Some(Protocol::Udp),
+        "_sctp" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}

@@ -1,0 +1,232 @@
+//! What DNS tells about one Service.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hickory_proto::rr::Name;
+use seaway_model::{Endpoint, EndpointSet, Protocol, Service, ServiceKey, ServiceKind, ServicePort};
+
+use super::lookup::Port;
+
+/// A Service, prepared for questions. Endpoints are shared with the snapshot, not copied.
+#[derive(Debug)]
+pub(super) struct ServiceRecords {
+    pub(super) key: ServiceKey,
+    kind: Kind,
+    ports: Vec<ServicePort>,
+    endpoints: Arc<EndpointSet>,
+    publish_not_ready: bool,
+    /// Places in `endpoints` of those that have a host name, by that name.
+    hosts: HashMap<Arc<str>, Vec<usize>>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    ClusterIp(Vec<IpAddr>),
+    /// Whether there is an endpoint to name.
+    Headless {
+        usable: bool,
+    },
+    /// `None` where the name is none.
+    External(Option<Name>),
+}
+
+/// What an SRV record points to.
+pub(super) struct Target {
+    /// The name below the Service; `None` for the Service itself.
+    pub(super) label: Option<String>,
+    pub(super) port: u16,
+    pub(super) addrs: Vec<IpAddr>,
+}
+
+impl ServiceRecords {
+    pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>) -> Self {
+        let usable = |endpoint: &Endpoint| endpoint.ready || service.publish_not_ready;
+        let mut hosts: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
+        for (at, endpoint) in endpoints.endpoints.iter().enumerate() {
+            if let Some(hostname) = endpoint.hostname.as_ref().filter(|_| usable(endpoint)) {
+                hosts.entry(lower(hostname)).or_default().push(at);
+            }
+        }
+        let kind = match (&service.external_name, service.kind) {
+            (target, ServiceKind::ExternalName) => Kind::External(target.as_deref().and_then(absolute)),
+            _ if service.headless => Kind::Headless { usable: endpoints.endpoints.iter().any(usable) },
+            _ => Kind::ClusterIp(service.cluster_ips.clone()),
+        };
+        Self {
+            key: service.key.clone(),
+            kind,
+            ports: service.ports.clone(),
+            endpoints,
+            publish_not_ready: service.publish_not_ready,
+            hosts,
+        }
+    }
+
+    /// A headless Service without an endpoint to name does not exist, by the specification.
+    pub(super) fn exists(&self) -> bool {
+        !matches!(self.kind, Kind::Headless { usable: false })
+    }
+
+    /// Where an ExternalName Service leads.
+    pub(super) fn external(&self) -> Option<&Name> {
+        if let Kind::External(target) = &self.kind { target.as_ref() } else { None }
+    }
+
+    pub(super) fn cluster_ips(&self) -> &[IpAddr] {
+        if let Kind::ClusterIp(addrs) = &self.kind { addrs } else { &[] }
+    }
+
+    /// The addresses that the Service's own name stands for.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let headless = matches!(self.kind, Kind::Headless { .. });
+        let endpoints = self.usable().filter(move |_| headless).map(|endpoint| endpoint.addr);
+        self.cluster_ips().iter().copied().chain(without_repeats(endpoints))
+    }
+
+    pub(super) fn address_count(&self) -> usize {
+        self.addresses().count()
+    }
+
+    /// Addresses to find the Service by, with the name below it for endpoints of a headless one.
+    pub(super) fn reverse(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
+        match &self.kind {
+            Kind::ClusterIp(addrs) => addrs.iter().map(|&addr| (addr, None)).collect(),
+            Kind::Headless { .. } => self.usable().map(|e| (e.addr, Some(label(e).into()))).collect(),
+            Kind::External(_) => Vec::new(),
+        }
+    }
+
+    /// The addresses of the endpoints that `label` names: by host name, else by dashed address.
+    pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
+        if let Some(places) = self.hosts.get(label) {
+            let addrs = places.iter().filter_map(|&at| self.endpoints.endpoints.get(at)).map(|e| e.addr);
+            return without_repeats(addrs).collect();
+        }
+        let Some(addr) = parse_dashed(label) else { return Vec::new() };
+        // Endpoints are ordered by address.
+        let from = self.endpoints.endpoints.partition_point(|endpoint| endpoint.addr < addr);
+        let named = self.endpoints.endpoints[from..]
+            .iter()
+            .take_while(|endpoint| endpoint.addr == addr)
+            .any(|endpoint| self.is_usable(endpoint) && endpoint.hostname.is_none());
+        if named { vec![addr] } else { Vec::new() }
+    }
+
+    pub(super) fn has_protocol(&self, protocol: Protocol) -> bool {
+        self.ports.iter().any(|port| port.protocol == protocol && !port.name.is_empty())
+    }
+
+    /// The name of the port that `name` and `protocol` mean, if there is one.
+    pub(super) fn port_name(&self, name: &str, protocol: Protocol) -> Option<&str> {
+        let named = |port: &&ServicePort| {
+            port.protocol == protocol && !port.name.is_empty() && port.name.eq_ignore_ascii_case(name)
+        };
+        self.ports.iter().find(named).map(|port| &*port.name)
+    }
+
+    /// What SRV records of one port, or of all, point to.
+    pub(super) fn targets(&self, port: Option<&Port<'_>>) -> Vec<Target> {
+        let wanted = |name: &str, protocol: Protocol| {
+            port.is_none_or(|port| port.protocol == protocol && port.name == name)
+        };
+        if let Kind::ClusterIp(addrs) = &self.kind {
+            let ports = self.ports.iter().filter(|port| wanted(&port.name, port.protocol));
+            return ports.map(|p| Target { label: None, port: p.port, addrs: addrs.clone() }).collect();
+        }
+        // Endpoints that share a host name are one target with several addresses.
+        let mut targets: BTreeMap<(String, u16), Vec<IpAddr>> = BTreeMap::new();
+        for endpoint in self.usable() {
+            for port in endpoint.ports.iter().filter(|port| wanted(&port.name, port.protocol)) {
+                let addrs = targets.entry((label(endpoint), port.port)).or_default();
+                if !addrs.contains(&endpoint.addr) {
+                    addrs.push(endpoint.addr);
+                }
+            }
+        }
+        targets.into_iter().map(|((label, port), addrs)| Target { label: Some(label), port, addrs }).collect()
+    }
+
+    fn usable(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.endpoints.iter().filter(|endpoint| self.is_usable(endpoint))
+    }
+
+    fn is_usable(&self, endpoint: &Endpoint) -> bool {
+        endpoint.ready || self.publish_not_ready
+    }
+}
+
+/// The name of an endpoint below its Service.
+fn label(endpoint: &Endpoint) -> String {
+    endpoint.hostname.as_ref().map_or_else(|| dashed(endpoint.addr), |hostname| lower(hostname).to_string())
+}
+
+/// `10.0.0.1` as `10-0-0-1`, `fd00::1` as `fd00--1`, and `fd00::` as `fd00--0`, since a label must not end in a dash.
+pub(super) fn dashed(addr: IpAddr) -> String {
+    let text = addr.to_string().replace(['.', ':'], "-");
+    match (text.starts_with('-'), text.ends_with('-')) {
+        (false, false) => text,
+        (true, false) => format!("0{text}"),
+        (false, true) => format!("{text}0"),
+        (true, true) => format!("0{text}0"),
+    }
+}
+
+/// The address that a label spells with dashes.
+pub(super) fn parse_dashed(label: &str) -> Option<IpAddr> {
+    if label.contains(['.', ':']) {
+        return None;
+    }
+    if let Ok(addr) = label.replace('-', ".").parse::<std::net::Ipv4Addr>() {
+        return Some(addr.into());
+    }
+    label.replace('-', ":").parse::<std::net::Ipv6Addr>().ok().map(IpAddr::V6)
+}
+
+fn absolute(name: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(name).ok().filter(|name| name.num_labels() > 0)?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+fn lower(text: &Arc<str>) -> Arc<str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        text.to_ascii_lowercase().into()
+    } else {
+        Arc::clone(text)
+    }
+}
+
+/// Drops an address that equals the one before it.
+fn without_repeats(addrs: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = IpAddr> {
+    let mut last = None;
+    addrs.filter(move |addr| last.replace(*addr) != Some(*addr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn dashed_names_are_labels() {
+        let dashed = |addr: &str| dashed(addr.parse().unwrap());
+        assert_eq!(dashed("10.0.0.1"), "10-0-0-1");
+        assert_eq!(dashed("fd00::1"), "fd00--1");
+        assert_eq!(dashed("fd00::"), "fd00--0");
+        assert_eq!(dashed("::1"), "0--1");
+        assert_eq!(parse_dashed("10-0-0"), None);
+        assert_eq!(parse_dashed("web"), None);
+        assert_eq!(parse_dashed(""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn dashed_names_come_back(addr: IpAddr) {
+            // Mapped and compatible addresses print with dots, which no pod has.
+            prop_assume!(!addr.to_string().contains('.') || addr.is_ipv4());
+            prop_assert_eq!(parse_dashed(&dashed(addr)), Some(addr));
+        }
+    }
+}

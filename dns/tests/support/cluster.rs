@@ -1,0 +1,135 @@
+//! Clusters as text, one object per line, so that a table of questions can open with the cluster that is asked about:
+//!
+//! ```text
+//! service NAMESPACE/NAME cluster ADDRESS… [ports NAME/PROTOCOL/PORT…]
+//! service NAMESPACE/NAME headless [publish-not-ready] [ports …]
+//! service NAMESPACE/NAME external TARGET
+//! endpoint NAMESPACE/SERVICE ADDRESS [hostname=NAME] [unready] [ports …]
+//! node NAME CIDR…
+//! ```
+#![allow(clippy::unwrap_used, dead_code, reason = "support of tests; not every one uses all of it")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use seaway_model::{
+    Endpoint, EndpointPort, EndpointSet, EndpointSlice, Family, Node, Service, ServiceKey, ServiceKind,
+    ServicePort, Snapshot,
+};
+
+/// The snapshot that `text` describes; lines that are no object are passed over. Version 7, synced.
+pub fn snapshot(text: &str) -> Snapshot {
+    let mut snapshot = Snapshot { version: 7, synced: true, ..Snapshot::default() };
+    let mut slices: BTreeMap<ServiceKey, Vec<EndpointSlice>> = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("service") => {
+                let service = service(key(words.next().unwrap()), words);
+                snapshot.services.insert(service.key.clone(), Arc::new(service));
+            }
+            Some("endpoint") => {
+                let key = key(words.next().unwrap());
+                let endpoint = endpoint(words);
+                slices.entry(key.clone()).or_default().push(slice(key, endpoint));
+            }
+            Some("node") => {
+                let node = node(words.next().unwrap(), words);
+                snapshot.nodes.insert(node.name.clone(), Arc::new(node));
+            }
+            _ => {}
+        }
+    }
+    for (key, slices) in slices {
+        snapshot.endpoints.insert(key, Arc::new(EndpointSet::join(&slices)));
+    }
+    snapshot
+}
+
+fn key(text: &str) -> ServiceKey {
+    let (namespace, name) = text.split_once('/').unwrap();
+    ServiceKey::new(namespace, name)
+}
+
+fn service<'a>(key: ServiceKey, words: impl Iterator<Item = &'a str>) -> Service {
+    let mut service = Service::new(key);
+    let mut ports = false;
+    for word in words {
+        match word {
+            "cluster" => {}
+            "headless" => service.headless = true,
+            "external" => service.kind = ServiceKind::ExternalName,
+            "publish-not-ready" => service.publish_not_ready = true,
+            "ports" => ports = true,
+            port if ports => {
+                let EndpointPort { name, protocol, port } = endpoint_port(port);
+                service.ports.push(ServicePort { name, protocol, port, node_port: None, app_protocol: None });
+            }
+            target if service.kind == ServiceKind::ExternalName => {
+                service.external_name = Some(target.into())
+            }
+            addr => service.cluster_ips.push(addr.parse().unwrap()),
+        }
+    }
+    service
+}
+
+fn endpoint<'a>(mut words: impl Iterator<Item = &'a str>) -> Endpoint {
+    let addr: IpAddr = words.next().unwrap().parse().unwrap();
+    let mut endpoint = Endpoint {
+        addr,
+        hostname: None,
+        node: None,
+        zone: None,
+        pod: None,
+        ready: true,
+        serving: true,
+        terminating: false,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+        ports: Arc::new([]),
+    };
+    let mut ports = Vec::new();
+    for word in words {
+        match word.split_once('=') {
+            Some(("hostname", name)) => endpoint.hostname = Some(name.into()),
+            _ if word == "unready" => (endpoint.ready, endpoint.serving) = (false, false),
+            _ if word == "ports" => {}
+            _ => ports.push(endpoint_port(word)),
+        }
+    }
+    endpoint.ports = ports.into();
+    endpoint
+}
+
+fn endpoint_port(text: &str) -> EndpointPort {
+    let mut parts = text.split('/');
+    EndpointPort {
+        name: parts.next().unwrap().into(),
+        protocol: parts.next().unwrap().to_ascii_uppercase().parse().unwrap(),
+        port: parts.next().unwrap().parse().unwrap(),
+    }
+}
+
+fn slice(service: ServiceKey, endpoint: Endpoint) -> EndpointSlice {
+    EndpointSlice {
+        namespace: service.namespace.clone(),
+        name: endpoint.addr.to_string().into(),
+        service,
+        family: Family::of(endpoint.addr),
+        endpoints: vec![endpoint],
+    }
+}
+
+fn node<'a>(name: &str, cidrs: impl Iterator<Item = &'a str>) -> Node {
+    Node {
+        name: name.into(),
+        addresses: Vec::new(),
+        pod_cidrs: cidrs.map(|cidr| cidr.parse().unwrap()).collect(),
+        zone: None,
+        ready: true,
+        excluded_from_load_balancers: false,
+        vtep_mac: None,
+    }
+}

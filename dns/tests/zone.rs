@@ -1,0 +1,92 @@
+//! The zone's rules as text files (`tests/zone/*.txt`): a cluster, then questions with the whole answers. The files are
+//! compared as they are; `UPDATE_EXPECT=1 cargo test -p seaway-dns --test zone` writes what the zone says now, for review.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/cluster.rs"]
+mod cluster;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hickory_proto::rr::{Name, RData, Record};
+use seaway_dns::zone::{Question, Reply, Zone};
+use seaway_dns::{DnsConfig, PodRecords};
+
+#[test]
+fn rules() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/zone");
+    let mut files: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        expect_test::expect_file![&file].assert_eq(&answered(&text));
+    }
+}
+
+/// The file with every answer as the zone gives it now.
+fn answered(text: &str) -> String {
+    let zone = zone(text);
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if let Some(question) = line.strip_prefix("? ") {
+            lines.push(line.to_owned());
+            lines.extend(ask(&zone, question));
+        } else if !line.starts_with("  ") {
+            lines.push(line.to_owned());
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn zone(text: &str) -> Zone {
+    let option = |name: &str| text.lines().find_map(|line| line.strip_prefix("config ")?.strip_prefix(name));
+    let config = DnsConfig {
+        zone: option("zone ").unwrap_or("cluster.local").to_owned(),
+        pod_records: if option("pods insecure").is_some() {
+            PodRecords::Insecure
+        } else {
+            PodRecords::Disabled
+        },
+        reverse: option("reverse ")
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(|cidr| cidr.parse().unwrap())
+            .collect(),
+        ..DnsConfig::default()
+    };
+    let mut snapshot = cluster::snapshot(text);
+    snapshot.synced = option("unsynced").is_none();
+    let mut zone = Zone::new(&config).unwrap();
+    zone.update(&Arc::new(snapshot));
+    zone
+}
+
+fn ask(zone: &Zone, question: &str) -> Vec<String> {
+    let (name, kind) = question.split_once(' ').unwrap();
+    let question = Question { name: Name::from_ascii(name).unwrap(), kind: kind.trim().parse().unwrap() };
+    let answer = match zone.answer(&question) {
+        Reply::NotOurs => return vec!["  not ours".to_owned()],
+        Reply::Elsewhere { aliases, next } => {
+            return aliases.iter().map(|a| show("answer", a)).chain([format!("  then     {next}")]).collect();
+        }
+        Reply::Authoritative(answer) => answer,
+    };
+    let mut lines = vec![format!("  {:?}", answer.code)];
+    lines.extend(answer.answers.iter().map(|record| show("answer", record)));
+    lines.extend(answer.authorities.iter().map(|record| show("authority", record)));
+    lines.extend(answer.additionals.iter().map(|record| show("additional", record)));
+    lines
+}
+
+fn show(section: &str, record: &Record) -> String {
+    let data = match &record.data {
+        RData::TXT(text) => text.txt_data.iter().map(|part| String::from_utf8_lossy(part)).collect(),
+        RData::HINFO(info) => format!("{:?}", String::from_utf8_lossy(&info.cpu)),
+        other => other.to_string(),
+    };
+    let line =
+        format!("  {section:<10} {} {} {} {data}", record.name.to_ascii(), record.ttl, record.record_type());
+    line.trim_end().to_owned()
+}
