@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use crate::decode::{BINDING, BodyType, EVICTION, SCALE};
 use crate::kind::{Kind, Subresource};
-use crate::strategy::Strategy;
+use crate::strategy::{self, Strategy};
 use crate::table::TableSpec;
 
 /// What is special about one kind, in as few words as possible.
@@ -107,11 +107,18 @@ const NEW_EVENT_FIELDS: &[(&str, &str)] = &[
 ];
 
 const ENTRIES: &[Entry] = &[
-    Entry { kind: "ConfigMap", names: "configmaps configmap cm", ..PLAIN },
-    Entry { kind: "Endpoints", names: "endpoints endpoints ep", ..PLAIN },
-    Entry { kind: "Event", names: "events event ev", fields: EVENT_FIELDS, ..PLAIN },
+    Entry { kind: "ConfigMap", strategy: &strategy::CONFIG_MAP, names: "configmaps configmap cm", ..PLAIN },
+    Entry { kind: "Endpoints", strategy: &strategy::ENDPOINTS, names: "endpoints endpoints ep", ..PLAIN },
+    Entry {
+        kind: "Event",
+        strategy: &strategy::EVENT,
+        names: "events event ev",
+        fields: EVENT_FIELDS,
+        ..PLAIN
+    },
     Entry {
         kind: "Namespace",
+        strategy: &strategy::NAMESPACE,
         names: "namespaces namespace ns",
         namespaced: false,
         subresources: &[Sub::Finalize, Sub::Status],
@@ -120,6 +127,7 @@ const ENTRIES: &[Entry] = &[
     },
     Entry {
         kind: "Node",
+        strategy: &strategy::NODE,
         names: "nodes node no",
         namespaced: false,
         subresources: &[Sub::Status],
@@ -128,16 +136,24 @@ const ENTRIES: &[Entry] = &[
     },
     Entry {
         kind: "Pod",
+        strategy: &strategy::POD,
         names: "pods pod po",
         categories: ALL,
         subresources: &[Sub::Binding, Sub::Eviction, Sub::Log, Sub::Status],
         fields: POD_FIELDS,
         ..PLAIN
     },
-    Entry { kind: "Secret", names: "secrets secret", fields: &[("type", "")], ..PLAIN },
+    Entry {
+        kind: "Secret",
+        strategy: &strategy::SECRET,
+        names: "secrets secret",
+        fields: &[("type", "")],
+        ..PLAIN
+    },
     Entry { kind: "ServiceAccount", names: "serviceaccounts serviceaccount sa", ..PLAIN },
     Entry {
         kind: "Service",
+        strategy: &strategy::SERVICE,
         names: "services service svc",
         categories: ALL,
         subresources: &[Sub::Status],
@@ -147,12 +163,14 @@ const ENTRIES: &[Entry] = &[
     Entry {
         api: "apps/v1",
         kind: "ControllerRevision",
+        strategy: &strategy::CONTROLLER_REVISION,
         names: "controllerrevisions controllerrevision",
         ..PLAIN
     },
     Entry {
         api: "apps/v1",
         kind: "DaemonSet",
+        strategy: &strategy::DAEMON_SET,
         names: "daemonsets daemonset ds",
         categories: ALL,
         subresources: &[Sub::Status],
@@ -161,6 +179,7 @@ const ENTRIES: &[Entry] = &[
     Entry {
         api: "apps/v1",
         kind: "Deployment",
+        strategy: &strategy::DEPLOYMENT,
         names: "deployments deployment deploy",
         categories: ALL,
         subresources: &[Sub::Scale, Sub::Status],
@@ -169,6 +188,7 @@ const ENTRIES: &[Entry] = &[
     Entry {
         api: "apps/v1",
         kind: "ReplicaSet",
+        strategy: &strategy::REPLICA_SET,
         names: "replicasets replicaset rs",
         categories: ALL,
         subresources: &[Sub::Scale, Sub::Status],
@@ -178,14 +198,22 @@ const ENTRIES: &[Entry] = &[
     Entry {
         api: "events.k8s.io/v1",
         kind: "Event",
+        strategy: &strategy::NEW_EVENT,
         names: "events event ev",
         fields: NEW_EVENT_FIELDS,
         ..PLAIN
     },
-    Entry { api: "coordination.k8s.io/v1", kind: "Lease", names: "leases lease", ..PLAIN },
+    Entry {
+        api: "coordination.k8s.io/v1",
+        kind: "Lease",
+        strategy: &strategy::LEASE,
+        names: "leases lease",
+        ..PLAIN
+    },
     Entry {
         api: "discovery.k8s.io/v1",
         kind: "EndpointSlice",
+        strategy: &strategy::ENDPOINT_SLICE,
         names: "endpointslices endpointslice",
         ..PLAIN
     },

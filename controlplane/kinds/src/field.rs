@@ -21,6 +21,8 @@ pub enum Fault {
     TooMany,
     /// The JSON type is wrong.
     TypeInvalid,
+    /// What the value names is not there.
+    NotFound,
 }
 
 impl Fault {
@@ -35,6 +37,7 @@ impl Fault {
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
             Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::NotFound => "FieldValueNotFound",
         }
     }
 
@@ -47,6 +50,7 @@ impl Fault {
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
+            Self::NotFound => "Not found",
         }
     }
 }
@@ -120,6 +124,11 @@ impl Errors {
     /// The value occurs twice.
     pub fn duplicate(&mut self, path: &str, value: impl Into<Value>) {
         self.push(Fault::Duplicate, path, Some(value.into()), "");
+    }
+
+    /// What the value names is not there.
+    pub fn not_found(&mut self, path: &str, value: impl Into<Value>) {
+        self.push(Fault::NotFound, path, Some(value.into()), "");
     }
 
     /// The field may not be set or changed.

@@ -24,11 +24,14 @@ pub mod openapi;
 pub mod partial;
 pub mod patch;
 pub mod path;
+pub mod quantity;
 pub mod registry;
 pub mod scale;
+mod schema;
 pub mod selector;
 mod strategy;
 pub mod table;
+pub mod time;
 
 pub use decode::{Decoded, FieldValidation};
 pub use error::ApiError;

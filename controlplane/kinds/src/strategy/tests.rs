@@ -1,0 +1,1 @@
+//! What each kind gets and what it refuses, as tables.
