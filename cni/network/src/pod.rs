@@ -43,6 +43,8 @@ pub const ROUTE_PROTOCOL: u8 = 87;
 const LINK_PREFIX: &str = "sw";
 /// The remark on a node's end begins with this; network, container and interface follow.
 const ALIAS_PREFIX: &str = "seaway";
+/// The longest remark that the kernel takes.
+const MAX_ALIAS: usize = 255;
 
 /// One interface of one container in one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,7 +216,10 @@ impl Attachment {
 
     fn wire_host(&self, outer: &mut Netlink, host: &Link, mac: Mac, wiring: &Wiring) -> Result<(), WireError> {
         let v6 = wiring.addresses.iter().any(IpAddr::is_ipv6);
-        outer.set_alias(host.index, &self.alias())?;
+        let alias = self.alias();
+        if alias.len() <= MAX_ALIAS {
+            outer.set_alias(host.index, &alias)?;
+        }
         if v6 {
             outer.set_no_link_local(host.index)?;
         }
@@ -229,6 +234,11 @@ impl Attachment {
             outer.set_neighbour(&Neighbour { link: host.index, addr: *addr, mac: Some(mac), kind })?;
         }
         Ok(())
+    }
+
+    /// The node's end is there.
+    pub fn is_wired(&self) -> Result<bool, NetlinkError> {
+        Ok(Netlink::open()?.link(&self.host_link())?.is_some())
     }
 
     /// Removes the wiring. `Ok(false)`: there was none. It needs no namespace of the pod: with the node's end the

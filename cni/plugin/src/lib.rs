@@ -1,1 +1,94 @@
-//! Being built.
+//! The CNI plugin: environment and stdin in, JSON and an exit code out, as the CNI specification 1.1 has it.
+//!
+//! It is executed for every verb on every pod, so it does its work directly: there is no daemon to ask, no runtime
+//! to start, and no log to open. What it knows is in the environment, in the configuration on stdin, in the files of
+//! [`seaway_cni_network::ipam`], and in the kernel.
+//!
+//! One module per verb; [`call`] is the way through all of them, and has no global state, so that tests can call it.
+
+mod add;
+mod attachment;
+mod check;
+mod config;
+mod del;
+mod env;
+mod error;
+mod gc;
+mod result;
+mod status;
+mod version;
+
+use std::io::{IsTerminal, Read, Write};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+pub use env::{Command, Environment};
+pub use error::{CniError, Code};
+
+/// The most that is read from stdin. A network configuration has a few kilobytes.
+const MAX_STDIN: u64 = 4 << 20;
+
+/// What `seaway-cni` does when it is executed.
+pub fn main() -> ExitCode {
+    let environment = Environment::from_process();
+    if environment.command.is_none() {
+        eprintln!("seaway-cni {}: CNI plugin of Seaway", env!("CARGO_PKG_VERSION"));
+        eprintln!("CNI protocol versions supported: {}", version::SUPPORTED.join(", "));
+        return ExitCode::SUCCESS;
+    }
+    let stdin = read_stdin();
+    let (output, succeeded) = match stdin.and_then(|stdin| call(&environment, &stdin)) {
+        Ok(output) => (output, true),
+        Err(error) => (Some(error.to_json()), false),
+    };
+    let written = output.is_none_or(|output| {
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{output}").and_then(|()| stdout.flush()).is_ok()
+    });
+    if succeeded && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn read_stdin() -> Result<Vec<u8>, CniError> {
+    let mut stdin = std::io::stdin().lock();
+    let mut bytes = Vec::new();
+    if stdin.is_terminal() {
+        return Ok(bytes);
+    }
+    stdin
+        .by_ref()
+        .take(MAX_STDIN + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| CniError::new(Code::Io, "cannot read the configuration from stdin").because(&error))?;
+    if bytes.len() as u64 > MAX_STDIN {
+        return Err(CniError::new(Code::Decoding, format!("the configuration on stdin is longer than {MAX_STDIN} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Carries out one call. `Ok(Some(…))` goes to stdout.
+pub fn call(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, CniError> {
+    let command = environment.validate()?;
+    if command == Command::Version {
+        return Ok(Some(version::answer(stdin)));
+    }
+    let config = config::Config::parse(stdin)?;
+    let version = config.version;
+    dispatch(command, environment, &config).map_err(|error| error.at_version(version))
+}
+
+fn dispatch(
+    command: Command,
+    environment: &Environment,
+    config: &config::Config,
+) -> Result<Option<Value>, CniError> {
+    version::require(command, config.version)?;
+    match command {
+        Command::Add => add::add(environment, config).map(Some),
+        Command::Del => del::del(environment, config).map(|()| None),
+        Command::Check => check::check(environment, config).map(|()| None),
+        Command::Status => status::status(config).map(|()| None),
+        Command::Gc => gc::gc(config).map(|()| None),
+        Command::Version => Ok(Some(json!({}))),
+    }
+}

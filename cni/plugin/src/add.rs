@@ -1,0 +1,51 @@
+//! ADD: reserve addresses, wire the pod, tell.
+
+use seaway_cni_network::ipam::{Ipam, Owner};
+use seaway_cni_network::pod::{Attachment, WireError, Wiring};
+use serde_json::Value;
+
+use crate::attachment::{attachment, open_netns, owner};
+use crate::config::Config;
+use crate::env::Environment;
+use crate::error::CniError;
+use crate::result::{Made, result};
+
+/// Attaches the container. If it fails, nothing stays, except that a reservation which was there before remains:
+/// it belongs to an interface that exists.
+pub(crate) fn add(environment: &Environment, config: &Config) -> Result<Value, CniError> {
+    let pools = config.require_pools()?;
+    let netns = open_netns(environment)?;
+    let (attachment, owner) = (attachment(environment, config), owner(environment));
+    // The lock is given back before the kernel is asked for anything.
+    let reservation = Ipam::open(&config.data_dir, &config.name)?.reserve_wanted(&owner, pools, &config.wanted)?;
+    let wiring = Wiring { addresses: reservation.addresses, mtu: config.mtu, mac: config.mac };
+    let wired = match attachment.wire(&netns, &wiring) {
+        Ok(wired) => wired,
+        Err(error) => {
+            if !is_live(&error, &attachment) {
+                release(config, &owner);
+            }
+            return Err(error.into());
+        }
+    };
+    Ok(result(
+        config,
+        &Made {
+            ifname: &attachment.ifname,
+            netns: environment.netns.as_deref().unwrap_or_default(),
+            wired: &wired,
+            addresses: &wiring.addresses,
+        },
+    ))
+}
+
+/// The interface exists and is the other end of the link that is ours: the reservation is in use.
+fn is_live(error: &WireError, attachment: &Attachment) -> bool {
+    // If the kernel cannot be asked, nothing is freed: DEL will.
+    matches!(error, WireError::InterfaceExists { .. }) && attachment.is_wired().unwrap_or(true)
+}
+
+fn release(config: &Config, owner: &Owner) {
+    // The error to report is the one before; DEL frees it if this does not.
+    drop(Ipam::open(&config.data_dir, &config.name).and_then(|mut ipam| ipam.release(owner)));
+}

@@ -1,0 +1,268 @@
+//! The network configuration on stdin. Keys that are not ours are left alone: they belong to the runtime or to
+//! other plugins of the chain.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use seaway_cni_network::ipam::Range;
+use seaway_cni_network::netlink::Mac;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::env::is_identifier;
+use crate::error::{CniError, Code};
+use crate::version::Version;
+
+/// Where reservations are kept if nothing else is said.
+const DEFAULT_DATA_DIR: &str = "/var/lib/cni/seaway";
+/// The longest name of a network: it names a directory.
+const MAX_NAME: usize = 200;
+/// IPv4 needs 68; below 1280 there is no IPv6.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+
+/// A configuration that can be worked with.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    pub(crate) version: Version,
+    pub(crate) name: String,
+    pub(crate) data_dir: PathBuf,
+    /// The ranges, one pool per family, in the order in which the families appear.
+    pub(crate) pools: Vec<Vec<Range>>,
+    pub(crate) mtu: Option<u32>,
+    /// Addresses that the runtime asks for (capability `ips`).
+    pub(crate) wanted: Vec<IpAddr>,
+    /// The Ethernet address that the runtime asks for (capability `mac`).
+    pub(crate) mac: Option<Mac>,
+    /// What the plugins before us in the chain have made.
+    pub(crate) prev_result: Option<Value>,
+    /// GC: the attachments that are to stay. An empty list is not the same as none.
+    pub(crate) valid_attachments: Option<Vec<ValidAttachment>>,
+    /// Passed on in the result.
+    pub(crate) dns: Option<Value>,
+}
+
+/// An attachment that GC leaves alone.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    pub(crate) container_id: String,
+    pub(crate) ifname: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawConfig {
+    cni_version: Option<String>,
+    #[serde(default)]
+    name: String,
+    data_dir: Option<PathBuf>,
+    #[serde(default)]
+    ranges: Vec<RawRange>,
+    mtu: Option<u32>,
+    #[serde(default)]
+    runtime_config: RawRuntimeConfig,
+    prev_result: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+    /// An older libcni writes this key.
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<ValidAttachment>>,
+    dns: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRange {
+    subnet: IpNet,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RawRuntimeConfig {
+    ips: Vec<String>,
+    mac: Option<String>,
+    ip_ranges: Vec<Vec<RawRange>>,
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    pub(crate) fn parse(stdin: &[u8]) -> Result<Self, CniError> {
+        let raw: RawConfig = serde_json::from_slice(stdin).map_err(|error| {
+            CniError::new(Code::Decoding, "the network configuration on stdin cannot be read").because(&error)
+        })?;
+        let version = Version::parse(raw.cni_version.as_deref())?;
+        raw.validate(version).map_err(|error| error.at_version(version))
+    }
+
+    /// The pools, which ADD cannot do without.
+    pub(crate) fn require_pools(&self) -> Result<&[Vec<Range>], CniError> {
+        if self.pools.is_empty() {
+            return Err(invalid("\"ranges\" is missing or empty: there are no addresses to give"));
+        }
+        Ok(&self.pools)
+    }
+}
+
+impl RawConfig {
+    fn validate(self, version: Version) -> Result<Config, CniError> {
+        if !is_identifier(&self.name) || self.name.len() > MAX_NAME {
+            return Err(invalid(format!("the network's name {:?} is missing or has characters other than letters, digits, '_', '.', '-'", self.name)));
+        }
+        let data_dir = self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+        if !data_dir.is_absolute() {
+            return Err(invalid(format!("\"dataDir\" {} is not an absolute path", data_dir.display())));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu != 0 && !MTU.contains(mtu)) {
+            return Err(invalid(format!("\"mtu\" {mtu} is not between {} and {}", MTU.start(), MTU.end())));
+        }
+        if self.prev_result.as_ref().is_some_and(|value| !value.is_object() && !value.is_null()) {
+            return Err(CniError::new(Code::Decoding, "\"prevResult\" is not an object"));
+        }
+        let ranges: Vec<RawRange> = if self.runtime_config.ip_ranges.is_empty() {
+            self.ranges
+        } else {
+            self.runtime_config.ip_ranges.into_iter().flatten().collect()
+        };
+        Ok(Config {
+            version,
+            name: self.name,
+            data_dir,
+            pools: pools(ranges)?,
+            mtu: self.mtu.filter(|mtu| *mtu != 0),
+            wanted: self.runtime_config.ips.iter().map(|text| wanted(text)).collect::<Result<_, _>>()?,
+            mac: self.runtime_config.mac.as_deref().map(parse_mac).transpose()?,
+            prev_result: self.prev_result.filter(Value::is_object),
+            valid_attachments: self.valid_attachments.or(self.attachments),
+            dns: self.dns.filter(|dns| dns.as_object().is_some_and(|dns| !dns.is_empty())),
+        })
+    }
+}
+
+fn invalid(message: impl Into<String>) -> CniError {
+    CniError::new(Code::Config, message)
+}
+
+fn pools(raw: Vec<RawRange>) -> Result<Vec<Vec<Range>>, CniError> {
+    let mut pools: Vec<Vec<Range>> = Vec::new();
+    let mut seen: Vec<IpNet> = Vec::new();
+    for raw in raw {
+        let subnet = raw.subnet.trunc();
+        for addr in [raw.range_start, raw.range_end, raw.gateway].into_iter().flatten() {
+            if !subnet.contains(&addr) {
+                return Err(invalid(format!("\"ranges\": {addr} is not in the subnet {subnet}")));
+            }
+        }
+        if let Some(other) = seen.iter().find(|other| other.contains(&subnet) || subnet.contains(*other))
+            && raw.range_start.is_none()
+            && raw.range_end.is_none()
+        {
+            return Err(invalid(format!("\"ranges\": the subnets {other} and {subnet} overlap")));
+        }
+        seen.push(subnet);
+        let range = Range::new(subnet).within(raw.range_start, raw.range_end).without(raw.gateway);
+        if range.size() == 0 {
+            return Err(invalid(format!("\"ranges\": the range in {subnet} has no addresses")));
+        }
+        let v4 = subnet.addr().is_ipv4();
+        match pools.iter_mut().find(|pool| pool[0].subnet().addr().is_ipv4() == v4) {
+            Some(pool) => pool.push(range),
+            None => pools.push(vec![range]),
+        }
+    }
+    Ok(pools)
+}
+
+/// An address with or without a prefix length, as the runtime may give it.
+fn wanted(text: &str) -> Result<IpAddr, CniError> {
+    let addr = text.split_once('/').map_or(text, |(addr, _)| addr);
+    addr.parse().map_err(|_| invalid(format!("\"runtimeConfig.ips\": {text:?} is not an address")))
+}
+
+fn parse_mac(text: &str) -> Result<Mac, CniError> {
+    let bytes: Option<Vec<u8>> = text
+        .split([':', '-'])
+        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
+        .collect();
+    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    match mac {
+        Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
+        _ => Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is not a unicast Ethernet address"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Config, CniError> {
+        Config::parse(json.as_bytes())
+    }
+
+    #[test]
+    fn a_configuration_is_read_and_foreign_keys_are_left_alone() {
+        let config = parse(
+            r#"{"cniVersion":"1.1.0","name":"seaway","type":"seaway-cni","dataDir":"/d","mtu":1450,"x":{"y":1},
+                "ranges":[{"subnet":"10.244.1.0/24"},{"subnet":"fd00:10:244:1::/64"},{"subnet":"10.9.0.0/24"}],
+                "runtimeConfig":{"ips":["10.244.1.7/24"],"mac":"02:00:00:00:00:07","portMappings":[]}}"#,
+        )
+        .unwrap();
+        assert_eq!((config.name.as_str(), config.mtu), ("seaway", Some(1450)));
+        let subnets: Vec<Vec<String>> =
+            config.pools.iter().map(|pool| pool.iter().map(|range| range.subnet().to_string()).collect()).collect();
+        assert_eq!(subnets, [vec!["10.244.1.0/24", "10.9.0.0/24"], vec!["fd00:10:244:1::/64"]]);
+        assert_eq!(config.wanted, ["10.244.1.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(config.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
+    }
+
+    #[test]
+    fn what_cannot_be_used_gets_its_code() {
+        let table = [
+            ("", Code::Decoding),
+            ("[]", Code::Decoding),
+            ("{", Code::Decoding),
+            (r#"{"cniVersion":1}"#, Code::Decoding),
+            ("{}", Code::IncompatibleVersion),
+            (r#"{"cniVersion":"9.9.9","name":"a"}"#, Code::IncompatibleVersion),
+            (r#"{"cniVersion":"1.0.0"}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"../a"}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","dataDir":"relative"}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","mtu":-1}"#, Code::Decoding),
+            (r#"{"cniVersion":"1.0.0","name":"a","mtu":7}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0"}]}"#, Code::Decoding),
+            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/33"}]}"#, Code::Decoding),
+            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{}]}"#, Code::Decoding),
+            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24","gateway":"10.1.0.1"}]}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"ips":["x"]}}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"mac":"01:00:00:00:00:00"}}"#, Code::Config),
+            (r#"{"cniVersion":"1.0.0","name":"a","prevResult":3}"#, Code::Decoding),
+        ];
+        for (json, code) in table {
+            let error = parse(json).unwrap_err();
+            assert_eq!(error.code, code, "{json}: {error}");
+            assert!(!error.message.is_empty());
+        }
+        let deep = format!("{{\"cniVersion\":\"1.0.0\",\"name\":\"a\",\"x\":{}", "[".repeat(100_000));
+        assert_eq!(parse(&deep).unwrap_err().code, Code::Decoding);
+    }
+
+    #[test]
+    fn an_empty_list_of_attachments_is_not_an_absent_one() {
+        let with = |key: &str| parse(&format!(r#"{{"cniVersion":"1.1.0","name":"a"{key}}}"#)).unwrap().valid_attachments;
+        assert_eq!(with(""), None);
+        assert_eq!(with(r#","cni.dev/valid-attachments":[]"#), Some(vec![]));
+        let one = with(r#","cni.dev/attachments":[{"containerID":"c","ifname":"eth0"}]"#).unwrap();
+        assert_eq!(one, [ValidAttachment { container_id: "c".to_owned(), ifname: "eth0".to_owned() }]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            drop(Config::parse(&bytes));
+        }
+    }
+}

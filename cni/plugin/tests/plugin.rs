@@ -1,0 +1,304 @@
+//! The executable, called as a container runtime does, on nodes that are network namespaces.
+#![allow(clippy::unwrap_used, reason = "test helpers")]
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Child, Output, Stdio};
+
+use seaway_cni_network::netlink::{Netlink, RouteQuery};
+use seaway_cni_network::netns::{Namespace, sysctl};
+use seaway_cni_network::pod::ROUTE_PROTOCOL;
+use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange};
+use serde_json::{Value, json};
+
+/// A runtime on one node.
+struct Runtime<'a> {
+    node: &'a LabNode,
+    config: Value,
+}
+
+/// A pod's sandbox.
+struct Sandbox {
+    id: String,
+    namespace: Namespace,
+    netns: String,
+}
+
+impl Sandbox {
+    fn new(id: &str) -> Self {
+        let namespace = Namespace::anonymous().unwrap();
+        // The plugin opens it through this process's descriptor.
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&namespace));
+        let netns = format!("/proc/{}/fd/{fd}", std::process::id());
+        Self { id: id.to_owned(), namespace, netns }
+    }
+}
+
+impl<'a> Runtime<'a> {
+    fn new(node: &'a LabNode, ranges: &[&str]) -> Self {
+        let ranges: Vec<Value> = ranges.iter().map(|subnet| json!({ "subnet": subnet })).collect();
+        let config = json!({
+            "cniVersion": "1.1.0", "name": "seaway", "type": "seaway-cni",
+            "dataDir": node.state_dir().join("cni"), "ranges": ranges, "mtu": 1450,
+        });
+        Self { node, config }
+    }
+
+    fn start(&self, verb: &str, sandbox: &Sandbox, stdin: &[u8]) -> Child {
+        let mut command = self.node.command(env!("CARGO_BIN_EXE_seaway-cni"));
+        command
+            .env_clear()
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &sandbox.id), ("CNI_NETNS", &sandbox.netns)])
+            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/opt/cni/bin")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A plugin that was killed does not read on.
+        drop(child.stdin.take().unwrap().write_all(stdin));
+        child
+    }
+
+    fn call(&self, verb: &str, sandbox: &Sandbox, extra: Value) -> Result<Value, Value> {
+        let mut config = self.config.clone();
+        for (key, value) in extra.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        outcome(self.start(verb, sandbox, config.to_string().as_bytes()).wait_with_output().unwrap())
+    }
+
+    fn add(&self, sandbox: &Sandbox) -> Value {
+        self.call("ADD", sandbox, json!({})).unwrap()
+    }
+
+    fn del(&self, sandbox: &Sandbox) {
+        self.call("DEL", sandbox, json!({})).unwrap();
+    }
+
+    fn held(&self) -> usize {
+        let owners = PathBuf::from(self.config["dataDir"].as_str().unwrap()).join("seaway/owners");
+        std::fs::read_dir(owners).map_or(0, Iterator::count)
+    }
+
+    /// Links of pods and routes to them.
+    fn in_kernel(&self) -> (usize, usize) {
+        let mut netlink = self.node.netlink().unwrap();
+        let links = netlink.links().unwrap().iter().filter(|link| link.name.starts_with("sw")).count();
+        let query = RouteQuery { protocol: Some(ROUTE_PROTOCOL), ..RouteQuery::default() };
+        (links, netlink.routes(query).unwrap().len())
+    }
+}
+
+/// Success has nothing or JSON on stdout; failure has an error with code and sentence there.
+fn outcome(output: Output) -> Result<Value, Value> {
+    let text = String::from_utf8(output.stdout).unwrap();
+    if output.status.success() {
+        return Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() });
+    }
+    let error: Value = serde_json::from_str(&text)
+        .unwrap_or_else(|_| panic!("no error on stdout: {text:?} {:?}", String::from_utf8_lossy(&output.stderr)));
+    assert!(error["code"].is_u64() && !error["msg"].as_str().unwrap().is_empty(), "{error}");
+    Err(error)
+}
+
+fn addresses(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().unwrap().iter();
+    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
+}
+
+const BOTH: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+
+#[test]
+fn pods_of_one_node_reach_each_other_and_the_node() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    // The plugin touches nothing but its own interfaces; for IPv6 the kernel has one switch for all of them, which
+    // is the node agent's.
+    lab.node(0).run(|| sysctl::write("net/ipv6/conf/all/forwarding", "1").unwrap());
+    let (a, b) = (Sandbox::new("pod-a"), Sandbox::new("pod-b"));
+    let (result_a, result_b) = (runtime.add(&a), runtime.add(&b));
+    assert_eq!(result_a["interfaces"][1]["mtu"], 1450);
+    let (of_a, of_b) = (addresses(&result_a), addresses(&result_b));
+    assert_eq!(of_a, ["10.244.1.1".parse::<IpAddr>().unwrap(), "fd00:10:244:1::1".parse().unwrap()]);
+    for (addr_a, addr_b) in of_a.iter().zip(&of_b) {
+        let node = lab.node(0).namespace();
+        // At once, both ways: nothing waits for duplicate address detection.
+        assert_eq!(tcp_exchange(&a.namespace, &b.namespace, *addr_b, 200_000).unwrap(), *addr_a);
+        assert_eq!(udp_exchange(&b.namespace, &a.namespace, *addr_a, 1200).unwrap(), *addr_b);
+        tcp_exchange(node, &a.namespace, *addr_a, 1000).unwrap();
+        let own = if addr_a.is_ipv4() { lab.node(0).addresses()[0] } else { lab.node(0).addresses()[1] };
+        assert_eq!(tcp_exchange(&a.namespace, node, own, 1000).unwrap(), *addr_a);
+    }
+    let checked = runtime.call("CHECK", &a, json!({ "prevResult": result_a }));
+    assert_eq!(checked, Ok(Value::Null));
+    runtime.del(&a);
+    runtime.del(&b);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    assert!(Netlink::open_in(&a.namespace).unwrap().link("eth0").unwrap().is_none());
+}
+
+#[test]
+fn verbs_may_be_repeated() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let a = Sandbox::new("pod-a");
+    runtime.del(&a);
+    let first = runtime.add(&a);
+    let error = runtime.call("ADD", &a, json!({})).unwrap_err();
+    assert_eq!(error["code"], 103, "{error}");
+    let check = |sandbox: &Sandbox| runtime.call("CHECK", sandbox, json!({ "prevResult": first }));
+    assert_eq!(check(&a), Ok(Value::Null), "the refused ADD has changed nothing");
+    runtime.del(&a);
+    runtime.del(&a);
+    assert!(check(&a).is_err());
+    let second = runtime.add(&a);
+    assert_ne!(addresses(&first), addresses(&second), "a freed address rests");
+    // DEL works without the namespace, and after it is gone.
+    let Sandbox { id, namespace, .. } = a;
+    drop(namespace);
+    let gone = Sandbox { id, namespace: Namespace::anonymous().unwrap(), netns: String::new() };
+    runtime.del(&gone);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+}
+
+#[test]
+fn check_finds_what_somebody_has_taken_away() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let a = Sandbox::new("pod-a");
+    let result = runtime.add(&a);
+    let check = || runtime.call("CHECK", &a, json!({ "prevResult": result }));
+    assert_eq!(check(), Ok(Value::Null));
+    let error = runtime.call("CHECK", &a, json!({})).unwrap_err();
+    assert_eq!(error["code"], 7, "prevResult is needed: {error}");
+    let mut inner = Netlink::open_in(&a.namespace).unwrap();
+    let eth0 = inner.link("eth0").unwrap().unwrap();
+    let mut outer = lab.node(0).netlink().unwrap();
+    let query = RouteQuery { protocol: Some(ROUTE_PROTOCOL), ..RouteQuery::default() };
+    let route = outer.routes(query).unwrap().remove(0);
+    outer.delete_route(&route).unwrap();
+    assert!(check().unwrap_err()["msg"].as_str().unwrap().contains("no route"));
+    outer.add_route(&route).unwrap();
+    inner.delete_address(eth0.index, "10.244.1.1/32".parse().unwrap()).unwrap();
+    assert!(check().unwrap_err()["msg"].as_str().unwrap().contains("address 10.244.1.1"));
+    inner.set_down(eth0.index).unwrap();
+    assert!(check().unwrap_err()["msg"].as_str().unwrap().contains("is down"));
+}
+
+#[test]
+fn a_hundred_at_once_get_a_hundred_addresses_and_nothing_leaks() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let sandboxes: Vec<Sandbox> = (0..100).map(|number| Sandbox::new(&format!("pod-{number}"))).collect();
+    let config = runtime.config.to_string();
+    let start = |verb: &str| -> Vec<Result<Value, Value>> {
+        let children: Vec<Child> =
+            sandboxes.iter().map(|sandbox| runtime.start(verb, sandbox, config.as_bytes())).collect();
+        children.into_iter().map(|child| outcome(child.wait_with_output().unwrap())).collect()
+    };
+    let results: Vec<Value> = start("ADD").into_iter().map(Result::unwrap).collect();
+    let given: BTreeSet<IpAddr> = results.iter().flat_map(addresses).collect();
+    assert_eq!(given.len(), 200);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (100, (100, 200)));
+    for result in start("DEL") {
+        result.unwrap();
+    }
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+}
+
+#[test]
+fn a_plugin_that_is_killed_anywhere_is_mended_by_the_next_call() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &["10.244.1.0/29", "fd00:10:244:1::/125"]);
+    let config = runtime.config.to_string();
+    for microseconds in (0..6000).step_by(150) {
+        let sandbox = Sandbox::new("pod-a");
+        let mut child = runtime.start("ADD", &sandbox, config.as_bytes());
+        std::thread::sleep(std::time::Duration::from_micros(microseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Either the runtime gives up, or it cleans up and tries again.
+        if microseconds % 300 == 0 {
+            runtime.del(&sandbox);
+            let result = runtime.add(&sandbox);
+            assert_eq!(runtime.call("CHECK", &sandbox, json!({ "prevResult": result })), Ok(Value::Null));
+            assert_eq!((runtime.held(), runtime.in_kernel()), (1, (1, 2)));
+        }
+        runtime.del(&sandbox);
+        assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    }
+}
+
+#[test]
+fn an_exhausted_range_is_named_and_leaves_nothing() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &["10.244.1.0/30", "fd00:10:244:1::/64"]);
+    let sandboxes: Vec<Sandbox> = (0..3).map(|number| Sandbox::new(&format!("pod-{number}"))).collect();
+    assert_eq!(runtime.call("STATUS", &sandboxes[0], json!({})), Ok(Value::Null));
+    runtime.add(&sandboxes[0]);
+    runtime.add(&sandboxes[1]);
+    let error = runtime.call("ADD", &sandboxes[2], json!({})).unwrap_err();
+    assert_eq!(error["code"], 100);
+    assert!(error["msg"].as_str().unwrap().contains("10.244.1.0/30: all 2 are held, by pod-0 (eth0), pod-1 (eth0)"));
+    assert_eq!(runtime.call("STATUS", &sandboxes[0], json!({})).unwrap_err()["code"], 50);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (2, (2, 4)));
+    // What is in no list is collected; without a list nothing is.
+    runtime.call("GC", &sandboxes[0], json!({})).unwrap();
+    assert_eq!(runtime.held(), 2);
+    let valid = json!([{ "containerID": "pod-1", "ifname": "eth0" }]);
+    runtime.call("GC", &sandboxes[0], json!({ "cni.dev/valid-attachments": valid })).unwrap();
+    assert_eq!((runtime.held(), runtime.in_kernel()), (1, (1, 2)));
+    runtime.call("GC", &sandboxes[0], json!({ "cni.dev/valid-attachments": [] })).unwrap();
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+}
+
+#[test]
+fn bad_input_gets_its_code_and_changes_nothing() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let a = Sandbox::new("pod-a");
+    let raw = |stdin: &[u8]| {
+        let output = runtime.start("ADD", &a, stdin).wait_with_output().unwrap();
+        outcome(output).unwrap_err()["code"].as_u64().unwrap()
+    };
+    assert_eq!(raw(b""), 6);
+    assert_eq!(raw(b"\xff\xfe{"), 6);
+    assert_eq!(raw(&vec![b'['; 5 << 20]), 6);
+    assert_eq!(raw(b"{}"), 1);
+    let code = |verb: &str, extra: Value| runtime.call(verb, &a, extra).unwrap_err()["code"].as_u64().unwrap();
+    assert_eq!(code("ADD", json!({ "cniVersion": "2.0.0" })), 1);
+    assert_eq!(code("CHECK", json!({ "cniVersion": "0.3.1" })), 1);
+    assert_eq!(code("GC", json!({ "cniVersion": "1.0.0" })), 1);
+    assert_eq!(code("ADD", json!({ "name": "" })), 7);
+    assert_eq!(code("ADD", json!({ "ranges": [] })), 7);
+    assert_eq!(code("ADD", json!({ "dataDir": "/proc/nowhere" })), 5);
+    assert_eq!(code("NONSENSE", json!({})), 4);
+    let own = format!("/run/netns/{}-node1", lab.run_name());
+    for netns in [own.as_str(), "/nowhere", "/etc/passwd"] {
+        let there = Sandbox { id: "a".to_owned(), namespace: Namespace::anonymous().unwrap(), netns: netns.to_owned() };
+        let error = runtime.call("ADD", &there, json!({})).unwrap_err();
+        assert_eq!(error["code"], 8, "{error}");
+    }
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    assert!(Netlink::open_in(&a.namespace).unwrap().link("eth0").unwrap().is_none());
+}
+
+#[test]
+fn versions_and_earlier_results_are_passed_on() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let a = Sandbox::new("pod-a");
+        let before = json!({ "cniVersion": version, "interfaces": [{ "name": "x" }], "foreign": [1] });
+        let result = runtime.call("ADD", &a, json!({ "cniVersion": version, "prevResult": before })).unwrap();
+        assert_eq!((&result["cniVersion"], &result["foreign"]), (&json!(version), &json!([1])));
+        assert_eq!((&result["interfaces"][0]["name"], &result["ips"][0]["interface"]), (&json!("x"), &json!(2)));
+        runtime.call("DEL", &a, json!({ "cniVersion": version, "prevResult": result })).unwrap();
+    }
+    let a = Sandbox::new("pod-a");
+    let answer = runtime.call("VERSION", &a, json!({})).unwrap();
+    assert_eq!(answer["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    assert_eq!(runtime.held(), 0);
+}
