@@ -13,8 +13,8 @@ mod snapshot;
 pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, TargetPod};
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use service::{
-    IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
-    TrafficDistribution, TrafficPolicy,
+    IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service, ServiceKey, ServiceKind,
+    ServicePort, TrafficDistribution, TrafficPolicy,
 };
 pub use snapshot::{Changes, Snapshot};
 

@@ -84,8 +84,7 @@ mod tests {
     fn changes_name_added_removed_and_changed_services_only() {
         let old = with(&[("same", 1), ("changed", 1), ("removed", 1)]);
         let new = with(&[("same", 1), ("changed", 2), ("added", 1)]);
-        let names: Vec<String> =
-            new.changes_since(&old).services.iter().map(ServiceKey::to_string).collect();
+        let names: Vec<String> = new.changes_since(&old).services.iter().map(ServiceKey::to_string).collect();
         assert_eq!(names, ["default/added", "default/changed", "default/removed"]);
     }
 

@@ -28,7 +28,8 @@ pub fn run(args: &cli::Check) -> Result<ExitCode> {
     commands::install_crypto();
     let layout = commands::layout(&args.which)?;
     let spec = layout.load_spec()?;
-    let spec = spec.with_context(|| format!("there is no cluster {:?}: start one with `seaway up`", args.which.name))?;
+    let spec = spec
+        .with_context(|| format!("there is no cluster {:?}: start one with `seaway up`", args.which.name))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let client = bringup::client(layout.kubeconfig()).await?;

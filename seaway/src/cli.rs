@@ -76,6 +76,16 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// A person waits for its end.
+    pub fn is_interactive(&self) -> bool {
+        !matches!(
+            self,
+            Self::Server(_) | Self::Node(_) | Self::Dns(_) | Self::Supervise { .. } | Self::PodShim { .. }
+        )
+    }
+}
+
 /// Which cluster of this machine.
 #[derive(Debug, Clone, Args)]
 pub struct Which {

@@ -1,7 +1,10 @@
 //! The one binary: `seaway` on the command line, the processes of a cluster, and, called under the name
 //! `seaway-cni`, the CNI plugin.
 
-#![allow(unreachable_pub, reason = "nothing links against a binary; `pub` marks what a module offers to the others")]
+#![allow(
+    unreachable_pub,
+    reason = "nothing links against a binary; `pub` marks what a module offers to the others"
+)]
 
 mod check;
 mod cli;
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
         return seaway_cni::main();
     }
     let cli = cli::Cli::parse();
-    telemetry::init(cli.log.as_deref());
+    telemetry::init(cli.log.as_deref(), cli.command.is_interactive());
     match commands::run(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -34,5 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn called_as(name: &str) -> bool {
-    std::env::args_os().next().is_some_and(|arg0| Path::new(&arg0).file_name().is_some_and(|file| file == name))
+    std::env::args_os()
+        .next()
+        .is_some_and(|arg0| Path::new(&arg0).file_name().is_some_and(|file| file == name))
 }

@@ -49,7 +49,8 @@ impl Place {
 
 /// Moves the calling process into a cgroup, which is made where it is missing.
 pub fn join_cgroup(cgroup: &Path) -> Result<()> {
-    std::fs::create_dir_all(cgroup).with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
+    std::fs::create_dir_all(cgroup)
+        .with_context(|| format!("cannot make the cgroup {}", cgroup.display()))?;
     std::fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())
         .with_context(|| format!("cannot join the cgroup {}", cgroup.display()))
 }

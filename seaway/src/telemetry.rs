@@ -4,9 +4,15 @@ use std::io::{IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging at `filter` (`info` where none is given), in the syntax of `RUST_LOG`.
-pub fn init(filter: Option<&str>) {
-    let filter = EnvFilter::try_new(filter.unwrap_or("info")).unwrap_or_else(|_| EnvFilter::new("info"));
+/// What a process that serves logs. Failed connections are reported by whoever tried, not by the client library too.
+const SERVING: &str = "info,kube_client=off";
+/// What a command that a person waits for logs: it says the rest itself.
+const INTERACTIVE: &str = "error,kube_client=off";
+
+/// Starts logging at `filter`, in the syntax of `RUST_LOG`, else at what suits the command.
+pub fn init(filter: Option<&str>, interactive: bool) {
+    let default = if interactive { INTERACTIVE } else { SERVING };
+    let filter = EnvFilter::try_new(filter.unwrap_or(default)).unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

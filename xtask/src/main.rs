@@ -2,6 +2,11 @@
 //!
 //! They are Rust, not shell, so that they need nothing but cargo and behave alike on every machine.
 
+#![allow(
+    unreachable_pub,
+    reason = "nothing links against a binary; `pub` marks what a module offers to the others"
+)]
+
 mod ebpf;
 mod lint;
 mod process;

@@ -37,10 +37,12 @@ pub fn run() -> Result<()> {
         PACKAGES.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
     if !missing.is_empty() {
         process::run(Command::new("apt-get").args(["update", "-q"]))?;
-        process::run(Command::new("apt-get")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["install", "-q", "-y", "--no-install-recommends"])
-            .args(&missing))
+        process::run(
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["install", "-q", "-y", "--no-install-recommends"])
+                .args(&missing),
+        )
         .with_context(|| format!("cannot install {}; are you root?", missing.join(" ")))?;
     }
     bpf_linker()?;
@@ -122,9 +124,10 @@ fn newer_sources(suite: &str) -> Result<String> {
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(entries.filter_map(|entry| entry.ok().map(|entry| entry.path())));
     }
-    let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-    let uri = texts.filter_map(|text| main_uri(&text)).next();
-    let uri = uri.context("no Debian main archive in /etc/apt/sources.list*: cannot fetch kubernetes-client")?;
+    let mut texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
+    let uri = texts.find_map(|text| main_uri(&text));
+    let uri =
+        uri.context("no Debian main archive in /etc/apt/sources.list*: cannot fetch kubernetes-client")?;
     Ok(format!("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {uri} {suite} main\n"))
 }
 

@@ -36,10 +36,9 @@ pub fn run(part: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Privileged) {
         process::run(cargo().args(["build", "--bins"]))?;
-        process::run(cargo().args(["test", "--test", "*", "--workspace"]).args(not(&[
-            "seaway-ebpf-programs",
-            E2E,
-        ])))?;
+        process::run(
+            cargo().args(["test", "--test", "*", "--workspace"]).args(not(&["seaway-ebpf-programs", E2E])),
+        )?;
     }
     if wanted(Part::E2e) {
         process::run(cargo().args(["build", "--bins"]))?;

@@ -115,7 +115,8 @@ fn check_source(path: &str, text: &str, breaches: &mut Vec<String>) {
     }
     let is_test = path.contains("/tests/") || name == "tests.rs";
     let lines = text.lines().take_while(|line| !line.starts_with("mod tests {")).count();
-    let limit = if name == "main.rs" && !path.starts_with("ebpf/programs") { MAX_MAIN_LINES } else { MAX_FILE_LINES };
+    let limit =
+        if name == "main.rs" && !path.starts_with("ebpf/programs") { MAX_MAIN_LINES } else { MAX_FILE_LINES };
     if lines > limit && !is_test {
         breach(format!("{lines} lines; {limit} are allowed: would two rooms be clearer?"));
     }
@@ -130,10 +131,13 @@ fn check_source(path: &str, text: &str, breaches: &mut Vec<String>) {
 }
 
 fn check_manifest(path: &str, text: &str, breaches: &mut Vec<String>) {
-    let package = text.lines().find_map(|line| line.strip_prefix("name = ")).map(|name| name.trim_matches('"'));
+    let package =
+        text.lines().find_map(|line| line.strip_prefix("name = ")).map(|name| name.trim_matches('"'));
     let allowed = package.and_then(|package| ARROWS.iter().find(|(name, _)| *name == package));
     let Some((package, allowed)) = allowed else {
-        breaches.push(format!("{path}: package {package:?} has no place in the house (xtask/src/tidy.rs, ARROWS)"));
+        breaches.push(format!(
+            "{path}: package {package:?} has no place in the house (xtask/src/tidy.rs, ARROWS)"
+        ));
         return;
     };
     let mut section = "";

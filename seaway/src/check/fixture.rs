@@ -80,7 +80,11 @@ impl Fixture {
                 return Ok(ready);
             }
             if Instant::now() > end {
-                bail!("{} of {count} pods with app={app} are Ready after {} s", ready.len(), DEADLINE.as_secs());
+                bail!(
+                    "{} of {count} pods with app={app} are Ready after {} s",
+                    ready.len(),
+                    DEADLINE.as_secs()
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -106,7 +110,9 @@ impl Fixture {
     pub async fn cluster_ips(&self, name: &str) -> Result<Vec<IpAddr>> {
         let spec = self.service(name).await?.spec.unwrap_or_default();
         let ips = spec.cluster_ips.unwrap_or_default();
-        ips.iter().map(|ip| ip.parse().with_context(|| format!("Service {name} has the ClusterIP {ip:?}"))).collect()
+        ips.iter()
+            .map(|ip| ip.parse().with_context(|| format!("Service {name} has the ClusterIP {ip:?}")))
+            .collect()
     }
 
     /// The node port of a Service's port.
@@ -126,7 +132,10 @@ impl Fixture {
             .iter()
             .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
             .collect();
-        if ips.is_empty() { bail!("Service {name} has no load balancer address") } else { Ok(ips) }
+        if ips.is_empty() {
+            bail!("Service {name} has no load balancer address");
+        }
+        Ok(ips)
     }
 
     /// The client pod of a node, as a vantage point.
@@ -149,7 +158,7 @@ impl Fixture {
 
     /// The nodes, with their addresses.
     pub fn nodes(&self) -> BTreeMap<String, [IpAddr; 2]> {
-        (0..self.spec.nodes).map(|index| (self.spec.node_name(index), self.spec.node_ips(index))).collect()
+        (0..self.spec.nodes).map(|index| (ClusterSpec::node_name(index), self.spec.node_ips(index))).collect()
     }
 
     /// A node that runs an echo server.

@@ -105,7 +105,8 @@ fn reverse_name(ip: IpAddr) -> String {
             format!("{d}.{c}.{b}.{a}.in-addr.arpa")
         }
         IpAddr::V6(ip) => {
-            let nibbles = ip.octets().into_iter().rev().map(|byte| format!("{:x}.{:x}.", byte & 15, byte >> 4));
+            let nibbles =
+                ip.octets().into_iter().rev().map(|byte| format!("{:x}.{:x}.", byte & 15, byte >> 4));
             nibbles.collect::<String>() + "ip6.arpa"
         }
     }

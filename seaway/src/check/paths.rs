@@ -26,8 +26,12 @@ pub async fn rows(fixture: &Fixture, report: &mut Report) {
         report.row(&format!("pod to pod, across nodes, {family}"), pod_to_pod(fixture, at, false)).await;
         report.row(&format!("node to pod, across nodes, {family}"), node_to_pod(fixture, at)).await;
         for from in ["pod", "node"] {
-            report.row(&format!("{from} to ClusterIP, TCP, {family}"), cluster_ip(fixture, at, from, Kind::Tcp)).await;
-            report.row(&format!("{from} to ClusterIP, UDP, {family}"), cluster_ip(fixture, at, from, Kind::Udp)).await;
+            report
+                .row(&format!("{from} to ClusterIP, TCP, {family}"), cluster_ip(fixture, at, from, Kind::Tcp))
+                .await;
+            report
+                .row(&format!("{from} to ClusterIP, UDP, {family}"), cluster_ip(fixture, at, from, Kind::Udp))
+                .await;
         }
         report.row(&format!("pod to itself through a Service, {family}"), hairpin(fixture, at)).await;
         for (node, ips) in fixture.nodes() {
@@ -38,7 +42,9 @@ pub async fn rows(fixture: &Fixture, report: &mut Report) {
                 report.row(&name, node_port(fixture, fixture.outside(), ips[at], kind)).await;
             }
         }
-        report.row(&format!("pod to NodePort of another node, {family}"), pod_to_node_port(fixture, at)).await;
+        report
+            .row(&format!("pod to NodePort of another node, {family}"), pod_to_node_port(fixture, at))
+            .await;
         for kind in [Kind::Tcp, Kind::Udp] {
             let name = format!("outside to LoadBalancer, {}, {family}", label(kind));
             report.row(&name, load_balancer(fixture, fixture.outside(), at, kind)).await;
@@ -56,7 +62,7 @@ fn label(kind: Kind) -> &'static str {
 pub fn ask(kind: Kind, ip: IpAddr, port: u16) -> ProbeRequest {
     let mut request = ProbeRequest::new(kind, SocketAddr::new(ip, port).to_string());
     request.greeting = kind == Kind::Tcp;
-    request.retries = if kind == Kind::Udp { 1 } else { 0 };
+    request.retries = u32::from(kind == Kind::Udp);
     request
 }
 
@@ -73,7 +79,8 @@ async fn pod_to_pod(fixture: &Fixture, at: usize, same_node: bool) -> Result<Str
     let result = from.expect(&ask(Kind::Tcp, of_family(&server.ips, at)?, TCP_PORT)).await?;
     from.expect(&ask(Kind::Udp, of_family(&server.ips, at)?, UDP_PORT)).await?;
     let reply = result.attempts.first().and_then(|attempt| attempt.reply.clone()).unwrap_or_default();
-    let client = fixture.clients.iter().find(|pod| from.name.contains(&pod.name)).context("no such client")?;
+    let client =
+        fixture.clients.iter().find(|pod| from.name.contains(&pod.name)).context("no such client")?;
     let ip = of_family(&client.ips, at)?;
     if !seen_from(&reply, ip) {
         bail!("the server did not see the pod's own address {ip}: {reply}");
@@ -107,7 +114,11 @@ async fn cluster_ip(fixture: &Fixture, at: usize, from: &str, kind: Kind) -> Res
             bail!("of {} servers {:?} answered {ENOUGH} requests", fixture.servers.len(), result.answered_by);
         }
         if let Some(latency) = result.latency_us {
-            seen = format!("p50 {} us from every node, spread over {} servers", latency.p50, fixture.servers.len());
+            seen = format!(
+                "p50 {} us from every node, spread over {} servers",
+                latency.p50,
+                fixture.servers.len()
+            );
         }
     }
     Ok(seen)
@@ -133,7 +144,11 @@ async fn spread(fixture: &Fixture, from: &Vantage, mut request: ProbeRequest) ->
     request.count = ENOUGH;
     let result = from.expect(&request).await?;
     if result.answered_by.len() != fixture.servers.len() {
-        bail!("of {} servers only {:?} answered {ENOUGH} requests", fixture.servers.len(), result.answered_by);
+        bail!(
+            "of {} servers only {:?} answered {ENOUGH} requests",
+            fixture.servers.len(),
+            result.answered_by
+        );
     }
     let p50 = result.latency_us.map_or(0, |latency| latency.p50);
     Ok(format!("{} -> {}, p50 {p50} us", from.name, request.target))
@@ -157,8 +172,10 @@ async fn pod_to_load_balancer(fixture: &Fixture, at: usize) -> Result<String> {
 }
 
 async fn external_ip(fixture: &Fixture, at: usize) -> Result<String> {
-    let ips = fixture.service("echo-external").await?.spec.and_then(|spec| spec.external_ips).unwrap_or_default();
+    let ips =
+        fixture.service("echo-external").await?.spec.and_then(|spec| spec.external_ips).unwrap_or_default();
     let ips: Vec<IpAddr> = ips.iter().filter_map(|ip| ip.parse().ok()).collect();
-    let detail = spread(fixture, &fixture.outside(), ask(Kind::Tcp, of_family(&ips, at)?, SERVICE_TCP)).await?;
+    let detail =
+        spread(fixture, &fixture.outside(), ask(Kind::Tcp, of_family(&ips, at)?, SERVICE_TCP)).await?;
     Ok(format!("{detail} ({} is routed to the first node)", EXTERNAL_NETS[at]))
 }

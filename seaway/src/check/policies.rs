@@ -18,13 +18,34 @@ const AT_ONCE_MS: u64 = 200;
 pub async fn rows(fixture: &Fixture, report: &mut Report) {
     for (family, at) in [("IPv4", 0), ("IPv6", 1)] {
         report.row(&format!("session affinity, from a pod, {family}"), affinity_from_pod(fixture, at)).await;
-        report.row(&format!("session affinity, from outside, {family}"), affinity_from_outside(fixture, at)).await;
-        report.row(&format!("externalTrafficPolicy Local keeps the source, {family}"), external_local(fixture, at)).await;
-        report.row(&format!("externalTrafficPolicy Local, other node, {family}"), external_elsewhere(fixture, at)).await;
+        report
+            .row(&format!("session affinity, from outside, {family}"), affinity_from_outside(fixture, at))
+            .await;
+        report
+            .row(
+                &format!("externalTrafficPolicy Local keeps the source, {family}"),
+                external_local(fixture, at),
+            )
+            .await;
+        report
+            .row(
+                &format!("externalTrafficPolicy Local, other node, {family}"),
+                external_elsewhere(fixture, at),
+            )
+            .await;
         report.row(&format!("internalTrafficPolicy Local, {family}"), internal_local(fixture, at)).await;
-        report.row(&format!("internalTrafficPolicy Local, other node, {family}"), internal_elsewhere(fixture, at)).await;
-        report.row(&format!("no endpoints: TCP is refused at once, {family}"), refused(fixture, at, Kind::Tcp)).await;
-        report.row(&format!("no endpoints: UDP is refused at once, {family}"), refused(fixture, at, Kind::Udp)).await;
+        report
+            .row(
+                &format!("internalTrafficPolicy Local, other node, {family}"),
+                internal_elsewhere(fixture, at),
+            )
+            .await;
+        report
+            .row(&format!("no endpoints: TCP is refused at once, {family}"), refused(fixture, at, Kind::Tcp))
+            .await;
+        report
+            .row(&format!("no endpoints: UDP is refused at once, {family}"), refused(fixture, at, Kind::Udp))
+            .await;
     }
 }
 
@@ -78,7 +99,9 @@ async fn external_elsewhere(fixture: &Fixture, at: usize) -> Result<String> {
     request.timeout_ms = 300;
     let result = fixture.outside().send(&request).await?;
     match result.error() {
-        Some(ErrorKind::Refused | ErrorKind::Timeout) => Ok(format!("{node} has no endpoint and does not serve")),
+        Some(ErrorKind::Refused | ErrorKind::Timeout) => {
+            Ok(format!("{node} has no endpoint and does not serve"))
+        }
         other => bail!("{node} has no endpoint, yet: ok={} {other:?}", result.ok),
     }
 }
@@ -89,7 +112,8 @@ async fn internal_local(fixture: &Fixture, at: usize) -> Result<String> {
     let mut request = ask(Kind::Tcp, ip, SERVICE_TCP);
     request.count = MANY;
     let result = fixture.pod_on(&node)?.expect(&request).await?;
-    let is_local = |pod: &String| fixture.servers.iter().any(|server| server.name == *pod && server.node == node);
+    let is_local =
+        |pod: &String| fixture.servers.iter().any(|server| server.name == *pod && server.node == node);
     if !result.answered_by.keys().all(is_local) {
         bail!("a server of another node answered: {:?}", result.answered_by);
     }
@@ -109,7 +133,10 @@ async fn refused(fixture: &Fixture, at: usize, kind: Kind) -> Result<String> {
 }
 
 /// Refused, and at once.
-pub async fn must_be_refused(from: &Vantage, mut request: seaway_images::probe::ProbeRequest) -> Result<String> {
+pub async fn must_be_refused(
+    from: &Vantage,
+    mut request: seaway_images::probe::ProbeRequest,
+) -> Result<String> {
     request.retries = 0;
     let result = from.send(&request).await?;
     let took_ms = result.attempts.first().map_or(0, |attempt| attempt.latency_us) / 1000;

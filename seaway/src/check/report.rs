@@ -42,7 +42,11 @@ impl Report {
             Err(error) => (false, format!("{error:#}")),
         };
         let row = Row { name, ok, detail: &detail, ms: since.elapsed().as_millis() };
-        if ok { self.good += 1 } else { self.failed.push(name.to_owned()) }
+        if ok {
+            self.good += 1
+        } else {
+            self.failed.push(name.to_owned())
+        }
         say(&self.shown(&row));
     }
 

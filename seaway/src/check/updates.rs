@@ -62,7 +62,9 @@ async fn scale_to_zero(fixture: &Fixture) -> Result<String> {
     loop {
         let refused = super::policies::must_be_refused(&from, ask(Kind::Tcp, ip, SERVICE_TCP)).await;
         match refused {
-            Ok(detail) => return Ok(format!("{detail}, {} ms after the last pod left", since.elapsed().as_millis())),
+            Ok(detail) => {
+                return Ok(format!("{detail}, {} ms after the last pod left", since.elapsed().as_millis()));
+            }
             Err(error) if since.elapsed() > DEADLINE => return Err(error),
             Err(_) => {}
         }

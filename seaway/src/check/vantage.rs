@@ -27,8 +27,10 @@ pub struct Vantage {
 impl Vantage {
     /// A node itself: its namespace and its cgroup, as its daemons have them.
     pub fn node(layout: &Layout, node: &str) -> Self {
-        let place =
-            Place { netns: Some(layout.netns(node)), join_cgroup: Some(layout.cgroup().join(node).join("check")) };
+        let place = Place {
+            netns: Some(layout.netns(node)),
+            join_cgroup: Some(layout.cgroup().join(node).join("check")),
+        };
         Self { name: node.to_owned(), place, via: None }
     }
 
@@ -49,7 +51,8 @@ impl Vantage {
 
     /// Sends a probe; what goes wrong with it stands in the result.
     pub async fn send(&self, request: &ProbeRequest) -> Result<ProbeResult> {
-        let mut command = Command::new(std::env::current_exe().context("cannot find the running executable")?);
+        let mut command =
+            Command::new(std::env::current_exe().context("cannot find the running executable")?);
         command.args(["--log", "error", "probe"]).args(self.place.flags());
         if let Some(via) = self.via {
             command.args(["--via", &via.to_string()]);

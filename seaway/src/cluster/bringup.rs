@@ -37,7 +37,9 @@ pub fn up(spec: &ClusterSpec, state_root: &std::path::Path) -> Result<Layout> {
     }
     let started = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Err(error) = make(spec, &layout).and_then(|()| runtime.block_on(wait_ready(spec, &layout, started))) {
+    if let Err(error) =
+        make(spec, &layout).and_then(|()| runtime.block_on(wait_ready(spec, &layout, started)))
+    {
         let logs = log_tails(&layout);
         let undone = teardown::remove(&layout);
         say_err(&logs);
@@ -65,9 +67,11 @@ fn make(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let text = serde_json::to_vec_pretty(spec)?;
-    fs::write(layout.spec_file(), text).with_context(|| format!("cannot write {}", layout.spec_file().display()))?;
+    fs::write(layout.spec_file(), text)
+        .with_context(|| format!("cannot write {}", layout.spec_file().display()))?;
     preflight::ensure_bpffs()?;
-    fs::create_dir_all(layout.cgroup()).with_context(|| format!("cannot make {}", layout.cgroup().display()))?;
+    fs::create_dir_all(layout.cgroup())
+        .with_context(|| format!("cannot make {}", layout.cgroup().display()))?;
     let step = Step::begin("network");
     topology::build(spec, layout)?;
     step.done(&format!("{} nodes, one LAN, a client outside", spec.nodes));
@@ -83,7 +87,7 @@ fn credentials(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     let admin = pki.kubeconfig(&spec.local_api_url(), "kubernetes-admin", &["system:masters"])?;
     write_secret(&layout.kubeconfig(), &admin)?;
     for index in 0..spec.nodes {
-        let name = spec.node_name(index);
+        let name = ClusterSpec::node_name(index);
         let dir = layout.node_dir(&name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let node = pki.node_credentials(&name, &spec.node_ips(index), &spec.api_url())?;
@@ -117,7 +121,8 @@ async fn wait_ready(spec: &ClusterSpec, layout: &Layout, started: Instant) -> Re
         demo::apply(&client).await?;
     }
     let step = Step::begin("nodes Ready");
-    let nodes = until(NODES_DEADLINE, "not every node became Ready", async || nodes_ready(&client, spec).await);
+    let nodes =
+        until(NODES_DEADLINE, "not every node became Ready", async || nodes_ready(&client, spec).await);
     step.done(&nodes.await?);
     if spec.demo {
         let step = Step::begin("demo pods Ready");
@@ -144,7 +149,8 @@ async fn nodes_ready(client: &Client, spec: &ClusterSpec) -> Result<Progress> {
 
 /// A client of the cluster whose administrator's credentials lie in `kubeconfig`.
 pub async fn client(kubeconfig: PathBuf) -> Result<Client> {
-    let read = Kubeconfig::read_from(&kubeconfig).with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    let read = Kubeconfig::read_from(&kubeconfig)
+        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
     let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }
@@ -194,16 +200,16 @@ impl Step {
 }
 
 fn log_tails(layout: &Layout) -> String {
-    let mut text = String::new();
+    let mut text = Vec::new();
     for entry in fs::read_dir(layout.logs()).into_iter().flatten().flatten() {
         let log = fs::read_to_string(entry.path()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
         if !tail.is_empty() {
-            text.push_str(&format!("--- {} ---\n{}\n", entry.file_name().to_string_lossy(), tail.join("\n")));
+            text.push(format!("--- {} ---\n{}", entry.file_name().to_string_lossy(), tail.join("\n")));
         }
     }
-    text
+    text.join("\n")
 }
 
 /// What a person may want to do next.
@@ -214,7 +220,11 @@ pub fn say_next(spec: &ClusterSpec, layout: &Layout) {
     if let Some(publish) = spec.publish.filter(|_| spec.demo) {
         say(&format!("  curl http://{publish}/"));
     }
-    let name = if spec.name == ClusterSpec::default().name { String::new() } else { format!(" --name {}", spec.name) };
+    let name = if spec.name == ClusterSpec::default().name {
+        String::new()
+    } else {
+        format!(" --name {}", spec.name)
+    };
     let exe = std::env::current_exe().map_or_else(|_| "seaway".into(), |exe| exe.display().to_string());
     say(&format!("  {exe} check{name}"));
     say(&format!("  {exe} status{name}"));

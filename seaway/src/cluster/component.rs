@@ -47,7 +47,7 @@ fn server(spec: &ClusterSpec, layout: &Layout) -> Component {
 }
 
 fn node(spec: &ClusterSpec, layout: &Layout, index: u8) -> Component {
-    let name = spec.node_name(index);
+    let name = ClusterSpec::node_name(index);
     let dir = layout.node_dir(&name);
     let cgroup = layout.cgroup().join(&name);
     let place = Place { netns: Some(layout.netns(&name)), join_cgroup: Some(cgroup.join("agent")) };
@@ -183,7 +183,10 @@ mod tests {
         let spec = ClusterSpec::default();
         let layout = Layout::new("seaway", Path::new("/state"), Path::new("/cg"));
         let all = components(&spec, &layout);
-        assert_eq!(all.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["server", "node1", "node2", "node3"]);
+        assert_eq!(
+            all.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(),
+            ["server", "node1", "node2", "node3"]
+        );
         assert!(all[2].args.contains(&"/cg/seaway/seaway/node2/agent".to_owned()));
         assert!(all[2].args.contains(&"172.30.0.12".to_owned()));
     }

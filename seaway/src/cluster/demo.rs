@@ -63,7 +63,10 @@ pub async fn frontend_address(client: &Client) -> Result<String> {
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
     let frontend = services.get("frontend").await.context("the demo's frontend is missing")?;
     let status = frontend.status.and_then(|status| status.load_balancer);
-    let first = status.and_then(|lb| lb.ingress).and_then(|all| all.into_iter().find_map(|ingress| ingress.ip));
-    let Some(ip) = first else { bail!("Service demo/frontend has no load balancer address: is the pool empty?") };
+    let first =
+        status.and_then(|lb| lb.ingress).and_then(|all| all.into_iter().find_map(|ingress| ingress.ip));
+    let Some(ip) = first else {
+        bail!("Service demo/frontend has no load balancer address: is the pool empty?")
+    };
     Ok(ip)
 }

@@ -26,10 +26,16 @@ pub fn check(state_root: &Path, listen: &[SocketAddr]) -> Result<PathBuf> {
     missing.extend(free_space(state_root).err().map(|error| format!("{error:#}")));
     for addr in listen {
         if let Err(error) = TcpListener::bind(addr) {
-            missing.push(format!("{addr} cannot be listened at ({error}): choose another with --api-listen or --publish"));
+            missing.push(format!(
+                "{addr} cannot be listened at ({error}): choose another with --api-listen or --publish"
+            ));
         }
     }
-    if missing.is_empty() { cgroup2 } else { bail!("this machine is not ready:\n  - {}", missing.join("\n  - ")) }
+    if missing.is_empty() {
+        cgroup2
+    } else {
+        bail!("this machine is not ready:\n  - {}", missing.join("\n  - "))
+    }
 }
 
 /// The directory where cgroup2 is mounted; on hybrid systems that is not /sys/fs/cgroup.
@@ -44,7 +50,9 @@ pub fn cgroup2_mount() -> Result<PathBuf> {
 fn mount_of(mountinfo: &str, fs_type: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
-        (after.split(' ').next() == Some(fs_type)).then(|| before.split(' ').nth(4).map(PathBuf::from)).flatten()
+        (after.split(' ').next() == Some(fs_type))
+            .then(|| before.split(' ').nth(4).map(PathBuf::from))
+            .flatten()
     })
 }
 

@@ -48,8 +48,8 @@ fn forward(client: &TcpStream, netns: &Path, target_file: &Path) -> Result<()> {
     let target = std::fs::read_to_string(target_file).context("the demo has no address yet")?;
     let target: SocketAddr = target.trim().parse().with_context(|| format!("{target:?} is no address"))?;
     place::enter_netns(netns)?;
-    let server =
-        TcpStream::connect_timeout(&target, CONNECT_TIMEOUT).with_context(|| format!("cannot reach {target}"))?;
+    let server = TcpStream::connect_timeout(&target, CONNECT_TIMEOUT)
+        .with_context(|| format!("cannot reach {target}"))?;
     let (client_up, server_up) = (client.try_clone()?, server.try_clone()?);
     let up = thread::spawn(move || pump(&client_up, &server_up));
     pump(&server, client)?;

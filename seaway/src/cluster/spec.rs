@@ -92,7 +92,10 @@ impl ClusterSpec {
             let per_node: u8 = if cidr.addr().is_ipv4() { 24 } else { 64 };
             let room = per_node.checked_sub(cidr.prefix_len()).map_or(0, |bits| 1_u64 << bits.min(32));
             if room < u64::from(self.nodes) {
-                bail!("--pod-cidr {cidr} has room for {room} nodes of a /{per_node} each, {} are wanted", self.nodes);
+                bail!(
+                    "--pod-cidr {cidr} has room for {room} nodes of a /{per_node} each, {} are wanted",
+                    self.nodes
+                );
             }
         }
         for cidr in &self.service_cidrs {
@@ -112,7 +115,9 @@ impl ClusterSpec {
         for (at, (what, range)) in ranges.iter().enumerate() {
             for (other_what, other) in &ranges[at + 1..] {
                 if range.contains(&other.addr()) || other.contains(&range.addr()) {
-                    bail!("{what} {range} overlaps {other_what} {other}: choose ranges apart from each other");
+                    bail!(
+                        "{what} {range} overlaps {other_what} {other}: choose ranges apart from each other"
+                    );
                 }
             }
         }
@@ -120,7 +125,7 @@ impl ClusterSpec {
     }
 
     /// The name of node `index` (from 0).
-    pub fn node_name(&self, index: u8) -> String {
+    pub fn node_name(index: u8) -> String {
         format!("node{}", index + 1)
     }
 

@@ -26,7 +26,8 @@ pub const NAME: &str = "supervisor";
 /// Runs until it is killed.
 pub fn run(layout: &Layout) -> Result<()> {
     let spec = layout.load_spec()?.with_context(|| format!("no cluster at {}", layout.root().display()))?;
-    drop(rustix::process::setsid());
+    // It fails only where we lead a session already, which is as good.
+    let _ = rustix::process::setsid();
     place::join_cgroup(&layout.cgroup().join(NAME))?;
     let _lock = lock(layout)?;
     component::remember(&component::pid_file(layout, NAME), std::process::id())?;
@@ -69,7 +70,8 @@ fn keep(component: &Component, layout: &Layout) {
             }
             Err(error) => warn!(component = %component.name, error = format!("{error:#}"), "cannot start"),
         }
-        pause = if since.elapsed() > STABLE { Duration::ZERO } else { (pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE) };
+        pause =
+            if since.elapsed() > STABLE { Duration::ZERO } else { (pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE) };
         thread::sleep(pause);
     }
 }

@@ -17,10 +17,12 @@ use super::spec::NETNS_DIR;
 
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
+type Step = fn(&Layout) -> Result<()>;
+
 /// Removes all of it. Says whether there was anything.
 pub fn remove(layout: &Layout) -> Result<bool> {
     let existed = exists(layout);
-    let steps: [(&str, fn(&Layout) -> Result<()>); 5] = [
+    let steps: [(&str, Step); 5] = [
         ("processes", kill_all),
         ("mounts", unmount_all),
         ("eBPF pins", |layout| remove_tree(&layout.bpffs())),
@@ -34,7 +36,11 @@ pub fn remove(layout: &Layout) -> Result<bool> {
         }
     }
     remove_empty_parents(layout);
-    if failures.is_empty() { Ok(existed) } else { bail!("some of it is left:\n  - {}", failures.join("\n  - ")) }
+    if failures.is_empty() {
+        Ok(existed)
+    } else {
+        bail!("some of it is left:\n  - {}", failures.join("\n  - "))
+    }
 }
 
 /// Anything of the cluster is there.
@@ -55,7 +61,11 @@ fn kill_all(layout: &Layout) -> Result<()> {
     let deadline = Instant::now() + KILL_DEADLINE;
     while populated(&cgroup) {
         if Instant::now() > deadline {
-            bail!("processes in {} are still alive {} s after their kill", cgroup.display(), KILL_DEADLINE.as_secs());
+            bail!(
+                "processes in {} are still alive {} s after their kill",
+                cgroup.display(),
+                KILL_DEADLINE.as_secs()
+            );
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -71,7 +81,8 @@ fn populated(cgroup: &Path) -> bool {
 fn unmount_all(layout: &Layout) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     for point in mounts_below(&mounts, layout.root()) {
-        unmount(&point, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", point.display()))?;
+        unmount(&point, UnmountFlags::DETACH)
+            .with_context(|| format!("cannot unmount {}", point.display()))?;
     }
     for netns in namespaces(layout)? {
         match unmount(&netns, UnmountFlags::DETACH) {

@@ -35,7 +35,14 @@ pub fn build(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     }
     netlink.set_up(bridge.index)?;
     for index in 0..spec.nodes {
-        attach(spec, layout, &mut netlink, bridge.index, &spec.node_name(index), spec.node_ips(index))?;
+        attach(
+            spec,
+            layout,
+            &mut netlink,
+            bridge.index,
+            &ClusterSpec::node_name(index),
+            spec.node_ips(index),
+        )?;
     }
     let client = attach(spec, layout, &mut netlink, bridge.index, CLIENT, spec.client_ips())?;
     external_routes(spec, &client)

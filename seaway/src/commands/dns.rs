@@ -24,7 +24,8 @@ async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
     } else {
         args.upstream
     };
-    let config = DnsConfig { listen: args.listen, zone: args.cluster_domain, upstreams, ..DnsConfig::default() };
+    let config =
+        DnsConfig { listen: args.listen, zone: args.cluster_domain, upstreams, ..DnsConfig::default() };
     let client = kube_client(&args.kubeconfig).await?;
     let (snapshots, watching) = seaway_watch::spawn(client, shutdown.clone());
     let metrics = seaway_dns::Metrics::new(&prometheus::Registry::new())?;

@@ -22,11 +22,17 @@ pub fn run(args: Node) -> Result<ExitCode> {
 fn config(args: Node) -> Result<NodeConfig> {
     let name = match args.name {
         Some(name) => name,
-        None => rustix::system::uname().nodename().to_str().context("the host's name is not UTF-8")?.to_lowercase(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_str()
+            .context("the host's name is not UTF-8")?
+            .to_lowercase(),
     };
     if args.node_ip.is_empty() {
-        return Err(anyhow::anyhow!("--node-ip is missing: the addresses at which other nodes reach this one"))
-            .context(Usage);
+        return Err(anyhow::anyhow!(
+            "--node-ip is missing: the addresses at which other nodes reach this one"
+        ))
+        .context(Usage);
     }
     if !args.kubeconfig.exists() {
         bail!("no kubeconfig at {}", args.kubeconfig.display());

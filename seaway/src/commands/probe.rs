@@ -45,7 +45,9 @@ fn dial(client: SocketAddr, request: &ProbeRequest) -> Result<ProbeResult> {
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).with_context(|| format!("no answer from the client pod at {client}"))?;
+    stream
+        .read_to_string(&mut answer)
+        .with_context(|| format!("no answer from the client pod at {client}"))?;
     let Some((head, body)) = answer.split_once("\r\n\r\n") else {
         bail!("the client pod at {client} answered no HTTP: {answer:?}");
     };

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use seaway_apiserver::ServerConfig;
 use seaway_apiserver::pki::Pki;
 use seaway_controllers::{ControllerName, ControllersConfig};
@@ -32,7 +33,8 @@ pub fn run(args: Server) -> Result<ExitCode> {
     if let Some(root) = &args.cluster_of {
         supervisor::guard(root);
     }
-    let advertise = if args.advertise_address.is_empty() { vec![local.ip()] } else { args.advertise_address.clone() };
+    let advertise =
+        if args.advertise_address.is_empty() { vec![local.ip()] } else { args.advertise_address.clone() };
     let mut config = ServerConfig::new(args.data_dir.clone(), listeners);
     config.advertise_addresses = advertise;
     config.advertise_port = local.port();
@@ -45,12 +47,14 @@ pub fn run(args: Server) -> Result<ExitCode> {
 }
 
 fn listen(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>> {
-    let open = |addr: &SocketAddr| TcpListener::bind(addr).with_context(|| format!("cannot listen at {addr}"));
+    let open =
+        |addr: &SocketAddr| TcpListener::bind(addr).with_context(|| format!("cannot listen at {addr}"));
     addrs.iter().map(open).collect()
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>> {
-    let parsed = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    let parsed =
+        text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
     match parsed {
         Some((first, last)) if first > 0 && first <= last => Ok(first..=last),
         _ => bail!("--node-port-range {text:?} is not FIRST-LAST, such as 30000-32767"),
@@ -77,7 +81,10 @@ async fn control_plane(
     let url = format!("https://{}", reachable(local));
     if !args.no_scheduler {
         let client = component_client(&pki, &url, "system:kube-scheduler").await?;
-        spawn("scheduler", seaway_scheduler::run(client, seaway_scheduler::SchedulerConfig::default(), shutdown.clone()));
+        spawn(
+            "scheduler",
+            seaway_scheduler::run(client, seaway_scheduler::SchedulerConfig::default(), shutdown.clone()),
+        );
     }
     if let Some(named) = disabled {
         let client = component_client(&pki, &url, "system:kube-controller-manager").await?;
@@ -104,8 +111,8 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
 
 async fn component_client(pki: &Pki, url: &str, user: &str) -> Result<kube::Client> {
     let yaml = pki.kubeconfig(url, user, &[])?;
-    let kubeconfig = kube::config::Kubeconfig::from_yaml(&yaml)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?;
+    let kubeconfig = Kubeconfig::from_yaml(&yaml)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(kube::Client::try_from(config)?)
 }
 

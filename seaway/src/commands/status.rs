@@ -48,7 +48,8 @@ pub fn status(args: &Show) -> Result<ExitCode> {
 fn cluster(args: &Show) -> Result<(ClusterSpec, Layout)> {
     let layout = layout(&args.which)?;
     let spec = layout.load_spec()?;
-    let spec = spec.with_context(|| format!("there is no cluster {:?}: start one with `seaway up`", args.which.name))?;
+    let spec = spec
+        .with_context(|| format!("there is no cluster {:?}: start one with `seaway up`", args.which.name))?;
     Ok((spec, layout))
 }
 
@@ -77,7 +78,10 @@ fn memory_kib(pid: u32) -> Option<(u64, u64)> {
 }
 
 fn print_status(rows: &[Row]) {
-    say(&format!("{:<12} {:>8}  {:>10}  {:>10}  {:<6} DETAIL", "COMPONENT", "PID", "MEMORY", "RESIDENT", "READY"));
+    say(&format!(
+        "{:<12} {:>8}  {:>10}  {:>10}  {:<6} DETAIL",
+        "COMPONENT", "PID", "MEMORY", "RESIDENT", "READY"
+    ));
     for row in rows {
         let mib = |kib: Option<u64>| kib.map_or_else(|| "-".into(), |kib| format!("{:.1} MiB", mib(kib)));
         let pid = row.pid.map_or_else(|| "down".into(), |pid| pid.to_string());
@@ -114,7 +118,7 @@ fn detail(agent: &Value) -> String {
 pub fn services(args: &Show) -> Result<ExitCode> {
     let (spec, layout) = cluster(args)?;
     for index in 0..spec.nodes {
-        let node = spec.node_name(index);
+        let node = ClusterSpec::node_name(index);
         let services = ask(&layout.node_dir(&node).join("agent.sock"), "/services")
             .with_context(|| format!("the agent of {node} does not answer"))?;
         if args.json {
@@ -138,7 +142,8 @@ fn ask(socket: &Path, path: &str) -> Result<Value> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").as_bytes())?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).with_context(|| format!("no answer from {}", socket.display()))?;
     let Some((_, body)) = answer.split_once("\r\n\r\n") else { bail!("{} speaks no HTTP", socket.display()) };

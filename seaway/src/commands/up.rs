@@ -32,7 +32,11 @@ fn spec_of(args: &Up) -> ClusterSpec {
         name: args.which.name.clone(),
         nodes: args.nodes,
         pod_cidrs: if args.pod_cidrs.is_empty() { defaults.pod_cidrs } else { args.pod_cidrs.clone() },
-        service_cidrs: if args.service_cidrs.is_empty() { defaults.service_cidrs } else { args.service_cidrs.clone() },
+        service_cidrs: if args.service_cidrs.is_empty() {
+            defaults.service_cidrs
+        } else {
+            args.service_cidrs.clone()
+        },
         vxlan: args.overlay == OverlayKind::Vxlan,
         proxy_mode: match args.proxy_mode {
             ProxyModeKind::Auto => "auto".into(),

@@ -20,14 +20,21 @@ pub fn seaway_bin() -> PathBuf {
 fn beside_the_test() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let bin = test.parent().and_then(Path::parent).unwrap().join("seaway");
-    assert!(bin.exists(), "{} is missing: `cargo build --bins` first, or use `cargo xtask test e2e`", bin.display());
+    assert!(
+        bin.exists(),
+        "{} is missing: `cargo build --bins` first, or use `cargo xtask test e2e`",
+        bin.display()
+    );
     bin
 }
 
 /// Fails unless root runs the test.
 pub fn require_root() {
     let uid = Command::new("id").arg("-u").output().unwrap();
-    assert_eq!(uid.stdout, b"0\n", "end-to-end tests make network namespaces and load eBPF programs: run them as root");
+    assert_eq!(
+        uid.stdout, b"0\n",
+        "end-to-end tests make network namespaces and load eBPF programs: run them as root"
+    );
 }
 
 /// What a program printed, and how it ended.
@@ -56,7 +63,14 @@ impl Ran {
     /// It must have gone well; gives what it printed.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert_eq!(self.code, Some(0), "{}\n--- stdout\n{}\n--- stderr\n{}", self.command, self.stdout, self.stderr);
+        assert_eq!(
+            self.code,
+            Some(0),
+            "{}\n--- stdout\n{}\n--- stderr\n{}",
+            self.command,
+            self.stdout,
+            self.stderr
+        );
         self.stdout
     }
 
@@ -154,7 +168,8 @@ impl Cluster {
     pub fn kubectl_stdin(&self, args: &[&str], stdin: &str) -> Ran {
         use std::io::Write;
         let mut command = self.kubectl_command(args);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
         Ran::new(format!("kubectl {args:?}"), &child.wait_with_output().unwrap())
     }

@@ -22,7 +22,11 @@ fn traces() -> BTreeSet<String> {
         vec!["find", "/run/netns", "-mindepth", "1"],
         vec!["pgrep", "-af", "e2e-cluster"],
     ];
-    let cgroups = if Path::new("/sys/fs/cgroup/unified").exists() { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" };
+    let cgroups = if Path::new("/sys/fs/cgroup/unified").exists() {
+        "/sys/fs/cgroup/unified"
+    } else {
+        "/sys/fs/cgroup"
+    };
     commands.push(vec!["find", cgroups, "-type", "d", "-path", "*seaway*"]);
     for command in commands {
         let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
@@ -31,7 +35,9 @@ fn traces() -> BTreeSet<String> {
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     // A mount's number may change; its place may not appear.
-    traces.extend(mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| format!("mount: {point}")));
+    traces.extend(
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(|point| format!("mount: {point}")),
+    );
     traces
 }
 
@@ -56,7 +62,9 @@ fn up_check_down_leaves_nothing() {
     let status = cluster.seaway(&["status"]).ok();
     assert!(status.contains("server") && status.contains("node3") && status.contains("MiB"), "{status}");
     cluster.seaway(&["services"]).ok();
-    let page = run(Command::new("curl").args(["-sS", "--max-time", "5", &format!("http://{}/", cluster.publish)])).ok();
+    let page =
+        run(Command::new("curl").args(["-sS", "--max-time", "5", &format!("http://{}/", cluster.publish)]))
+            .ok();
     assert!(page.contains("frontend-"), "the demo answers with its pod's name: {page}");
 
     let dir = cluster.dir();
@@ -104,7 +112,11 @@ fn without_privilege_up_says_so_and_makes_nothing() {
     let copy = std::env::temp_dir().join(format!("seaway-e2e-unprivileged-{}", std::process::id()));
     std::fs::copy(bin, &copy).unwrap();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["up", "--name", "e2e-nobody"]);
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args([
+        "up",
+        "--name",
+        "e2e-nobody",
+    ]);
     let ran = run(&mut command);
     std::fs::remove_file(&copy).unwrap();
     ran.fails_with("run it as root");

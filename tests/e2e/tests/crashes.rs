@@ -21,7 +21,8 @@ struct Traffic {
 impl Traffic {
     /// Starts a probe inside the namespace `netns`, executed by the client pod at `via` where one is named.
     fn start(cluster: &Cluster, what: &str, netns: &str, via: Option<&str>, request: &Value) -> Self {
-        let mut args = vec!["probe".to_owned(), "--netns".into(), format!("/run/netns/{}-{netns}", cluster.name)];
+        let mut args =
+            vec!["probe".to_owned(), "--netns".into(), format!("/run/netns/{}-{netns}", cluster.name)];
         if let Some(via) = via {
             args.extend(["--via".into(), via.into()]);
         }
@@ -110,7 +111,9 @@ fn a_killed_server_has_lost_no_acknowledged_write() {
             cluster.kubectl(&["create", "configmap", &format!("kept-{round}-{index}")]).ok();
         }
         cluster.kill("server");
-        eventually("the server is back", 20, || cluster.kubectl(&["get", "--raw", "/readyz"]).code == Some(0));
+        eventually("the server is back", 20, || {
+            cluster.kubectl(&["get", "--raw", "/readyz"]).code == Some(0)
+        });
     }
     let kept = cluster.kubectl(&["get", "configmaps", "-o", "name"]).ok();
     assert_eq!(kept.matches("kept-").count(), 30, "{kept}");

@@ -51,10 +51,25 @@ fn discovery(cluster: &Cluster) {
     assert!(version.contains("Server Version"), "{version}");
     let resources = cluster.kubectl(&["api-resources"]).ok();
     for kind in [
-        "Namespace", "Node", "Pod", "Service", "EndpointSlice", "Endpoints", "ConfigMap", "Secret", "ServiceAccount",
-        "Event", "Lease", "Deployment", "ReplicaSet", "DaemonSet",
+        "Namespace",
+        "Node",
+        "Pod",
+        "Service",
+        "EndpointSlice",
+        "Endpoints",
+        "ConfigMap",
+        "Secret",
+        "ServiceAccount",
+        "Event",
+        "Lease",
+        "Deployment",
+        "ReplicaSet",
+        "DaemonSet",
     ] {
-        assert!(resources.lines().any(|line| line.ends_with(&format!(" {kind}"))), "no {kind} in\n{resources}");
+        assert!(
+            resources.lines().any(|line| line.ends_with(&format!(" {kind}"))),
+            "no {kind} in\n{resources}"
+        );
     }
     assert!(cluster.kubectl(&["api-versions"]).ok().contains("discovery.k8s.io/v1"));
     assert!(cluster.kubectl(&["get", "--raw", "/readyz"]).ok().contains("ok"));
@@ -74,18 +89,29 @@ fn reading(cluster: &Cluster) {
     let described = cluster.kubectl(&["describe", "service", "backend", "-n", "demo"]).ok();
     assert!(described.contains("Endpoints:") && described.contains("10.244."), "{described}");
     let described = cluster.kubectl(&["describe", "pods", "-n", "demo", "-l", "app=client"]).ok();
-    assert!(described.contains("Scheduled") && described.contains("Started"), "events are shown: {described}");
+    assert!(
+        described.contains("Scheduled") && described.contains("Started"),
+        "events are shown: {described}"
+    );
     assert!(cluster.kubectl(&["describe", "node", "node1"]).ok().contains("PodCIDR"));
     assert!(cluster.kubectl(&["get", "events", "-n", "demo"]).ok().contains("Scheduled"));
 }
 
 fn writing(cluster: &Cluster) {
     let applied = cluster.kubectl_stdin(&["apply", "-f", "-"], WEB).ok();
-    assert!(applied.contains("deployment.apps/web created") && applied.contains("service/web created"), "{applied}");
+    assert!(
+        applied.contains("deployment.apps/web created") && applied.contains("service/web created"),
+        "{applied}"
+    );
     let again = cluster.kubectl_stdin(&["apply", "-f", "-"], WEB).ok();
     assert_eq!(again.matches("unchanged").count(), 2, "{again}");
     let changed = WEB.replace("replicas: 2", "replicas: 3");
-    assert!(cluster.kubectl_stdin(&["apply", "-f", "-"], &changed).ok().contains("deployment.apps/web configured"));
+    assert!(
+        cluster
+            .kubectl_stdin(&["apply", "-f", "-"], &changed)
+            .ok()
+            .contains("deployment.apps/web configured")
+    );
     cluster.kubectl(&["wait", "deployment/web", "--for=condition=Available", "--timeout=30s"]).ok();
     cluster.kubectl(&["label", "deployment", "web", "tier=front"]).ok();
     cluster.kubectl(&["annotate", "service", "web", "example.com/why=test"]).ok();
@@ -97,7 +123,14 @@ fn writing(cluster: &Cluster) {
     eventually("two replicas are ready", 20, || cluster.kubectl(&count).ok() == "2");
     let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: made-}\ndata: {a: b}\n";
     assert!(cluster.kubectl_stdin(&["create", "-f", "-"], config).ok().contains("configmap/made-"));
-    let patch = ["patch", "service", "web", "--type=json", "-p", r#"[{"op":"add","path":"/metadata/labels","value":{"x":"y"}}]"#];
+    let patch = [
+        "patch",
+        "service",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op":"add","path":"/metadata/labels","value":{"x":"y"}}]"#,
+    ];
     cluster.kubectl(&patch).ok();
 }
 
@@ -144,7 +177,9 @@ fn typed_creation(cluster: &Cluster) {
     cluster.kubectl(&["expose", "deployment", "made", "-n", "typed", "--port=80", "--target-port=8080"]).ok();
     cluster.kubectl(&["create", "secret", "generic", "key", "-n", "typed", "--from-literal=a=b"]).ok();
     cluster.kubectl(&["create", "serviceaccount", "robot", "-n", "typed"]).ok();
-    cluster.kubectl(&["wait", "deployment/made", "-n", "typed", "--for=condition=Available", "--timeout=30s"]).ok();
+    cluster
+        .kubectl(&["wait", "deployment/made", "-n", "typed", "--for=condition=Available", "--timeout=30s"])
+        .ok();
     cluster.kubectl(&["delete", "namespace", "typed", "--timeout=60s"]).ok();
     cluster.kubectl(&["get", "namespace", "typed"]).fails_with("NotFound");
 }
