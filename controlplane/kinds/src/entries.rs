@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use crate::decode::{BINDING, BodyType, EVICTION, SCALE};
 use crate::kind::{Kind, Subresource};
 use crate::strategy::{self, Strategy};
-use crate::table::TableSpec;
+use crate::table::{self, TableSpec};
 
 /// What is special about one kind, in as few words as possible.
 struct Entry {
@@ -65,7 +65,7 @@ const PLAIN: Entry = Entry {
     subresources: &[],
     fields: &[],
     strategy: &Strategy::PLAIN,
-    table: &TableSpec {},
+    table: &TableSpec::PLAIN,
 };
 
 const POD_FIELDS: &[(&str, &str)] = &[
@@ -107,11 +107,24 @@ const NEW_EVENT_FIELDS: &[(&str, &str)] = &[
 ];
 
 const ENTRIES: &[Entry] = &[
-    Entry { kind: "ConfigMap", strategy: &strategy::CONFIG_MAP, names: "configmaps configmap cm", ..PLAIN },
-    Entry { kind: "Endpoints", strategy: &strategy::ENDPOINTS, names: "endpoints endpoints ep", ..PLAIN },
+    Entry {
+        kind: "ConfigMap",
+        strategy: &strategy::CONFIG_MAP,
+        table: &table::CONFIG_MAP,
+        names: "configmaps configmap cm",
+        ..PLAIN
+    },
+    Entry {
+        kind: "Endpoints",
+        strategy: &strategy::ENDPOINTS,
+        table: &table::ENDPOINTS,
+        names: "endpoints endpoints ep",
+        ..PLAIN
+    },
     Entry {
         kind: "Event",
         strategy: &strategy::EVENT,
+        table: &table::EVENT,
         names: "events event ev",
         fields: EVENT_FIELDS,
         ..PLAIN
@@ -119,6 +132,7 @@ const ENTRIES: &[Entry] = &[
     Entry {
         kind: "Namespace",
         strategy: &strategy::NAMESPACE,
+        table: &table::NAMESPACE,
         names: "namespaces namespace ns",
         namespaced: false,
         subresources: &[Sub::Finalize, Sub::Status],
@@ -128,6 +142,7 @@ const ENTRIES: &[Entry] = &[
     Entry {
         kind: "Node",
         strategy: &strategy::NODE,
+        table: &table::NODE,
         names: "nodes node no",
         namespaced: false,
         subresources: &[Sub::Status],
@@ -137,6 +152,7 @@ const ENTRIES: &[Entry] = &[
     Entry {
         kind: "Pod",
         strategy: &strategy::POD,
+        table: &table::POD,
         names: "pods pod po",
         categories: ALL,
         subresources: &[Sub::Binding, Sub::Eviction, Sub::Log, Sub::Status],
@@ -146,14 +162,21 @@ const ENTRIES: &[Entry] = &[
     Entry {
         kind: "Secret",
         strategy: &strategy::SECRET,
+        table: &table::SECRET,
         names: "secrets secret",
         fields: &[("type", "")],
         ..PLAIN
     },
-    Entry { kind: "ServiceAccount", names: "serviceaccounts serviceaccount sa", ..PLAIN },
+    Entry {
+        kind: "ServiceAccount",
+        table: &table::SERVICE_ACCOUNT,
+        names: "serviceaccounts serviceaccount sa",
+        ..PLAIN
+    },
     Entry {
         kind: "Service",
         strategy: &strategy::SERVICE,
+        table: &table::SERVICE,
         names: "services service svc",
         categories: ALL,
         subresources: &[Sub::Status],
@@ -164,6 +187,7 @@ const ENTRIES: &[Entry] = &[
         api: "apps/v1",
         kind: "ControllerRevision",
         strategy: &strategy::CONTROLLER_REVISION,
+        table: &table::CONTROLLER_REVISION,
         names: "controllerrevisions controllerrevision",
         ..PLAIN
     },
@@ -171,6 +195,7 @@ const ENTRIES: &[Entry] = &[
         api: "apps/v1",
         kind: "DaemonSet",
         strategy: &strategy::DAEMON_SET,
+        table: &table::DAEMON_SET,
         names: "daemonsets daemonset ds",
         categories: ALL,
         subresources: &[Sub::Status],
@@ -180,6 +205,7 @@ const ENTRIES: &[Entry] = &[
         api: "apps/v1",
         kind: "Deployment",
         strategy: &strategy::DEPLOYMENT,
+        table: &table::DEPLOYMENT,
         names: "deployments deployment deploy",
         categories: ALL,
         subresources: &[Sub::Scale, Sub::Status],
@@ -189,6 +215,7 @@ const ENTRIES: &[Entry] = &[
         api: "apps/v1",
         kind: "ReplicaSet",
         strategy: &strategy::REPLICA_SET,
+        table: &table::REPLICA_SET,
         names: "replicasets replicaset rs",
         categories: ALL,
         subresources: &[Sub::Scale, Sub::Status],
@@ -199,6 +226,7 @@ const ENTRIES: &[Entry] = &[
         api: "events.k8s.io/v1",
         kind: "Event",
         strategy: &strategy::NEW_EVENT,
+        table: &table::NEW_EVENT,
         names: "events event ev",
         fields: NEW_EVENT_FIELDS,
         ..PLAIN
@@ -207,6 +235,7 @@ const ENTRIES: &[Entry] = &[
         api: "coordination.k8s.io/v1",
         kind: "Lease",
         strategy: &strategy::LEASE,
+        table: &table::LEASE,
         names: "leases lease",
         ..PLAIN
     },
@@ -214,6 +243,7 @@ const ENTRIES: &[Entry] = &[
         api: "discovery.k8s.io/v1",
         kind: "EndpointSlice",
         strategy: &strategy::ENDPOINT_SLICE,
+        table: &table::ENDPOINT_SLICE,
         names: "endpointslices endpointslice",
         ..PLAIN
     },

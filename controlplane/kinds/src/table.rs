@@ -1,9 +1,22 @@
 //! Objects as the table that `kubectl get` prints.
 
+mod cells;
+mod cluster;
+mod network;
+mod pod;
+mod workload;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{ApiError, Kind};
+use crate::{ApiError, Kind, partial};
+
+pub(crate) use cluster::{
+    CONFIG_MAP, CONTROLLER_REVISION, EVENT, LEASE, NAMESPACE, NEW_EVENT, NODE, SECRET, SERVICE_ACCOUNT,
+};
+pub(crate) use network::{ENDPOINT_SLICE, ENDPOINTS, SERVICE};
+pub(crate) use pod::POD;
+pub(crate) use workload::{DAEMON_SET, DEPLOYMENT, REPLICA_SET};
 
 /// How much of each object goes along with its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,9 +57,34 @@ pub struct TableOptions {
     pub omit_columns: bool,
 }
 
+/// Makes the cells of one object, in the order of the columns.
+type Row = fn(&Value, Timestamp) -> Vec<Value>;
+
 /// The columns of a kind and how their cells are made.
 #[derive(Debug)]
-pub(crate) struct TableSpec {}
+pub(crate) struct TableSpec {
+    /// Columns of every view, then columns of the wide one: names, with `#` before numbers and `+` before wide ones.
+    columns: &'static str,
+    row: Row,
+}
+
+impl TableSpec {
+    /// What kinds without a table of their own show.
+    pub(crate) const PLAIN: Self = Self {
+        columns: "Name,Age",
+        row: |object, now| vec![cells::name(object), cells::created(object, now)],
+    };
+
+    fn definitions(&self) -> Vec<Value> {
+        let definition = |word: &str| {
+            let (wide, word) = word.strip_prefix('+').map_or((0, word), |word| (1, word));
+            let (kind, word) = word.strip_prefix('#').map_or(("string", word), |word| ("integer", word));
+            let format = if word == "Name" { "name" } else { "" };
+            json!({"name": word, "type": kind, "format": format, "description": "", "priority": wide})
+        };
+        self.columns.split(',').map(definition).collect()
+    }
+}
 
 /// Renders objects as one `Table`. `list_metadata` is the list's own (`resourceVersion`, `continue`, …); for a single
 /// object or a watch event it is `{"resourceVersion": …}` of the object.
@@ -56,9 +94,29 @@ pub fn render<'a>(
     list_metadata: Value,
     options: &TableOptions,
 ) -> Value {
-    let _ = (kind.table, options.now, objects.into_iter().count());
+    let rows: Vec<Value> = objects.into_iter().map(|object| row(kind, object, options)).collect();
+    let columns = if options.omit_columns { Vec::new() } else { kind.table.definitions() };
     json!({
         "kind": "Table", "apiVersion": format!("meta.k8s.io/{}", options.version),
-        "metadata": list_metadata, "columnDefinitions": [], "rows": [],
+        "metadata": list_metadata, "columnDefinitions": columns, "rows": rows,
     })
 }
+
+fn row(kind: &Kind, object: &Value, options: &TableOptions) -> Value {
+    let mut row = json!({"cells": (kind.table.row)(object, options.now)});
+    match options.include {
+        IncludeObject::None => {}
+        IncludeObject::Metadata => row["object"] = partial::metadata(object, options.version),
+        IncludeObject::Object => row["object"] = object.clone(),
+    }
+    if let Some(reason) = pod::completed(kind, object) {
+        row["conditions"] = json!([{
+            "type": "Completed", "status": "True", "reason": reason,
+            "message": "The pod has completed successfully or with an error.",
+        }]);
+    }
+    row
+}
+
+#[cfg(test)]
+mod tests;

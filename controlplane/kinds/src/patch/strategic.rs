@@ -1,0 +1,236 @@
+//! Strategic merge patch: objects merge member by member, lists by the keys that the schema names.
+
+use serde_json::{Map, Value};
+
+use crate::schema::{Container, Field, Schema, Type};
+
+const DIRECTIVE: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_PREFIX: &str = "$deleteFromPrimitiveList/";
+const ORDER_PREFIX: &str = "$setElementOrder/";
+
+/// Why a patch cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum StrategicError {
+    #[error("unknown patch directive {DIRECTIVE}: {directive} at {path}")]
+    Directive { path: String, directive: String },
+    #[error("an element of the list {path} does not have the merge key {key}")]
+    MergeKey { path: String, key: String },
+    #[error("{path} must be a list")]
+    NotAList { path: String },
+    #[error("{path}: {RETAIN_KEYS} does not name {key}, which the patch sets")]
+    RetainKeys { path: String, key: String },
+}
+
+/// Applies `patch` to `object`, which is of type `owner`.
+pub(super) fn apply(
+    schema: &Schema,
+    owner: &Type,
+    object: &Value,
+    patch: &Value,
+) -> Result<Value, StrategicError> {
+    let empty = Map::new();
+    let object = object.as_object().unwrap_or(&empty);
+    let Some(patch) = patch.as_object() else {
+        return Err(StrategicError::Directive { path: ".".to_owned(), directive: "no object".to_owned() });
+    };
+    Merge { schema }.object(object, patch, Some(owner), "").map(Value::Object)
+}
+
+struct Merge<'s> {
+    schema: &'s Schema,
+}
+
+type Object = Map<String, Value>;
+
+fn directive(patch: &Object) -> Option<&str> {
+    patch.get(DIRECTIVE).map(|value| value.as_str().unwrap_or("no text"))
+}
+
+fn elements<'v>(value: &'v Value, path: &str) -> Result<&'v [Value], StrategicError> {
+    value.as_array().map(Vec::as_slice).ok_or_else(|| StrategicError::NotAList { path: path.to_owned() })
+}
+
+impl<'s> Merge<'s> {
+    fn object(
+        &self,
+        object: &Object,
+        patch: &Object,
+        owner: Option<&'s Type>,
+        path: &str,
+    ) -> Result<Object, StrategicError> {
+        match directive(patch) {
+            None | Some("merge") => {}
+            Some("replace") => {
+                let mut replaced = patch.clone();
+                replaced.remove(DIRECTIVE);
+                return Ok(replaced);
+            }
+            Some("delete") => return Ok(Object::new()),
+            Some(other) => {
+                return Err(StrategicError::Directive { path: path.to_owned(), directive: other.to_owned() });
+            }
+        }
+        let mut merged = object.clone();
+        if let Some(retained) = patch.get(RETAIN_KEYS) {
+            retain(&mut merged, patch, elements(retained, path)?, path)?;
+        }
+        for (key, value) in patch {
+            let field = |name: &str| owner.and_then(|owner| self.schema.field(owner, name));
+            if key == DIRECTIVE || key == RETAIN_KEYS {
+                continue;
+            }
+            if let Some(name) = key.strip_prefix(DELETE_PREFIX) {
+                let gone = elements(value, path)?;
+                if let Some(list) = merged.get_mut(name).and_then(Value::as_array_mut) {
+                    list.retain(|element| !gone.contains(element));
+                }
+                continue;
+            }
+            if let Some(name) = key.strip_prefix(ORDER_PREFIX) {
+                // With a patch of the same list, the order is applied there.
+                if !patch.contains_key(name)
+                    && let Some(list) = merged.get_mut(name).and_then(Value::as_array_mut)
+                {
+                    let merge_key = field(name).and_then(|field| field.merge).unwrap_or_default();
+                    *list = ordered(list, elements(value, path)?, list, merge_key);
+                }
+                continue;
+            }
+            let below = format!("{path}.{key}");
+            let order = patch.get(&format!("{ORDER_PREFIX}{key}"));
+            match self.member(merged.get(key), value, field(key), order, &below)? {
+                Some(value) => merged.insert(key.clone(), value),
+                None => merged.remove(key),
+            };
+        }
+        Ok(merged)
+    }
+
+    /// The new value of one member; `None` when it goes.
+    fn member(
+        &self,
+        old: Option<&Value>,
+        patch: &Value,
+        field: Option<&'s Field>,
+        order: Option<&Value>,
+        path: &str,
+    ) -> Result<Option<Value>, StrategicError> {
+        let inner = field
+            .filter(|field| field.container != Container::Map)
+            .and_then(|field| self.schema.object(field.shape));
+        match patch {
+            Value::Null => Ok(None),
+            Value::Object(patch) => {
+                let empty = Object::new();
+                let known = old.and_then(Value::as_object);
+                if directive(patch) == Some("delete") {
+                    return Ok(None);
+                }
+                self.object(known.unwrap_or(&empty), patch, inner, path)
+                    .map(|merged| Some(Value::Object(merged)))
+            }
+            Value::Array(patch) => {
+                let merge = field.and_then(|field| field.merge);
+                let old = old.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                let order = order.map(|order| elements(order, path)).transpose()?;
+                self.list(old, patch, merge, inner, order, path).map(|merged| Some(Value::Array(merged)))
+            }
+            scalar => Ok(Some(scalar.clone())),
+        }
+    }
+
+    fn list(
+        &self,
+        old: &[Value],
+        patch: &[Value],
+        merge: Option<&str>,
+        element: Option<&'s Type>,
+        order: Option<&[Value]>,
+        path: &str,
+    ) -> Result<Vec<Value>, StrategicError> {
+        let said = |value: &Value| value.as_object().and_then(|object| directive(object).map(str::to_owned));
+        let replaces = patch.iter().any(|value| said(value).as_deref() == Some("replace"));
+        let (Some(key), false) = (merge, replaces) else {
+            // Not a merged list, or told to be replaced: only the directives go.
+            let kept = patch
+                .iter()
+                .filter(|value| value.as_object().is_none_or(|object| !object.contains_key(DIRECTIVE)));
+            return kept.map(|value| self.fresh(value, element, path)).collect();
+        };
+        if key.is_empty() {
+            let mut merged = old.to_vec();
+            merged.extend(patch.iter().filter(|value| !old.contains(value)).cloned());
+            return Ok(ordered(&merged, order.unwrap_or(patch), old, key));
+        }
+        let mut merged = old.to_vec();
+        let mut present = Vec::with_capacity(patch.len());
+        for value in patch {
+            let Some(id) = value.get(key).filter(|id| !id.is_null()) else {
+                return Err(StrategicError::MergeKey { path: path.to_owned(), key: key.to_owned() });
+            };
+            if said(value).as_deref() == Some("delete") {
+                merged.retain(|known| known.get(key) != Some(id));
+                continue;
+            }
+            present.push(value.clone());
+            match merged.iter_mut().find(|known| known.get(key) == Some(id)) {
+                Some(known) => {
+                    if let (Some(before), Some(value)) = (known.as_object(), value.as_object()) {
+                        *known = Value::Object(self.object(before, value, element, path)?);
+                    }
+                }
+                None => merged.push(self.fresh(value, element, path)?),
+            }
+        }
+        Ok(ordered(&merged, order.unwrap_or(&present), old, key))
+    }
+
+    /// A value that was not there before, without directives.
+    fn fresh(&self, value: &Value, owner: Option<&'s Type>, path: &str) -> Result<Value, StrategicError> {
+        match value {
+            Value::Object(object) => self.object(&Object::new(), object, owner, path).map(Value::Object),
+            other => Ok(other.clone()),
+        }
+    }
+}
+
+/// Removes what `retained` does not name; the patch may set nothing else.
+fn retain(object: &mut Object, patch: &Object, retained: &[Value], path: &str) -> Result<(), StrategicError> {
+    let named = |key: &str| retained.iter().any(|name| name.as_str() == Some(key));
+    let foreign = patch.iter().find(|(key, value)| !key.starts_with('$') && !value.is_null() && !named(key));
+    if let Some((key, _)) = foreign {
+        return Err(StrategicError::RetainKeys { path: path.to_owned(), key: key.clone() });
+    }
+    object.retain(|key, _| named(key));
+    Ok(())
+}
+
+/// Whether two list elements are the same one.
+fn same(left: &Value, right: &Value, key: &str) -> bool {
+    if key.is_empty() { left == right } else { left.get(key).is_some() && left.get(key) == right.get(key) }
+}
+
+/// Puts the elements that `order` names into that order, among those that it does not name, which keep the order that
+/// they had in `before`.
+fn ordered(list: &[Value], order: &[Value], before: &[Value], key: &str) -> Vec<Value> {
+    let place = |within: &[Value], value: &Value| within.iter().position(|other| same(other, value, key));
+    let (mut named, mut others): (Vec<&Value>, Vec<&Value>) =
+        list.iter().partition(|value| place(order, value).is_some());
+    named.sort_by_key(|value| place(order, value));
+    others.sort_by_key(|value| place(before, value));
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    let mut result = Vec::with_capacity(list.len());
+    while let (Some(left), Some(right)) = (named.peek(), others.peek()) {
+        let earlier = match (place(before, left), place(before, right)) {
+            (Some(left), Some(right)) => left < right,
+            _ => false,
+        };
+        result.extend(if earlier { named.next() } else { others.next() }.cloned());
+    }
+    result.extend(named.chain(others).cloned());
+    result
+}
+
+#[cfg(test)]
+mod tests;

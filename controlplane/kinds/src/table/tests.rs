@@ -1,0 +1,1 @@
+//! What `kubectl get -o wide` prints, as snapshots.
