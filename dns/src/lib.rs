@@ -1,25 +1,31 @@
 //! Cluster DNS: names of Services, endpoints and pods from the model, every other name from the node's own resolvers.
 //!
-//! [`zone`] decides (pure: snapshot and question in, answer out).
+//! [`zone`] decides (pure: snapshot and question in, answer out). Around it: `server` has the sockets, `wire` reads and writes
+//! packets, `handler` knows whom to ask, `forward` asks upstreams, `cache` remembers what they said.
 
-use std::net::{IpAddr, SocketAddr};
+mod cache;
+mod config;
+mod error;
+mod forward;
+mod handler;
+mod metrics;
+mod server;
+mod wire;
+pub mod zone;
+
 use std::sync::Arc;
 
 use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-mod config;
-mod error;
-mod metrics;
-pub mod zone;
-
 pub use config::{DnsConfig, PodRecords, upstreams_from};
 pub use error::DnsError;
 pub use metrics::Metrics;
+pub use server::Server;
 
 /// Serves DNS at every address of `config.listen`, over UDP and TCP, until `shutdown`; then answers what has arrived
-/// and returns.
+/// and returns. Before the first list of everything it answers SERVFAIL for the cluster's zone, and forwards.
 ///
 /// # Errors
 /// When an address cannot be listened at, or the configuration contradicts itself.
@@ -29,7 +35,5 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), DnsError> {
-    let _ = (config, snapshots, metrics, IpAddr::V4, SocketAddr::V4);
-    shutdown.cancelled().await;
-    Ok(())
+    Server::bind(&config)?.serve(snapshots, metrics, shutdown).await
 }

@@ -1,10 +1,53 @@
 //! Prometheus metrics, under CoreDNS's names, so that its dashboards and alerts work.
 
-use prometheus::Registry;
+mod meter;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
+};
+
+pub(crate) use meter::{Meter, Scope, Source, Transport, code_name};
 
 /// The DNS server's metrics.
 #[derive(Debug, Clone)]
-pub struct Metrics {}
+pub struct Metrics {
+    set: Arc<Set>,
+}
+
+#[derive(Debug)]
+struct Set {
+    requests: IntCounterVec,
+    do_requests: IntCounterVec,
+    responses: IntCounterVec,
+    duration: HistogramVec,
+    request_size: HistogramVec,
+    response_size: HistogramVec,
+    panics: IntCounter,
+    cache_entries: IntGaugeVec,
+    cache_requests: IntCounterVec,
+    cache_hits: IntCounterVec,
+    cache_misses: IntCounterVec,
+    cache_evictions: IntCounterVec,
+    cache_served_stale: IntCounterVec,
+    forward_requests: IntCounterVec,
+    forward_responses: IntCounterVec,
+    forward_duration: HistogramVec,
+    forward_rejects: IntCounter,
+    forward_all_failing: IntCounter,
+    synced: IntGauge,
+    services: IntGauge,
+    ready: AtomicBool,
+}
+
+/// Upper bounds of CoreDNS's size histograms.
+const SIZE_BUCKETS: [f64; 13] =
+    [0.0, 100.0, 200.0, 300.0, 400.0, 511.0, 1023.0, 2047.0, 4095.0, 8291.0, 16e3, 32e3, 64e3];
 
 impl Metrics {
     /// Registers the metrics.
@@ -12,7 +55,192 @@ impl Metrics {
     /// # Errors
     /// When metrics of the same names are registered already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let _ = registry;
-        Ok(Self {})
+        let new = Maker { registry };
+        let per_server = ["server", "zone", "view"];
+        let set = Set {
+            requests: new.counters(
+                "coredns_dns_requests_total",
+                "DNS requests.",
+                &["server", "zone", "view", "proto", "family", "type"],
+            )?,
+            do_requests: new.counters(
+                "coredns_dns_do_requests_total",
+                "DNS requests with the DO bit.",
+                &per_server,
+            )?,
+            responses: new.counters(
+                "coredns_dns_responses_total",
+                "DNS answers, by response code and by who made them.",
+                &["server", "zone", "view", "rcode", "plugin"],
+            )?,
+            duration: new.seconds(
+                "coredns_dns_request_duration_seconds",
+                "Time to an answer.",
+                &per_server,
+            )?,
+            request_size: new.sizes("coredns_dns_request_size_bytes", "Size of requests.")?,
+            response_size: new.sizes("coredns_dns_response_size_bytes", "Size of answers.")?,
+            panics: new.counter("coredns_panics_total", "Panics while answering.")?,
+            cache_entries: new.gauges("coredns_cache_entries", "Answers remembered.", &["server", "type"])?,
+            cache_requests: new.counters(
+                "coredns_cache_requests_total",
+                "Look-ups in the cache.",
+                &["server"],
+            )?,
+            cache_hits: new.counters(
+                "coredns_cache_hits_total",
+                "Look-ups that hit.",
+                &["server", "type"],
+            )?,
+            cache_misses: new.counters("coredns_cache_misses_total", "Look-ups that missed.", &["server"])?,
+            cache_evictions: new.counters(
+                "coredns_cache_evictions_total",
+                "Answers dropped for others.",
+                &["server"],
+            )?,
+            cache_served_stale: new.counters(
+                "coredns_cache_served_stale_total",
+                "Answers given past their time, since no upstream answered.",
+                &["server"],
+            )?,
+            forward_requests: new.counters(
+                "coredns_forward_requests_total",
+                "Questions sent upstream.",
+                &["to"],
+            )?,
+            forward_responses: new.counters(
+                "coredns_forward_responses_total",
+                "Answers of upstreams, by response code; \"none\" where there was none in time.",
+                &["to", "rcode"],
+            )?,
+            forward_duration: new.seconds(
+                "coredns_proxy_request_duration_seconds",
+                "Time to an upstream's answer.",
+                &["proxy_name", "to", "rcode"],
+            )?,
+            forward_rejects: new.counter(
+                "coredns_forward_max_concurrent_rejects_total",
+                "Questions refused since too many are waiting for upstreams.",
+            )?,
+            forward_all_failing: new.counter(
+                "coredns_forward_healthcheck_broken_total",
+                "Questions that came while every upstream was failing.",
+            )?,
+            synced: new
+                .gauge("seaway_dns_synced", "Whether the zone is complete (1) or not yet known (0).")?,
+            services: new.gauge("seaway_dns_services", "Services in the zone.")?,
+            ready: AtomicBool::new(false),
+        };
+        let build =
+            new.gauges("coredns_build_info", "What runs here.", &["version", "revision", "goversion"])?;
+        build.with_label_values(&[concat!("seaway-", env!("CARGO_PKG_VERSION")), "", ""]).set(1);
+        Ok(Self { set: Arc::new(set) })
+    }
+
+    /// Whether the server listens and its zone is complete. What a readiness probe should tell.
+    pub fn ready(&self) -> bool {
+        self.set.ready.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_state(&self, ready: bool, synced: bool, services: usize) {
+        self.set.ready.store(ready, Ordering::Relaxed);
+        self.set.synced.set(synced.into());
+        self.set.services.set(i64::try_from(services).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn panicked(&self) {
+        self.set.panics.inc();
+    }
+
+    pub(crate) fn cache_hit(&self, denial: bool) {
+        self.set.cache_requests.with_label_values(&[SERVER]).inc();
+        self.set.cache_hits.with_label_values(&[SERVER, cache_type(denial)]).inc();
+    }
+
+    pub(crate) fn cache_miss(&self) {
+        self.set.cache_requests.with_label_values(&[SERVER]).inc();
+        self.set.cache_misses.with_label_values(&[SERVER]).inc();
+    }
+
+    pub(crate) fn cache_evicted(&self, count: usize) {
+        if count > 0 {
+            self.set.cache_evictions.with_label_values(&[SERVER]).inc_by(count as u64);
+        }
+    }
+
+    pub(crate) fn cache_served_stale(&self) {
+        self.set.cache_served_stale.with_label_values(&[SERVER]).inc();
+    }
+
+    pub(crate) fn cache_entries(&self, success: usize, denial: usize) {
+        for (is_denial, count) in [(false, success), (true, denial)] {
+            let gauge = self.set.cache_entries.with_label_values(&[SERVER, cache_type(is_denial)]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(crate) fn forward_request(&self, to: &str) {
+        self.set.forward_requests.with_label_values(&[to]).inc();
+    }
+
+    pub(crate) fn forward_response(&self, to: &str, code: Option<ResponseCode>, took: Duration) {
+        let code = code.map_or("none", code_name);
+        self.set.forward_responses.with_label_values(&[to, code]).inc();
+        self.set.forward_duration.with_label_values(&["forward", to, code]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn forward_rejected(&self) {
+        self.set.forward_rejects.inc();
+    }
+
+    pub(crate) fn forward_all_failing(&self) {
+        self.set.forward_all_failing.inc();
+    }
+}
+
+/// The cache and the forwarder belong to all listeners together.
+const SERVER: &str = "dns://";
+
+fn cache_type(denial: bool) -> &'static str {
+    if denial { "denial" } else { "success" }
+}
+
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn add<M: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        metric: M,
+    ) -> Result<M, prometheus::Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.add(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.add(IntGauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
+        let buckets = exponential_buckets(0.000_25, 2.0, 16)?;
+        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?)
+    }
+
+    fn sizes(&self, name: &str, help: &str) -> Result<HistogramVec, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(SIZE_BUCKETS.to_vec());
+        self.add(HistogramVec::new(options, &["server", "zone", "view", "proto"])?)
     }
 }

@@ -19,6 +19,7 @@ use seaway_model::{
 };
 
 /// The snapshot that `text` describes; lines that are no object are passed over. Version 7, synced.
+#[allow(unreachable_pub, reason = "part of several test binaries")]
 pub fn snapshot(text: &str) -> Snapshot {
     let mut snapshot = Snapshot { version: 7, synced: true, ..Snapshot::default() };
     let mut slices: BTreeMap<ServiceKey, Vec<EndpointSlice>> = BTreeMap::new();

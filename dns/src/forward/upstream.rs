@@ -1,0 +1,235 @@
+//! One upstream resolver: a question there, an answer back, over UDP and, where that is too small, over TCP.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::DNSClass;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use crate::Metrics;
+use crate::cache::{Found, Key};
+use crate::wire::UDP_PAYLOAD_MAX;
+
+/// An upstream that failed this often in a row is asked last…
+const FAILURES_MAX: u32 = 2;
+/// …for this long.
+const FAILING_FOR: Duration = Duration::from_secs(10);
+
+/// Why an exchange failed.
+#[derive(Debug, Error)]
+pub(super) enum ExchangeError {
+    #[error("{to} did not answer in time")]
+    Timeout { to: SocketAddr },
+    #[error("cannot talk to {to}")]
+    Io {
+        to: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the question cannot be encoded")]
+    Encode,
+    #[error("{to} answered something else over TCP")]
+    Mismatch { to: SocketAddr },
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+/// An upstream.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) address: SocketAddr,
+    label: String,
+    health: Mutex<Health>,
+}
+
+impl Upstream {
+    pub(super) fn new(address: SocketAddr) -> Self {
+        Self { address, label: address.to_string(), health: Mutex::default() }
+    }
+
+    /// Whether it has failed several times in a row, the last time not long ago.
+    pub(super) fn is_failing(&self) -> bool {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.failures >= FAILURES_MAX && health.last.is_some_and(|last| last.elapsed() < FAILING_FOR)
+    }
+
+    /// Asks, within `patience`.
+    pub(super) async fn exchange(
+        &self,
+        key: &Key,
+        patience: Duration,
+        metrics: &Metrics,
+    ) -> Result<Found, ExchangeError> {
+        let began = Instant::now();
+        metrics.forward_request(&self.label);
+        let ended = match timeout(patience, self.ask(key)).await {
+            Ok(ended) => ended,
+            Err(_) => Err(ExchangeError::Timeout { to: self.address }),
+        };
+        {
+            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            if ended.is_ok() {
+                health.failures = 0;
+            } else {
+                health.failures = health.failures.saturating_add(1);
+                health.last = Some(Instant::now());
+            }
+        }
+        metrics.forward_response(&self.label, ended.as_ref().ok().map(|found| found.code), began.elapsed());
+        ended
+    }
+
+    async fn ask(&self, key: &Key) -> Result<Found, ExchangeError> {
+        let found = self.ask_once(key, true).await?;
+        // Old resolvers do not know EDNS.
+        if matches!(found.code, ResponseCode::FormErr | ResponseCode::NotImp) && !key.dnssec_ok {
+            return self.ask_once(key, false).await;
+        }
+        Ok(found)
+    }
+
+    async fn ask_once(&self, key: &Key, edns: bool) -> Result<Found, ExchangeError> {
+        let question = question(key, edns);
+        let wire = question.to_vec().map_err(|_| ExchangeError::Encode)?;
+        let failed = |source| ExchangeError::Io { to: self.address, source };
+        let mut message = self.over_udp(&question, &wire).await.map_err(failed)?;
+        if message.metadata.truncation {
+            let reply = self.over_tcp(&wire).await.map_err(failed)?;
+            message = answer_to(&question, &reply).ok_or(ExchangeError::Mismatch { to: self.address })?;
+        }
+        Ok(Found {
+            code: message.metadata.response_code,
+            authentic_data: message.metadata.authentic_data,
+            answers: message.answers,
+            authorities: message.authorities,
+            additionals: message.additionals,
+        })
+    }
+
+    /// A socket of its own for each question: the kernel picks its port at random, and, being connected, it takes packets
+    /// from nobody else.
+    async fn over_udp(&self, question: &Message, wire: &[u8]) -> io::Result<Message> {
+        let any: IpAddr =
+            if self.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).await?;
+        socket.connect(self.address).await?;
+        socket.send(wire).await?;
+        let mut buffer = vec![0; 4096];
+        loop {
+            let length = socket.recv(&mut buffer).await?;
+            // What does not answer the question is a forgery or a late one: go on waiting.
+            if let Some(message) = answer_to(question, &buffer[..length]) {
+                return Ok(message);
+            }
+        }
+    }
+
+    async fn over_tcp(&self, wire: &[u8]) -> io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        let length = u16::try_from(wire.len()).map_err(io::Error::other)?;
+        stream.write_all(&[&length.to_be_bytes(), wire].concat()).await?;
+        let length = stream.read_u16().await?;
+        let mut reply = vec![0; length.into()];
+        stream.read_exact(&mut reply).await?;
+        Ok(reply)
+    }
+}
+
+/// A question with a random id.
+fn question(key: &Key, edns: bool) -> Message {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.metadata.checking_disabled = key.checking_disabled;
+    message.add_query(Query::query(key.name.clone(), key.kind));
+    if edns {
+        let mut opt = Edns::new();
+        opt.set_max_payload(UDP_PAYLOAD_MAX);
+        opt.set_version(0);
+        opt.set_dnssec_ok(key.dnssec_ok);
+        message.set_edns(opt);
+    }
+    message
+}
+
+/// The answer in `packet`, if it is one to `question`.
+fn answer_to(question: &Message, packet: &[u8]) -> Option<Message> {
+    if packet.get(..2)? != question.metadata.id.to_be_bytes() {
+        return None;
+    }
+    let message = Message::from_vec(packet).ok()?;
+    let asked = question.queries.first()?;
+    let repeats = match message.queries.as_slice() {
+        [query] => {
+            query.name() == asked.name()
+                && query.query_type() == asked.query_type()
+                && query.query_class() == DNSClass::IN
+        }
+        // Some resolvers leave the question out of an error.
+        [] => message.metadata.response_code != ResponseCode::NoError,
+        _ => false,
+    };
+    let answers =
+        message.metadata.message_type == MessageType::Response && message.metadata.op_code == OpCode::Query;
+    (answers && repeats).then_some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::{Name, RecordType};
+    use proptest::prelude::*;
+
+    fn key() -> Key {
+        let name = Name::from_ascii("www.example.").unwrap();
+        Key { name, kind: RecordType::A, dnssec_ok: false, checking_disabled: false }
+    }
+
+    #[test]
+    fn only_the_answer_is_the_answer() {
+        let question = question(&key(), true);
+        let answer = question.clone().into_response();
+        let is_answer = |change: fn(&mut Message)| {
+            let mut message = answer.clone();
+            change(&mut message);
+            answer_to(&question, &message.to_vec().unwrap()).is_some()
+        };
+        assert!(is_answer(|_| {}));
+        assert!(!is_answer(|m| m.metadata.id ^= 1));
+        assert!(!is_answer(|m| m.metadata.message_type = MessageType::Query));
+        assert!(!is_answer(|m| m.metadata.op_code = OpCode::Notify));
+        assert!(!is_answer(|m| m.queries.clear()));
+        assert!(is_answer(|m| {
+            m.queries.clear();
+            m.metadata.response_code = ResponseCode::FormErr;
+        }));
+        assert!(!is_answer(|m| m.queries = vec![Query::query(Name::root(), RecordType::A)]));
+        assert!(!is_answer(|m| {
+            m.queries[0].set_query_type(RecordType::AAAA);
+        }));
+        assert!(!is_answer(|m| {
+            m.queries[0].set_query_class(DNSClass::CH);
+        }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut question = question(&key(), false);
+            if let [high, low, ..] = packet[..] {
+                question.metadata.id = u16::from_be_bytes([high, low]);
+            }
+            answer_to(&question, &packet);
+        }
+    }
+}

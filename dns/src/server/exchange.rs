@@ -1,0 +1,134 @@
+//! One question, whichever way it came: packet in, packet out, counted.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
+use tokio::sync::watch;
+
+use super::Shared;
+use crate::handler::{Answered, Pending, Step};
+use crate::metrics::{Meter, Scope, Source, Transport};
+use crate::wire::{Bare, Reject, Request, decode, encode};
+use crate::zone::Zone;
+
+/// The zone as this task sees it: the newest one, taken over only when there is a newer.
+pub(super) struct View {
+    zones: watch::Receiver<Arc<Zone>>,
+    zone: Arc<Zone>,
+}
+
+impl View {
+    pub(super) fn new(zones: &watch::Receiver<Arc<Zone>>) -> Self {
+        let mut zones = zones.clone();
+        let zone = Arc::clone(&zones.borrow_and_update());
+        Self { zones, zone }
+    }
+
+    fn newest(&mut self) -> &Zone {
+        if self.zones.has_changed().unwrap_or(false) {
+            self.zone = Arc::clone(&self.zones.borrow_and_update());
+        }
+        &self.zone
+    }
+}
+
+/// What became of a packet.
+pub(super) enum Outcome {
+    /// The answer stands in the buffer.
+    Reply,
+    /// It is not to be answered.
+    Silence,
+    /// An upstream has to be asked.
+    Later(Box<Later>),
+}
+
+/// A question that waits for an upstream.
+pub(super) struct Later {
+    request: Request,
+    pending: Pending,
+    began: Instant,
+    transport: Transport,
+}
+
+/// Answers `packet` into `reply`, where that can be done at once. A panic costs this one answer.
+pub(super) fn answer_now(
+    shared: &Shared,
+    view: &mut View,
+    meter: &Meter,
+    transport: Transport,
+    packet: &[u8],
+    reply: &mut Vec<u8>,
+) -> Outcome {
+    let attempt = AssertUnwindSafe(|| answer(shared, view, meter, transport, packet, reply));
+    catch_unwind(attempt).unwrap_or_else(|_| {
+        meter.metrics().panicked();
+        Outcome::Silence
+    })
+}
+
+fn answer(
+    shared: &Shared,
+    view: &mut View,
+    meter: &Meter,
+    transport: Transport,
+    packet: &[u8],
+    reply: &mut Vec<u8>,
+) -> Outcome {
+    let began = Instant::now();
+    let request = match decode(packet) {
+        Ok(request) => request,
+        Err(Reject::Silently) => return Outcome::Silence,
+        Err(Reject::With(bare)) => {
+            meter.request(Scope::Other, transport, RecordType::ZERO, packet.len(), false);
+            reply.clear();
+            reply.extend_from_slice(&bare.encode());
+            meter.response(Scope::Other, transport, (bare.code, Source::None), reply.len(), began.elapsed());
+            return Outcome::Reply;
+        }
+    };
+    let kind = request.query.query_type();
+    match shared.handler.begin(view.newest(), &request) {
+        Step::Done(answered) => {
+            meter.request(answered.scope, transport, kind, packet.len(), request.dnssec_ok());
+            write(&request, &answered, meter, transport, began, reply);
+            Outcome::Reply
+        }
+        Step::Later(pending) => {
+            meter.request(pending.scope, transport, kind, packet.len(), request.dnssec_ok());
+            Outcome::Later(Box::new(Later { request, pending: *pending, began, transport }))
+        }
+    }
+}
+
+/// Asks upstream and writes the answer.
+pub(super) async fn answer_later(shared: &Shared, meter: &Meter, later: Later) -> Vec<u8> {
+    let Later { request, pending, began, transport } = later;
+    let answered = shared.handler.finish(&request.query, pending).await;
+    let mut reply = Vec::with_capacity(512);
+    write(&request, &answered, meter, transport, began, &mut reply);
+    reply
+}
+
+fn write(
+    request: &Request,
+    answered: &Answered,
+    meter: &Meter,
+    transport: Transport,
+    began: Instant,
+    reply: &mut Vec<u8>,
+) {
+    let limit = match transport {
+        Transport::Udp => request.udp_limit(),
+        Transport::Tcp => u16::MAX,
+    };
+    let mut code = answered.response.code;
+    if encode(request, &answered.response, limit, reply).is_err() {
+        code = ResponseCode::ServFail;
+        reply.clear();
+        reply.extend_from_slice(&Bare::answering(request, code).encode());
+    }
+    meter.response(answered.scope, transport, (code, answered.source), reply.len(), began.elapsed());
+}

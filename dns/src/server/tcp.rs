@@ -1,0 +1,146 @@
+//! TCP: questions one after the other or several at once (RFC 7766), each answer as soon as it is there.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::exchange::{Outcome, View, answer_later, answer_now};
+use super::{DRAIN, Shared};
+use crate::metrics::{Meter, Transport};
+
+/// Questions of one connection that may wait for upstreams at once; then it is read no further.
+const PENDING_MAX: usize = 64;
+const LENGTH_BYTES: usize = 2;
+/// How long a client may take to read its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Accepts until the server stops.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, meter: Arc<Meter>) {
+    let places = Arc::new(Semaphore::new(shared.tcp_connections_max));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shared.stop.cancelled() => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let connection = Connection::new(Arc::clone(&shared), Arc::clone(&meter));
+                connections.spawn(async move {
+                    // A client that breaks off is the client's affair.
+                    connection.serve(stream).await.ok();
+                    drop(place);
+                });
+            }
+            // Out of file descriptors, most likely: give connections time to end.
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    }
+    drop(listener);
+    connections.close();
+    // What is still open then belongs to clients that do not read.
+    timeout(DRAIN, connections.wait()).await.ok();
+}
+
+/// Accepts a connection when there is a place for it.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, place))
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    meter: Arc<Meter>,
+    view: View,
+    /// Octets that have been read and not yet understood.
+    unread: Vec<u8>,
+    reply: Vec<u8>,
+    answers: mpsc::Receiver<Vec<u8>>,
+    answered: mpsc::Sender<Vec<u8>>,
+    pending: usize,
+}
+
+impl Connection {
+    fn new(shared: Arc<Shared>, meter: Arc<Meter>) -> Self {
+        let view = View::new(&shared.zones);
+        let (answered, answers) = mpsc::channel(PENDING_MAX);
+        Self { shared, meter, view, unread: Vec::new(), reply: Vec::new(), answers, answered, pending: 0 }
+    }
+
+    async fn serve(mut self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let (stop, idle) = (self.shared.stop.clone(), self.shared.tcp_idle_timeout);
+        let mut open = true;
+        while open || self.pending > 0 {
+            let may_read = open && self.pending < PENDING_MAX;
+            tokio::select! {
+                read = stream.read_buf(&mut self.unread), if may_read => match read? {
+                    0 => open = false,
+                    _ => self.take_all(&mut stream).await?,
+                },
+                answer = self.answers.recv(), if self.pending > 0 => {
+                    self.pending -= 1;
+                    if let Some(answer) = answer {
+                        send(&mut stream, &answer).await?;
+                    }
+                    self.take_all(&mut stream).await?;
+                }
+                () = stop.cancelled(), if open => open = false,
+                () = sleep(idle) => return Ok(()),
+            }
+        }
+        stream.shutdown().await
+    }
+
+    /// Answers every question that has arrived whole.
+    async fn take_all(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+        let mut at = 0;
+        while self.pending < PENDING_MAX {
+            let Some((length, rest)) = self.unread[at..].split_first_chunk::<LENGTH_BYTES>() else { break };
+            let Some(packet) = rest.get(..usize::from(u16::from_be_bytes(*length))) else { break };
+            at += LENGTH_BYTES + packet.len();
+            match answer_now(
+                &self.shared,
+                &mut self.view,
+                &self.meter,
+                Transport::Tcp,
+                packet,
+                &mut self.reply,
+            ) {
+                Outcome::Reply => send(stream, &self.reply).await?,
+                // Who sends this over TCP does not speak DNS.
+                Outcome::Silence => return Err(io::ErrorKind::InvalidData.into()),
+                Outcome::Later(later) => {
+                    self.pending += 1;
+                    let (shared, meter) = (Arc::clone(&self.shared), Arc::clone(&self.meter));
+                    let answered = self.answered.clone();
+                    self.shared.pending.spawn(async move {
+                        let reply = answer_later(&shared, &meter, *later).await;
+                        // The connection may have ended meanwhile.
+                        answered.send(reply).await.ok();
+                    });
+                }
+            }
+        }
+        self.unread.drain(..at);
+        Ok(())
+    }
+}
+
+async fn send(stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+    let framed = [&length.to_be_bytes(), answer].concat();
+    timeout(WRITE_TIMEOUT, stream.write_all(&framed))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
