@@ -14,4 +14,4 @@ mod node;
 pub mod pod;
 
 pub use config::{NodeNetworkConfig, Overlay};
-pub use node::{NodeNetworkError, cleanup, run, vtep_mac};
+pub use node::{MASQUERADE_TABLE, NftError, NodeNetworkError, cleanup, run, vtep_mac};

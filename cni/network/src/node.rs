@@ -1,41 +1,144 @@
 //! The ways between nodes, kept as the snapshot says: [`run`].
+//!
+//! Level-triggered: a new snapshot, a change in the kernel and the clock all lead to the same round, which looks at
+//! the whole. So a deleted device comes back with all its peers, and routes to nodes that have vanished while no
+//! agent ran go. They are told from others' by their protocol number.
 
+mod desired;
+mod install;
+mod kernel;
+mod masquerade;
+mod plan;
+mod reconcile;
+
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use seaway_model::Snapshot;
 use thiserror::Error;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::NodeNetworkConfig;
-use crate::netlink::NetlinkError;
+use crate::netlink::{Monitor, MonitorGroups, Netlink, NetlinkError};
+use crate::netns::sysctl::SysctlError;
+use reconcile::Reconciler;
 
-/// Why the node part could not start or clean up. While it runs it retries.
+pub use masquerade::{NftError, TABLE as MASQUERADE_TABLE};
+
+/// Changes in the kernel come in bursts (also those that we make ourselves): one round does for a burst.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After an error the next round comes sooner than otherwise.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the node part could not start, finish a round, or clean up. While it runs it tries again.
 #[derive(Debug, Error)]
 pub enum NodeNetworkError {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// A sysctl.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The nftables tables.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// The plugin or the network configuration.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The runtime of the process.
+    #[error("the pod network cannot be watched")]
+    Watch(#[source] io::Error),
 }
 
 /// Keeps the node's pod network as the newest snapshot says, until `shutdown`. Whatever it made in the kernel stays
 /// then: traffic does not stop for a restart. [`cleanup`] removes it.
 ///
-/// Runs in the network namespace of the calling thread's process.
+/// Works in the network namespace of the calling thread, which has to be that of the whole runtime.
 pub async fn run(
     config: NodeNetworkConfig,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
     shutdown: CancellationToken,
 ) -> Result<(), NodeNetworkError> {
-    let _ = (config, snapshots);
-    shutdown.cancelled().await;
-    Ok(())
+    let resync = config.resync_interval;
+    let groups = MonitorGroups { links: true, addresses: true, routes: true, neighbours: false };
+    let mut monitor = AsyncFd::register(Monitor::open(groups)?).map_err(NodeNetworkError::Watch)?;
+    let mut reconciler = Reconciler::new(config)?;
+    let mut last_error = String::new();
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let round = tokio::task::spawn_blocking(move || {
+            let outcome = reconciler.round(&snapshot);
+            (reconciler, outcome)
+        });
+        let (back, outcome) = round.await.map_err(|error| NodeNetworkError::Watch(io::Error::other(error)))?;
+        reconciler = back;
+        let pause = if outcome.is_ok() { resync } else { RETRY.min(resync) };
+        report(outcome, &mut last_error);
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    // There will be no other snapshot: the last one is kept up.
+                    tokio::select! {
+                        () = shutdown.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+            ready = monitor.readable_mut() => {
+                if let Ok(mut ready) = ready {
+                    tokio::time::sleep(SETTLE).await;
+                    ready.get_inner_mut().drain()?;
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
 }
 
-/// Removes everything that [`run`] made: routes, devices, tables, configuration and plugin. The pods' own wiring
-/// and reservations are not touched.
+/// Says each error once, and when it is over.
+fn report(outcome: Result<(), NodeNetworkError>, last_error: &mut String) {
+    let Err(error) = outcome else {
+        last_error.clear();
+        return;
+    };
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(next) = cause {
+        text.push_str(&format!(": {next}"));
+        cause = next.source();
+    }
+    if text != *last_error {
+        warn!(error = %text, "the pod network is not complete; trying again");
+        *last_error = text;
+    }
+}
+
+/// Removes everything that [`run`] made: network configuration and plugin, routes, device, tables. The pods' own
+/// wiring and reservations are not touched; forwarding stays on.
 pub fn cleanup(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
-    let _ = config;
+    install::uninstall(config)?;
+    let mut netlink = Netlink::open()?;
+    let actual = kernel::read(&mut netlink, None)?;
+    for op in plan::plan(&desired::Desired::default(), &actual, None, true) {
+        kernel::apply(&mut netlink, &op)?;
+    }
+    kernel::remove_vxlan(&mut netlink)?;
+    masquerade::ensure(None)?;
     Ok(())
 }
 
@@ -43,6 +146,5 @@ pub fn cleanup(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
 /// every restart and known before the device exists. The node agent publishes it as the annotation
 /// `seaway.dev/vtep-mac`.
 pub fn vtep_mac(node_name: &str) -> [u8; 6] {
-    let hash = crate::hash::fnv1a(&[b"vtep", node_name.as_bytes()]);
-    crate::hash::mac(hash)
+    crate::hash::mac(crate::hash::fnv1a(&[b"vtep", node_name.as_bytes()]))
 }

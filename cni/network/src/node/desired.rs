@@ -1,0 +1,284 @@
+//! What the node's pod network should be, from the snapshot: a pure function.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use seaway_model::{Family, Node, Snapshot};
+
+use crate::netlink::Mac;
+use crate::{NodeNetworkConfig, Overlay, vtep_mac};
+
+/// What a VXLAN packet has more than the packet within, over IPv4 and IPv6: Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40.
+const VXLAN_OVERHEAD_V4: u32 = 50;
+const VXLAN_OVERHEAD_V6: u32 = 70;
+/// The MTU if nothing is known about the uplink.
+const DEFAULT_MTU: u32 = 1500;
+/// IPv6 does not work below.
+const SMALLEST_MTU: u32 = 1280;
+
+/// The link towards the other nodes, of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Uplink {
+    pub(super) index: u32,
+    pub(super) mtu: u32,
+}
+
+/// The VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VxlanDevice {
+    pub(super) vni: u32,
+    pub(super) port: u16,
+    pub(super) local: IpAddr,
+    pub(super) link: Option<u32>,
+    pub(super) mac: Mac,
+    pub(super) mtu: u32,
+    /// The first address of each own pod subnet: the source of what the node itself sends to pods elsewhere.
+    pub(super) addresses: Vec<IpNet>,
+}
+
+/// How the pods of a subnet are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through the node's own address.
+    Direct { gateway: IpAddr, link: Option<u32> },
+    /// In VXLAN packets to `remote`, behind which is the device with address `mac`.
+    Vxlan { mac: Mac, remote: IpAddr },
+}
+
+/// A pod subnet of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub(super) subnet: IpNet,
+    pub(super) way: Way,
+}
+
+/// Packets from `pods` to anything but `cluster` get the node's address as their source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Masquerade {
+    pub(super) pods: Vec<IpNet>,
+    pub(super) cluster: Vec<IpNet>,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Desired {
+    /// The own pod subnets.
+    pub(super) own: Vec<IpNet>,
+    pub(super) peers: Vec<Peer>,
+    pub(super) vxlan: Option<VxlanDevice>,
+    pub(super) masquerade: Option<Masquerade>,
+    /// The MTU of pods.
+    pub(super) mtu: u32,
+    /// Nodes and subnets that are left out, with the reason.
+    pub(super) skipped: Vec<String>,
+}
+
+/// What should be, or none as long as the own Node has no pod subnets.
+pub(super) fn desired(
+    config: &NodeNetworkConfig,
+    snapshot: &Snapshot,
+    uplinks: &BTreeMap<Family, Uplink>,
+) -> Option<Desired> {
+    let own = snapshot.nodes.get(config.node_name.as_str())?;
+    let subnets: Vec<IpNet> = own.pod_cidrs.iter().map(IpNet::trunc).collect();
+    if subnets.is_empty() {
+        return None;
+    }
+    let vxlan = match config.overlay {
+        Overlay::None => None,
+        Overlay::Vxlan { vni, port } => vxlan_device(own, vni, port, &subnets, uplinks),
+    };
+    let uplink_mtu = uplinks.values().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU);
+    let mut desired = Desired {
+        mtu: vxlan.as_ref().map_or(uplink_mtu, |device| device.mtu),
+        own: subnets,
+        vxlan,
+        ..Desired::default()
+    };
+    if desired.vxlan.is_none() && config.overlay != Overlay::None {
+        desired.skipped.push(format!("VXLAN: node {} has no address", config.node_name));
+    }
+    for node in snapshot.nodes.values().filter(|node| node.name != own.name) {
+        add_peer(&mut desired, config, node, uplinks);
+    }
+    if config.masquerade {
+        desired.masquerade = Some(masquerade(&desired, snapshot));
+    }
+    Some(desired)
+}
+
+fn vxlan_device(
+    own: &Node,
+    vni: u32,
+    port: u16,
+    subnets: &[IpNet],
+    uplinks: &BTreeMap<Family, Uplink>,
+) -> Option<VxlanDevice> {
+    let (family, local) = Family::ALL.into_iter().find_map(|family| Some((family, own.addr(family)?)))?;
+    let uplink = uplinks.get(&family);
+    let overhead = if family == Family::V4 { VXLAN_OVERHEAD_V4 } else { VXLAN_OVERHEAD_V6 };
+    let mtu = uplink.map_or(DEFAULT_MTU, |uplink| uplink.mtu).saturating_sub(overhead).max(SMALLEST_MTU);
+    Some(VxlanDevice {
+        vni,
+        port,
+        local,
+        link: uplink.map(|uplink| uplink.index),
+        mac: Mac(vtep_mac(&own.name)),
+        mtu,
+        addresses: subnets.iter().map(|subnet| IpNet::from(subnet.network())).collect(),
+    })
+}
+
+fn add_peer(
+    desired: &mut Desired,
+    config: &NodeNetworkConfig,
+    node: &Node,
+    uplinks: &BTreeMap<Family, Uplink>,
+) {
+    for subnet in node.pod_cidrs.iter().map(IpNet::trunc) {
+        let mut taken = desired.own.iter().chain(desired.peers.iter().map(|peer| &peer.subnet));
+        if let Some(other) = taken.find(|other| other.contains(&subnet) || subnet.contains(*other)) {
+            desired.skipped.push(format!("node {}: its pod subnet {subnet} overlaps with {other}", node.name));
+            continue;
+        }
+        let family = Family::of(subnet.addr());
+        let way = match (&desired.vxlan, config.overlay) {
+            (Some(device), _) => node.addr(Family::of(device.local)).map(|remote| Way::Vxlan {
+                mac: Mac(node.vtep_mac.unwrap_or_else(|| vtep_mac(&node.name))),
+                remote,
+            }),
+            (None, Overlay::Vxlan { .. }) => None,
+            (None, Overlay::None) => node.addr(family).map(|gateway| Way::Direct {
+                gateway,
+                link: uplinks.get(&family).map(|uplink| uplink.index),
+            }),
+        };
+        match way {
+            Some(way) => desired.peers.push(Peer { subnet, way }),
+            None => desired.skipped.push(format!("node {}: no address that leads to its pod subnet {subnet}", node.name)),
+        }
+    }
+}
+
+fn masquerade(desired: &Desired, snapshot: &Snapshot) -> Masquerade {
+    let mut cluster = desired.own.clone();
+    cluster.extend(desired.peers.iter().map(|peer| peer.subnet));
+    let addresses = snapshot.nodes.values().flat_map(|node| node.addresses.iter().map(|address| address.addr));
+    cluster.extend(addresses.map(IpNet::from));
+    Masquerade { pods: desired.own.clone(), cluster: IpNet::aggregate(&cluster) }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use seaway_model::{NodeAddress, NodeAddressKind};
+
+    use super::*;
+
+    pub(crate) fn config(overlay: Overlay) -> NodeNetworkConfig {
+        NodeNetworkConfig {
+            node_name: "a".to_owned(),
+            overlay,
+            uplink: None,
+            cni_conf_dir: "/conf".into(),
+            cni_bin_dir: "/bin".into(),
+            data_dir: "/data".into(),
+            plugin_source: "/plugin".into(),
+            masquerade: true,
+            resync_interval: Duration::from_secs(5),
+        }
+    }
+
+    pub(crate) fn node(name: &str, addresses: &[&str], subnets: &[&str]) -> Node {
+        let address = |addr: &&str| NodeAddress { addr: addr.parse().unwrap(), kind: NodeAddressKind::Internal };
+        Node {
+            name: name.into(),
+            addresses: addresses.iter().map(address).collect(),
+            pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+            zone: None,
+            ready: true,
+            excluded_from_load_balancers: false,
+            vtep_mac: None,
+        }
+    }
+
+    pub(crate) fn snapshot(nodes: Vec<Node>) -> Snapshot {
+        let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+        for node in nodes {
+            snapshot.nodes.insert(node.name.clone(), Arc::new(node));
+        }
+        snapshot
+    }
+
+    pub(crate) fn uplinks() -> BTreeMap<Family, Uplink> {
+        Family::ALL.into_iter().map(|family| (family, Uplink { index: 2, mtu: 1500 })).collect()
+    }
+
+    fn three() -> Snapshot {
+        snapshot(vec![
+            node("a", &["192.0.2.1", "2001:db8::1"], &["10.244.0.0/24", "fd00:0:0:0::/64"]),
+            node("b", &["192.0.2.2", "2001:db8::2"], &["10.244.1.0/24", "fd00:0:0:1::/64"]),
+            node("c", &["192.0.2.3"], &["10.244.2.0/24", "fd00:0:0:2::/64"]),
+        ])
+    }
+
+    #[test]
+    fn direct_routes_go_through_the_address_of_their_family() {
+        let desired = desired(&config(Overlay::None), &three(), &uplinks()).unwrap();
+        let ways: Vec<String> = desired.peers.iter().map(|peer| format!("{} {:?}", peer.subnet, peer.way)).collect();
+        assert_eq!(
+            ways,
+            [
+                "10.244.1.0/24 Direct { gateway: 192.0.2.2, link: Some(2) }",
+                "fd00:0:0:1::/64 Direct { gateway: 2001:db8::2, link: Some(2) }",
+                "10.244.2.0/24 Direct { gateway: 192.0.2.3, link: Some(2) }",
+            ]
+        );
+        assert_eq!(desired.skipped, ["node c: no address that leads to its pod subnet fd00:0:0:2::/64"]);
+        assert_eq!(desired.mtu, 1500);
+        let masquerade = desired.masquerade.unwrap();
+        assert_eq!(masquerade.pods, desired.own);
+        assert!(masquerade.cluster.contains(&"10.244.0.0/23".parse().unwrap()));
+    }
+
+    #[test]
+    fn vxlan_carries_both_families_over_one() {
+        let overlay = Overlay::Vxlan { vni: 1, port: 8472 };
+        let desired = desired(&config(overlay), &three(), &uplinks()).unwrap();
+        assert_eq!((desired.peers.len(), desired.mtu, desired.skipped.len()), (4, 1450, 0));
+        let device = desired.vxlan.unwrap();
+        assert_eq!(device.local, "192.0.2.1".parse::<IpAddr>().unwrap());
+        assert_eq!(device.addresses[0], "10.244.0.0/32".parse().unwrap());
+        let six = snapshot(vec![node("a", &["2001:db8::1"], &["fd00::/64"])]);
+        assert_eq!(super::desired(&config(overlay), &six, &uplinks()).unwrap().mtu, 1430);
+    }
+
+    #[test]
+    fn contradictory_nodes_are_left_out_and_named() {
+        let snapshot = snapshot(vec![
+            node("a", &["192.0.2.1"], &["10.244.0.0/24"]),
+            node("b", &["192.0.2.2"], &["10.244.0.0/16"]),
+            node("c", &["192.0.2.3"], &["10.245.0.0/24"]),
+            node("d", &["192.0.2.4"], &["10.245.0.0/24"]),
+        ]);
+        let desired = desired(&config(Overlay::None), &snapshot, &uplinks()).unwrap();
+        assert_eq!(desired.peers.len(), 1);
+        assert_eq!(
+            desired.skipped,
+            [
+                "node b: its pod subnet 10.244.0.0/16 overlaps with 10.244.0.0/24",
+                "node d: its pod subnet 10.245.0.0/24 overlaps with 10.245.0.0/24",
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_is_wanted_before_the_own_subnets_are_known() {
+        let without = snapshot(vec![node("a", &["192.0.2.1"], &[]), node("b", &["192.0.2.2"], &["10.244.1.0/24"])]);
+        assert_eq!(desired(&config(Overlay::None), &without, &uplinks()), None);
+        assert_eq!(desired(&config(Overlay::None), &snapshot(vec![]), &uplinks()), None);
+    }
+}

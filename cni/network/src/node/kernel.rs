@@ -1,0 +1,149 @@
+//! The thin edge to the kernel: reading what is, doing a plan's steps, keeping the VXLAN device.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use seaway_model::{Family, Node};
+
+use super::NodeNetworkError;
+use super::desired::{Uplink, VxlanDevice};
+use super::plan::{Actual, Op, ROUTE_PROTOCOL};
+use crate::NodeNetworkConfig;
+use crate::netlink::{Link, Netlink, NetlinkError, RouteQuery, Vxlan};
+use crate::netns::sysctl::{self, SysctlError};
+
+/// The name of the VXLAN device.
+pub(super) const VXLAN_DEVICE: &str = "seaway-vxlan";
+
+/// The uplink of each family: the one that is configured, or the link that has the own node's address.
+pub(super) fn uplinks(
+    netlink: &mut Netlink,
+    config: &NodeNetworkConfig,
+    own: Option<&Node>,
+) -> Result<BTreeMap<Family, Uplink>, NetlinkError> {
+    let links = netlink.links()?;
+    let addresses = netlink.addresses(None)?;
+    let of = |family| {
+        let link = match &config.uplink {
+            Some(name) => links.iter().find(|link| link.name == *name),
+            None => {
+                let addr = own?.addr(family)?;
+                let index = addresses.iter().find(|address| address.net.addr() == addr)?.link;
+                links.iter().find(|link| link.index == index)
+            }
+        };
+        link.map(|link| (family, Uplink { index: link.index, mtu: link.mtu }))
+    };
+    Ok(Family::ALL.into_iter().filter_map(of).collect())
+}
+
+/// Lets the node pass packets on. A link that listens to routers goes on doing so: the kernel would stop it.
+pub(super) fn enable_forwarding(links: &[Link]) -> Result<(), SysctlError> {
+    if sysctl::read("net/ipv6/conf/all/forwarding").is_ok_and(|value| value == "0") {
+        for link in links {
+            let key = format!("net/ipv6/conf/{}/accept_ra", link.name);
+            if sysctl::read(&key).is_ok_and(|value| value == "1") {
+                sysctl::write(&key, "2")?;
+            }
+        }
+    }
+    sysctl::write("net/ipv4/ip_forward", "1")?;
+    match sysctl::write("net/ipv6/conf/all/forwarding", "1") {
+        // A kernel without IPv6.
+        Err(error) if error.is_missing() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Makes the VXLAN device as it should be and returns its index. One that cannot be changed into it is replaced.
+pub(super) fn ensure_vxlan(netlink: &mut Netlink, wanted: &VxlanDevice) -> Result<u32, NodeNetworkError> {
+    let held = netlink.link(VXLAN_DEVICE)?;
+    let link = match held {
+        Some(link) if is_compatible(&link, wanted) => link,
+        other => {
+            if let Some(link) = other {
+                netlink.delete_link(link.index)?;
+            }
+            let link = netlink.create_vxlan(&Vxlan {
+                name: VXLAN_DEVICE,
+                vni: wanted.vni,
+                port: wanted.port,
+                local: wanted.local,
+                link: wanted.link,
+                mac: Some(wanted.mac),
+                mtu: Some(wanted.mtu),
+            })?;
+            netlink.set_no_link_local(link.index)?;
+            sysctl::write(&format!("net/ipv6/conf/{VXLAN_DEVICE}/accept_ra"), "0")?;
+            sysctl::write(&format!("net/ipv4/conf/{VXLAN_DEVICE}/rp_filter"), "2")?;
+            link
+        }
+    };
+    if link.mac != Some(wanted.mac) {
+        netlink.set_mac(link.index, wanted.mac)?;
+    }
+    if link.mtu != wanted.mtu {
+        netlink.set_mtu(link.index, wanted.mtu)?;
+    }
+    if !link.up {
+        netlink.set_up(link.index)?;
+    }
+    ensure_addresses(netlink, link.index, &wanted.addresses)?;
+    Ok(link.index)
+}
+
+fn is_compatible(link: &Link, wanted: &VxlanDevice) -> bool {
+    link.vxlan.is_some_and(|info| {
+        (info.vni, info.port, info.local, info.link, info.learning)
+            == (wanted.vni, wanted.port, Some(wanted.local), wanted.link, false)
+    })
+}
+
+fn ensure_addresses(netlink: &mut Netlink, link: u32, wanted: &[IpNet]) -> Result<(), NetlinkError> {
+    let held = netlink.addresses(Some(link))?;
+    for net in wanted.iter().filter(|net| !held.iter().any(|address| address.net == **net)) {
+        netlink.add_address(link, *net)?;
+    }
+    for address in held.iter().filter(|address| !wanted.contains(&address.net)) {
+        netlink.delete_address(link, address.net)?;
+    }
+    Ok(())
+}
+
+/// Removes the VXLAN device, if there is one.
+pub(super) fn remove_vxlan(netlink: &mut Netlink) -> Result<(), NetlinkError> {
+    match netlink.link(VXLAN_DEVICE)? {
+        Some(link) => netlink.delete_link(link.index),
+        None => Ok(()),
+    }
+}
+
+/// Reads our routes and the tables of our device.
+pub(super) fn read(netlink: &mut Netlink, vxlan: Option<u32>) -> Result<Actual, NetlinkError> {
+    let routes = netlink.routes(RouteQuery { protocol: Some(ROUTE_PROTOCOL), ..RouteQuery::default() })?;
+    let (neighbours, fdb) = match vxlan {
+        Some(link) => (netlink.neighbours(Some(link))?, netlink.fdb(link)?),
+        None => Default::default(),
+    };
+    Ok(Actual { routes, neighbours, fdb })
+}
+
+/// Does one step. What is to be deleted may be gone.
+pub(super) fn apply(netlink: &mut Netlink, op: &Op) -> Result<(), NetlinkError> {
+    let outcome = match op {
+        Op::SetNeighbour(neighbour) => netlink.set_neighbour(neighbour),
+        Op::SetFdb(entry) => netlink.set_fdb(entry),
+        Op::SetRoute(route) => return netlink.replace_route(route),
+        Op::DeleteRoute(route) => netlink.delete_route(route),
+        Op::DeleteFdb(entry) => netlink.delete_fdb(entry),
+        Op::DeleteNeighbour(neighbour) => netlink.delete_neighbour(neighbour),
+    };
+    match outcome {
+        Err(error) if error.is_missing() && is_delete(op) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn is_delete(op: &Op) -> bool {
+    matches!(op, Op::DeleteRoute(_) | Op::DeleteFdb(_) | Op::DeleteNeighbour(_))
+}

@@ -1,0 +1,244 @@
+//! The node part on nodes that are network namespaces: pods reach each other across nodes, and the kernel follows
+//! the snapshot whatever happens to it.
+#![allow(clippy::unwrap_used, reason = "test helpers")]
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use seaway_cni_network::netlink::{Netlink, Route, RouteQuery};
+use seaway_cni_network::netns::Namespace;
+use seaway_cni_network::pod::{Attachment, Wiring};
+use seaway_cni_network::{NodeNetworkConfig, Overlay, cleanup, run};
+use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
+use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const VXLAN: Overlay = Overlay::Vxlan { vni: 1, port: 8472 };
+/// The protocol number of routes to other nodes.
+const PROTOCOL: u8 = 88;
+
+fn config(node: &LabNode, overlay: Overlay) -> NodeNetworkConfig {
+    let plugin_source = node.state_dir().join("plugin");
+    std::fs::write(&plugin_source, "a plugin").unwrap();
+    NodeNetworkConfig {
+        node_name: node.name().to_owned(),
+        overlay,
+        uplink: None,
+        cni_conf_dir: node.state_dir().join("net.d"),
+        cni_bin_dir: node.state_dir().join("bin"),
+        data_dir: node.state_dir().join("ipam"),
+        plugin_source,
+        masquerade: true,
+        resync_interval: Duration::from_secs(2),
+    }
+}
+
+/// The Nodes of the lab. Node N (from 1) has the pod subnets 10.244.N.0/24 and fd00:10:244:N::/64.
+fn snapshot(lab: &Lab, numbers: &[usize], synced: bool) -> Arc<Snapshot> {
+    let mut snapshot = Snapshot { synced, version: 1, ..Snapshot::default() };
+    for number in numbers {
+        let node = lab.node(number - 1);
+        let addresses = node.addresses().map(|addr| NodeAddress { addr, kind: NodeAddressKind::Internal });
+        let subnets = [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")];
+        let node = Node {
+            name: node.name().into(),
+            addresses: addresses.to_vec(),
+            pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+            zone: None,
+            ready: true,
+            excluded_from_load_balancers: false,
+            vtep_mac: None,
+        };
+        snapshot.nodes.insert(node.name.clone(), Arc::new(node));
+    }
+    Arc::new(snapshot)
+}
+
+/// The node part of one node, running.
+struct Agent {
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    shutdown: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    fn start(node: &LabNode, config: NodeNetworkConfig, snapshot: Arc<Snapshot>) -> Self {
+        let (snapshots, receiver) = watch::channel(snapshot);
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        let namespace = Namespace::open(node.namespace().path()).unwrap();
+        let thread = std::thread::spawn(move || {
+            namespace
+                .run(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(run(config, receiver, stop)).unwrap();
+                })
+                .unwrap();
+        });
+        Self { snapshots, shutdown, thread: Some(thread) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        let outcome = self.thread.take().unwrap().join();
+        if !std::thread::panicking() {
+            outcome.unwrap();
+        }
+    }
+}
+
+/// A pod that is wired as the plugin does it.
+struct Pod {
+    namespace: Namespace,
+    addresses: [IpAddr; 2],
+}
+
+fn add_pod(lab: &Lab, number: usize, host: u8) -> Pod {
+    let namespace = Namespace::anonymous().unwrap();
+    let addresses = [
+        format!("10.244.{number}.{host}").parse().unwrap(),
+        format!("fd00:10:244:{number}::{host}").parse().unwrap(),
+    ];
+    let attachment = Attachment::new("seaway", &format!("pod{host}"), "eth0");
+    let wiring = Wiring { addresses: addresses.to_vec(), mtu: Some(1400), mac: None };
+    lab.node(number - 1).run(|| attachment.wire(&namespace, &wiring)).unwrap();
+    Pod { namespace, addresses }
+}
+
+fn conflist(node: &LabNode) -> PathBuf {
+    node.state_dir().join("net.d/10-seaway.conflist")
+}
+
+fn routes(node: &LabNode) -> Vec<Route> {
+    let query = RouteQuery { protocol: Some(PROTOCOL), ..RouteQuery::default() };
+    node.netlink().unwrap().routes(query).unwrap()
+}
+
+fn has_route(node: &LabNode, destination: &str) -> bool {
+    let destination = destination.parse().unwrap();
+    routes(node).iter().any(|route| route.destination == destination)
+}
+
+fn pods_reach_each_other_across_nodes(overlay: Overlay) {
+    let lab = Lab::new(2).unwrap();
+    let all = snapshot(&lab, &[1, 2], true);
+    let agents: Vec<Agent> =
+        lab.nodes().iter().map(|node| Agent::start(node, config(node, overlay), Arc::clone(&all))).collect();
+    for node in lab.nodes() {
+        wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    }
+    let (a, b) = (add_pod(&lab, 1, 5), add_pod(&lab, 2, 6));
+    let converse = || {
+        for (addr_a, addr_b) in a.addresses.into_iter().zip(b.addresses) {
+            assert_eq!(tcp_exchange(&a.namespace, &b.namespace, addr_b, 300_000).unwrap(), addr_a);
+            assert_eq!(udp_exchange(&b.namespace, &a.namespace, addr_a, 1300).unwrap(), addr_b);
+            tcp_exchange(lab.node(0).namespace(), &b.namespace, addr_b, 10_000).unwrap();
+        }
+    };
+    converse();
+    // To nodes pods speak as themselves, to the world as their node.
+    for (family, addr) in lab.node(1).addresses().into_iter().enumerate() {
+        assert_eq!(tcp_exchange(&a.namespace, lab.node(1).namespace(), addr, 100).unwrap(), a.addresses[family]);
+        let outside = lab.client().addresses()[family];
+        let seen = tcp_exchange(&a.namespace, lab.client().namespace(), outside, 100).unwrap();
+        assert_eq!(seen, lab.node(0).addresses()[family]);
+    }
+    drop(agents);
+    converse();
+    for node in lab.nodes() {
+        node.run(|| cleanup(&config(node, overlay))).unwrap();
+        assert_eq!(routes(node), []);
+        assert!(!conflist(node).exists() && !node.state_dir().join("bin/seaway-cni").exists());
+        assert!(node.netlink().unwrap().link("seaway-vxlan").unwrap().is_none());
+    }
+    assert!(tcp_exchange(&a.namespace, &b.namespace, b.addresses[0], 100).is_err());
+}
+
+#[test]
+fn pods_reach_each_other_across_nodes_by_direct_routes() {
+    pods_reach_each_other_across_nodes(Overlay::None);
+}
+
+#[test]
+fn pods_reach_each_other_across_nodes_in_vxlan() {
+    pods_reach_each_other_across_nodes(VXLAN);
+}
+
+#[test]
+fn nothing_is_installed_before_the_subnets_are_known_and_nothing_pruned_before_all_is() {
+    let lab = Lab::new(2).unwrap();
+    let node = lab.node(0);
+    let stale = Route { protocol: PROTOCOL, ..Route::to("10.244.9.0/24".parse().unwrap()) };
+    let mut netlink = node.netlink().unwrap();
+    let eth0 = netlink.link("eth0").unwrap().unwrap();
+    netlink.add_route(&stale.via("172.30.0.99".parse().unwrap()).on(eth0.index)).unwrap();
+    let foreign = Route::to("10.99.0.0/24".parse().unwrap()).via("172.30.0.99".parse().unwrap()).on(eth0.index);
+    netlink.add_route(&foreign).unwrap();
+
+    let agent = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[2], false));
+    let forwarding = || node.run(|| seaway_cni_network::netns::sysctl::read("net/ipv6/conf/all/forwarding").unwrap());
+    wait_for(PATIENCE, "forwarding", || forwarding() == "1");
+    assert!(!has_route(node, "10.244.2.0/24") && !conflist(node).exists());
+    agent.snapshots.send(snapshot(&lab, &[1, 2], false)).unwrap();
+    wait_for(PATIENCE, "the route to node 2", || has_route(node, "10.244.2.0/24"));
+    assert!(has_route(node, "10.244.9.0/24") && !conflist(node).exists());
+    agent.snapshots.send(snapshot(&lab, &[1, 2], true)).unwrap();
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    assert!(!has_route(node, "10.244.9.0/24"), "the node that it led to has vanished while nobody looked");
+    assert!(node.netlink().unwrap().routes(RouteQuery::default()).unwrap().contains(&Route { metric: None, ..foreign }));
+    let text = std::fs::read_to_string(conflist(node)).unwrap();
+    assert!(text.contains("10.244.1.0/24") && text.contains("fd00:10:244:1::/64") && text.contains("\"mtu\": 1500"), "{text}");
+    agent.snapshots.send(snapshot(&lab, &[1], true)).unwrap();
+    wait_for(PATIENCE, "node 2 to be forgotten", || !has_route(node, "10.244.2.0/24"));
+}
+
+#[test]
+fn what_somebody_deletes_comes_back() {
+    let lab = Lab::new(3).unwrap();
+    let node = lab.node(0);
+    let all = snapshot(&lab, &[1, 2, 3], true);
+    let agent = Agent::start(node, config(node, VXLAN), Arc::clone(&all));
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    let whole = |netlink: &mut Netlink| {
+        netlink.link("seaway-vxlan").unwrap().is_some_and(|link| {
+            link.up
+                && link.mtu == 1450
+                && netlink.fdb(link.index).is_ok_and(|fdb| fdb.len() == 2)
+                && netlink.routes(RouteQuery { link: Some(link.index), protocol: Some(PROTOCOL), ..RouteQuery::default() })
+                    .is_ok_and(|routes| routes.len() == 4)
+        })
+    };
+    let mut netlink = node.netlink().unwrap();
+    assert!(whole(&mut netlink));
+    let before = netlink.link("seaway-vxlan").unwrap().unwrap();
+    netlink.delete_link(before.index).unwrap();
+    wait_for(PATIENCE, "the device to come back with its peers", || whole(&mut netlink));
+    let after = netlink.link("seaway-vxlan").unwrap().unwrap();
+    assert_eq!(before.mac, after.mac, "other nodes know it by its address");
+    let route = routes(node).into_iter().find(|route| route.gateway.is_some()).unwrap();
+    netlink.delete_route(&route).unwrap();
+    wait_for(PATIENCE, "the route to come back", || whole(&mut netlink));
+    let entry = netlink.fdb(after.index).unwrap().remove(0);
+    netlink.delete_fdb(&entry).unwrap();
+    wait_for(PATIENCE, "the forwarding entry to come back", || whole(&mut netlink));
+    std::fs::remove_file(conflist(node)).unwrap();
+    wait_for(PATIENCE, "the network configuration to come back", || conflist(node).exists());
+    drop(agent);
+    // The same device serves another start: the switch to direct routes takes it away.
+    let agent = Agent::start(node, config(node, VXLAN), all);
+    wait_for(PATIENCE, "a round", || whole(&mut netlink));
+    assert_eq!(netlink.link("seaway-vxlan").unwrap().unwrap().index, after.index);
+    drop(agent);
+    let _direct = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[1, 2], true));
+    wait_for(PATIENCE, "the device to go", || netlink.link("seaway-vxlan").unwrap().is_none());
+    wait_for(PATIENCE, "direct routes", || {
+        routes(node).iter().filter(|route| route.gateway == Some(lab.node(1).addresses()[0])).count() == 1
+    });
+}
