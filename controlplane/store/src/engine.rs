@@ -323,21 +323,6 @@ fn merge<'a>(
 fn stamp(value: &Bytes, stamp_at: Option<u32>, revision: Revision) -> Bytes {
     match stamp_at {
         None => value.clone(),
-        Some(at) => splice(value, at as usize, 0, revision),
+        Some(at) => crate::splice(value, at as usize, 0, revision),
     }
-}
-
-/// The entry's value with its revision's digits replaced by those of `revision`.
-fn restamp(entry: &Entry, revision: Revision) -> Bytes {
-    match entry.stamp_at {
-        None => entry.value.clone(),
-        Some(at) => splice(&entry.value, at as usize, entry.mod_revision.to_string().len(), revision),
-    }
-}
-
-fn splice(value: &[u8], at: usize, replaced: usize, revision: Revision) -> Bytes {
-    let digits = revision.to_string();
-    let at = at.min(value.len());
-    let rest = (at + replaced).min(value.len());
-    [&value[..at], digits.as_bytes(), &value[rest..]].concat().into()
 }

@@ -35,6 +35,22 @@ pub struct Entry {
     pub mod_revision: Revision,
 }
 
+impl Entry {
+    /// The value with `revision` in the place of its own, for showing an old state as of a later event.
+    pub fn stamped(&self, revision: Revision) -> Bytes {
+        let Some(at) = self.stamp_at else { return self.value.clone() };
+        splice(&self.value, at as usize, self.mod_revision.to_string().len(), revision)
+    }
+}
+
+/// `value` with `replaced` bytes at `at` replaced by the digits of `revision`.
+fn splice(value: &[u8], at: usize, replaced: usize, revision: Revision) -> Bytes {
+    let digits = revision.to_string();
+    let at = at.min(value.len());
+    let rest = (at + replaced).min(value.len());
+    [&value[..at], digits.as_bytes(), &value[rest..]].concat().into()
+}
+
 /// What an event did to its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

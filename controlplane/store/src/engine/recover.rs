@@ -11,7 +11,7 @@ use super::{
     EngineConfig, State, log,
     log::Log,
     record::{self, Frame, Record},
-    restamp, snapshot,
+    snapshot,
 };
 use crate::{Change, Entry, Event, Revision, StoreError};
 
@@ -139,7 +139,7 @@ fn apply(state: &mut State, record: Record) -> Option<()> {
 pub(super) fn deletion(previous: Arc<Entry>, revision: Revision) -> Event {
     let entry = Entry {
         key: Arc::clone(&previous.key),
-        value: restamp(&previous, revision),
+        value: previous.stamped(revision),
         stamp_at: previous.stamp_at,
         create_revision: previous.create_revision,
         mod_revision: revision,
