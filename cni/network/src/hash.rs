@@ -13,8 +13,9 @@ pub(crate) fn fnv1a(parts: &[&[u8]]) -> u64 {
 
 /// A locally administered unicast Ethernet address.
 pub(crate) fn mac(hash: u64) -> [u8; 6] {
-    let [a, b, c, d, e, f, ..] = hash.to_be_bytes();
-    [(a & 0b1111_1100) | 0b10, b, c, d, e, f]
+    let [mut first, second, third, fourth, fifth, sixth, ..] = hash.to_be_bytes();
+    first = (first & 0b1111_1100) | 0b10;
+    [first, second, third, fourth, fifth, sixth]
 }
 
 /// `prefix` and eleven characters of base 32: a link's name (at most 15 characters).

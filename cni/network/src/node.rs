@@ -74,7 +74,8 @@ pub async fn run(
 ) -> Result<(), NodeNetworkError> {
     let resync = config.resync_interval;
     let groups = MonitorGroups { links: true, addresses: true, routes: true, neighbours: false };
-    let mut monitor = AsyncFd::register(Monitor::open(groups)?).map_err(NodeNetworkError::Watch)?;
+    let mut monitor = AsyncFd::register(Monitor::open(groups)?)
+        .map_err(|error| NodeNetworkError::Watch(error.into()))?;
     let mut reconciler = Reconciler::new(config)?;
     let mut last_error = String::new();
     loop {

@@ -150,6 +150,7 @@ fn pods_reach_each_other_across_nodes(overlay: Overlay) {
         let seen = tcp_exchange(&a.namespace, lab.client().namespace(), outside, 100).unwrap();
         assert_eq!(seen, lab.node(0).addresses()[family]);
     }
+    if std::env::var("SHOW").is_ok() { println!("{}", lab.node(0).ok(&["nft","list","ruleset"])); println!("{}", lab.node(0).ok(&["ip","-d","link"])); println!("{}", lab.node(0).ok(&["ip","route"]));println!("{}", lab.node(0).ok(&["ip","-6","route"])); }
     drop(agents);
     converse();
     for node in lab.nodes() {
