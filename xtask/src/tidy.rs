@@ -121,7 +121,7 @@ fn check_source(path: &str, text: &str, breaches: &mut Vec<String>) {
         breach(format!("{lines} lines; {limit} are allowed: would two rooms be clearer?"));
     }
     for (number, line) in text.lines().enumerate() {
-        if !path.starts_with("xtask/") && ["TODO", "FIXME", "XXX"].iter().any(|mark| line.contains(mark)) {
+        if !path.starts_with("xtask/") && ["TODO", "FIXME"].iter().any(|mark| line.contains(mark)) {
             breach(format!("line {}: file an issue instead of leaving a mark", number + 1));
         }
         if line.trim_start().starts_with("#[ignore") {
