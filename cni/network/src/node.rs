@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use seaway_model::Snapshot;
 use thiserror::Error;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -74,8 +73,7 @@ pub async fn run(
 ) -> Result<(), NodeNetworkError> {
     let resync = config.resync_interval;
     let groups = MonitorGroups { links: true, addresses: true, routes: true, neighbours: false };
-    let mut monitor = AsyncFd::register(Monitor::open(groups)?)
-        .map_err(|error| NodeNetworkError::Watch(error.into()))?;
+    let mut monitor = Monitor::open(groups)?.into_async().map_err(NodeNetworkError::Watch)?;
     let mut reconciler = Reconciler::new(config)?;
     let mut last_error = String::new();
     loop {

@@ -1,9 +1,13 @@
 //! Being told that something changed. What exactly changed is not said: a reconciler looks at the whole anyway.
 
+#![allow(unsafe_code, reason = "registering a descriptor with tokio is unsafe to call")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use tokio::io::unix::AsyncFd;
 
 use super::{NetlinkError, Result};
 
@@ -67,6 +71,12 @@ impl Monitor {
         }
         socket.set_non_blocking(true).map_err(failed("set non-blocking"))?;
         Ok(Self { socket, buffer: vec![0; 8 * 1024] })
+    }
+
+    /// The monitor, to be waited on within a tokio runtime.
+    pub fn into_async(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the socket is ours alone, is never exchanged for another, and is closed when the monitor is dropped.
+        unsafe { AsyncFd::register(self) }.map_err(io::Error::from)
     }
 
     /// Reads away all that has been told, and says whether there was anything. Notices that were lost because too
