@@ -5,8 +5,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// `0x0000ffff` as it lies in memory in network order: the third word of a mapped IPv4 address.
 const MAPPED_BE: u32 = 0xffff_u32.to_be();
 
-/// An IPv4 (mapped) or IPv6 address as four words in network byte order.
-#[repr(C)]
+/// An IPv4 (mapped) or IPv6 address as four words in network byte order. Aligned so that programs move it in two
+/// steps (and the compiler does not call `memset` for half of it).
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Addr {
     /// The 16 bytes, in words as a program reads them from a packet.

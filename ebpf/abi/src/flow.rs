@@ -16,9 +16,7 @@ pub struct FlowTuple {
     /// Destination port, network byte order.
     pub dst_port_be: u16,
     /// IP protocol.
-    pub proto: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    pub proto: u32,
 }
 
 impl FlowTuple {
@@ -31,7 +29,6 @@ impl FlowTuple {
             src_port_be: self.dst_port_be,
             dst_port_be: self.src_port_be,
             proto: self.proto,
-            pad: [0; 3],
         }
     }
 

@@ -10,6 +10,12 @@
 //!
 //! Ports are in network byte order (`*_be`) wherever packets or sockets are compared with them.
 #![no_std]
+#![allow(clippy::inline_always, reason = "a program's frame is 512 bytes over all calls: what can be inlined must be")]
+#![allow(clippy::cast_possible_truncation, reason = "taking a sum or a hash apart is truncation")]
+#![allow(clippy::cast_lossless, reason = "`From` is not const")]
+
+#[cfg(test)]
+extern crate std;
 
 mod addr;
 pub mod checksum;

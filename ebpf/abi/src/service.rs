@@ -35,6 +35,8 @@ pub struct ServiceKey {
     pub proto: u8,
     /// [`SCOPE_INTERNAL`] or [`SCOPE_EXTERNAL`].
     pub scope: u8,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// What stands behind a frontend.
@@ -87,7 +89,7 @@ pub struct SourceRangeKey {
 }
 
 const _: () = {
-    assert!(size_of::<ServiceKey>() == 20);
+    assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Service>() == 24);
     assert!(size_of::<Backend>() == 24);
     assert!(size_of::<SourceRangeKey>() == 24);

@@ -86,6 +86,7 @@ impl Frontend {
                 Scope::Internal => abi::SCOPE_INTERNAL,
                 Scope::External => abi::SCOPE_EXTERNAL,
             },
+            pad: 0,
         }
     }
 
@@ -260,8 +261,7 @@ impl Connection {
             dst: self.from.1.0.into(),
             src_port_be: self.from.0.1.to_be(),
             dst_port_be: self.from.1.1.to_be(),
-            proto: self.protocol.number(),
-            pad: [0; 3],
+            proto: u32::from(self.protocol.number()),
         }
     }
 
@@ -270,7 +270,7 @@ impl Connection {
             ((t.src.into(), u16::from_be(t.src_port_be)), (t.dst.into(), u16::from_be(t.dst_port_be)))
         };
         Some(Self {
-            protocol: Protocol::from_number(key.proto)?,
+            protocol: Protocol::from_number(u8::try_from(key.proto).ok()?)?,
             from: ends(key),
             to: ends(&value.to),
             reply: value.flags & abi::FLOW_REPLY != 0,

@@ -22,37 +22,22 @@
 mod dataplane;
 mod entry;
 mod fake;
+mod kernel_maps;
+mod links;
 mod maps;
+mod mounts;
+mod object;
+mod sys;
 
-pub use dataplane::{Attached, Capacities, Dataplane, LoadError};
+pub use dataplane::{
+    Attached, Capacities, Dataplane, Direction, LoadError, PacketRun, netns_cookie, remove_all,
+};
 pub use entry::{
     Affinity, AffinityClient, BackendEntry, Connection, Frontend, NodeConfig, Protocol, Scope, ServiceEntry, SocketFlow,
     SourceRange,
 };
 pub use fake::FakeMaps;
+pub use kernel_maps::KernelMaps;
 pub use maps::{MapError, MapUsage, ServiceMaps};
+pub use mounts::cgroup2_mount;
 pub use seaway_ebpf_abi::{Counter, DropReason};
-
-/// The kernel's maps of one node: the real [`ServiceMaps`].
-#[derive(Debug, Clone)]
-pub struct KernelMaps {
-    _private: (),
-}
-
-/// Detaches all programs of the node whose bpffs directory this is, and removes pins and directory. Nothing there is
-/// fine.
-pub fn remove_all(bpffs: &std::path::Path) -> Result<(), LoadError> {
-    let _ = bpffs;
-    Ok(())
-}
-
-/// Where the cgroup2 hierarchy is mounted (`/sys/fs/cgroup`, or `…/unified` on a hybrid system), from
-/// `/proc/self/mountinfo`.
-pub fn cgroup2_mount() -> Result<std::path::PathBuf, LoadError> {
-    Ok("/sys/fs/cgroup".into())
-}
-
-/// The cookie of the calling thread's network namespace, for [`NodeConfig::netns_cookie`].
-pub fn netns_cookie() -> Result<u64, LoadError> {
-    Ok(0)
-}

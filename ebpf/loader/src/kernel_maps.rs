@@ -1,0 +1,312 @@
+//! The kernel's maps behind [`ServiceMaps`]: batches where the kernel has them, single calls where not.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use seaway_ebpf_abi as abi;
+use seaway_ebpf_abi::maps as names;
+
+use crate::maps::check_slice;
+use crate::sys::{self, Plain};
+use crate::{
+    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry, ServiceMaps,
+    SocketFlow, SourceRange,
+};
+
+/// Elements per call.
+const BATCH: usize = 4096;
+/// `ENOTSUPP`, which the kernel uses internally and lets out here.
+const ENOTSUPP: i32 = 524;
+
+/// One map.
+#[derive(Debug)]
+pub(crate) struct KernelMap {
+    pub(crate) fd: OwnedFd,
+    pub(crate) name: &'static str,
+    pub(crate) capacity: u32,
+}
+
+/// The maps of one node in the kernel: the real [`ServiceMaps`]. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct KernelMaps {
+    pub(crate) maps: Arc<Maps>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Maps {
+    pub(crate) services: KernelMap,
+    pub(crate) backends: KernelMap,
+    pub(crate) source_ranges: KernelMap,
+    pub(crate) affinity: KernelMap,
+    pub(crate) sockets: KernelMap,
+    pub(crate) flows: KernelMap,
+    pub(crate) fragments: KernelMap,
+    pub(crate) counters: KernelMap,
+    pub(crate) config: KernelMap,
+    /// Values of a per-CPU element.
+    pub(crate) cpus: usize,
+    /// [`abi::Config::csum_flags_v6`] for this kernel.
+    pub(crate) csum_flags_v6: u32,
+}
+
+/// Whether an error says that a map has no batch calls.
+fn no_batch(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
+}
+
+impl KernelMap {
+    fn error(&self, op: &'static str, source: io::Error) -> MapError {
+        match source.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) if op == "write" => {
+                MapError::Full { map: self.name, capacity: self.capacity }
+            }
+            _ => MapError::Kernel { op, map: self.name, source },
+        }
+    }
+
+    fn put<K: Plain, V: Plain>(&self, keys: &[K], values: &[V]) -> Result<(), MapError> {
+        for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
+            match sys::update_batch(self.fd.as_fd(), keys, values) {
+                Ok(()) => {}
+                Err((_, e)) if no_batch(&e) => {
+                    for (key, value) in keys.iter().zip(values) {
+                        sys::update(self.fd.as_fd(), key, value).map_err(|e| self.error("write", e))?;
+                    }
+                }
+                Err((_, e)) => return Err(self.error("write", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn remove<K: Plain>(&self, keys: &[K]) -> Result<(), MapError> {
+        let mut rest = keys;
+        while !rest.is_empty() {
+            let chunk = &rest[..rest.len().min(BATCH)];
+            match sys::delete_batch(self.fd.as_fd(), chunk) {
+                Ok(()) => rest = &rest[chunk.len()..],
+                // The batch ends at an element that is gone already: that one is passed over.
+                Err((done, e)) if e.raw_os_error() == Some(libc::ENOENT) => rest = &rest[done + 1..],
+                Err((_, e)) if no_batch(&e) => {
+                    for key in chunk {
+                        sys::delete(self.fd.as_fd(), key).map_err(|e| self.error("delete from", e))?;
+                    }
+                    rest = &rest[chunk.len()..];
+                }
+                Err((_, e)) => return Err(self.error("delete from", e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn all<K: Plain, V: Plain>(&self, zero: (K, V)) -> Result<Vec<(K, V)>, MapError> {
+        let mut room = BATCH;
+        let mut elements = Vec::new();
+        let (mut start, mut end) = (None, sys::Position::default());
+        let (mut keys, mut values) = (vec![zero.0; room], vec![zero.1; room]);
+        loop {
+            match sys::lookup_batch(self.fd.as_fd(), start.as_ref(), &mut end, &mut keys, &mut values) {
+                Ok((count, last)) => {
+                    elements.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+                    if last {
+                        return Ok(elements);
+                    }
+                    start = Some(end);
+                }
+                // A bucket that does not fit.
+                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
+                    room *= 2;
+                    keys.resize(room, zero.0);
+                    values.resize(room, zero.1);
+                }
+                Err(e) if no_batch(&e) && start.is_none() => return self.walk(zero),
+                Err(e) => return Err(self.error("read", e)),
+            }
+        }
+    }
+
+    /// [`KernelMap::all`] without batches.
+    fn walk<K: Plain, V: Plain>(&self, zero: (K, V)) -> Result<Vec<(K, V)>, MapError> {
+        let mut elements = Vec::new();
+        let (mut key, mut next, mut value) = (None, zero.0, zero.1);
+        while sys::next_key(self.fd.as_fd(), key.as_ref(), &mut next).map_err(|e| self.error("read", e))? {
+            if sys::lookup(self.fd.as_fd(), &next, &mut value).map_err(|e| self.error("read", e))? {
+                elements.push((next, value));
+            }
+            key = Some(next);
+        }
+        Ok(elements)
+    }
+
+    fn element<V: Plain>(&self, index: u32, zero: V) -> Result<V, MapError> {
+        let mut value = zero;
+        sys::lookup(self.fd.as_fd(), &index, &mut value).map_err(|e| self.error("read", e))?;
+        Ok(value)
+    }
+
+    fn count<K: Plain, V: Plain>(&self, zero: (K, V)) -> Result<MapUsage, MapError> {
+        let used = u32::try_from(self.all(zero)?.len()).unwrap_or(u32::MAX);
+        Ok(MapUsage { map: self.name, capacity: self.capacity, used: Some(used) })
+    }
+}
+
+const NO_KEY: abi::ServiceKey = abi::ServiceKey { addr: abi::Addr::NONE, port_be: 0, proto: 0, scope: 0, pad: 0 };
+const NO_RANGE: abi::SourceRangeKey = abi::SourceRangeKey { prefix_len: 0, service: 0, addr: abi::Addr::NONE };
+const NO_CLIENT: abi::AffinityKey = abi::AffinityKey { client: abi::Addr::NONE, service: 0, kind: 0 };
+const NO_SOCKET: abi::SocketKey =
+    abi::SocketKey { cookie: 0, addr: abi::Addr::NONE, port_be: 0, kind: 0, proto: 0, pad: 0 };
+const NO_FRAGMENT: abi::FragmentKey =
+    abi::FragmentKey { src: abi::Addr::NONE, dst: abi::Addr::NONE, ident: 0, proto: 0 };
+
+impl Maps {
+    /// Tells the programs what this kernel can.
+    pub(crate) fn note_kernel(&self) -> Result<(), MapError> {
+        let mut config = self.config.element(0, abi::Config::default())?;
+        if config.csum_flags_v6 != self.csum_flags_v6 {
+            config.csum_flags_v6 = self.csum_flags_v6;
+            self.config.put(&[0_u32], &[config])?;
+        }
+        Ok(())
+    }
+
+    /// `count` elements of the array from `base` on; the batch call continues after a key.
+    fn slice(&self, base: u32, count: u32) -> Result<Vec<abi::Backend>, MapError> {
+        let map = &self.backends;
+        let (mut keys, mut values) = (vec![0_u32; count as usize], vec![abi::Backend::default(); count as usize]);
+        let mut end = sys::Position::default();
+        let before = base.checked_sub(1).map(|before| {
+            let [a, b, c, d] = before.to_ne_bytes();
+            let mut position = sys::Position::default();
+            position[0] = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
+            position
+        });
+        if count == 0 {
+            return Ok(values);
+        }
+        match sys::lookup_batch(map.fd.as_fd(), before.as_ref(), &mut end, &mut keys, &mut values) {
+            Ok((read, _)) if read == count as usize && keys.first() == Some(&base) => Ok(values),
+            Ok(_) => (base..base + count).map(|index| map.element(index, abi::Backend::default())).collect(),
+            Err(e) if no_batch(&e) => {
+                (base..base + count).map(|index| map.element(index, abi::Backend::default())).collect()
+            }
+            Err(e) => Err(map.error("read", e)),
+        }
+    }
+}
+
+impl ServiceMaps for KernelMaps {
+    fn services(&self) -> Result<Vec<(Frontend, ServiceEntry)>, MapError> {
+        let elements = self.maps.services.all((NO_KEY, abi::Service::default()))?;
+        Ok(elements.iter().map(|(k, v)| (Frontend::from_key(k), ServiceEntry::from_value(v))).collect())
+    }
+
+    fn put_services(&mut self, entries: &[(Frontend, ServiceEntry)]) -> Result<(), MapError> {
+        let (keys, values): (Vec<_>, Vec<_>) = entries.iter().map(|(f, e)| (f.key(), e.value())).unzip();
+        self.maps.services.put(&keys, &values)
+    }
+
+    fn remove_services(&mut self, frontends: &[Frontend]) -> Result<(), MapError> {
+        self.maps.services.remove(&frontends.iter().map(Frontend::key).collect::<Vec<_>>())
+    }
+
+    fn backend_capacity(&self) -> u32 {
+        self.maps.backends.capacity
+    }
+
+    fn backends(&self, base: u32, count: u32) -> Result<Vec<BackendEntry>, MapError> {
+        let end = u64::from(base) + u64::from(count);
+        let capacity = self.backend_capacity();
+        if end > u64::from(capacity) {
+            return Err(MapError::OutOfBounds { map: names::BACKENDS, base, end, capacity });
+        }
+        Ok(self.maps.slice(base, count)?.iter().map(BackendEntry::from_value).collect())
+    }
+
+    fn put_backends(&mut self, slices: &[(u32, Vec<BackendEntry>)]) -> Result<(), MapError> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (base, slice) in slices {
+            check_slice(*base, slice, self.backend_capacity(), names::BACKENDS)?;
+            keys.extend((*base..).take(slice.len()));
+            values.extend(slice.iter().map(BackendEntry::value));
+        }
+        self.maps.backends.put(&keys, &values)
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRange>, MapError> {
+        let elements = self.maps.source_ranges.all((NO_RANGE, 0_u32))?;
+        Ok(elements.iter().map(|(key, _)| SourceRange::from_key(key)).collect())
+    }
+
+    fn put_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError> {
+        let keys: Vec<_> = ranges.iter().map(SourceRange::key).collect();
+        self.maps.source_ranges.put(&keys, &vec![1_u32; keys.len()])
+    }
+
+    fn remove_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError> {
+        self.maps.source_ranges.remove(&ranges.iter().map(SourceRange::key).collect::<Vec<_>>())
+    }
+
+    fn connections(&self) -> Result<Vec<Connection>, MapError> {
+        let now = sys::monotonic_s();
+        let elements = self.maps.flows.all((abi::FlowTuple::default(), abi::FlowValue::default()))?;
+        Ok(elements.iter().filter_map(|(k, v)| Connection::from_element(k, v, now)).collect())
+    }
+
+    fn remove_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
+        self.maps.flows.remove(&connections.iter().map(Connection::tuple).collect::<Vec<_>>())
+    }
+
+    fn socket_flows(&self) -> Result<Vec<SocketFlow>, MapError> {
+        let now = sys::monotonic_s();
+        let elements = self.maps.sockets.all((NO_SOCKET, abi::SocketValue::default()))?;
+        Ok(elements.iter().filter_map(|(k, v)| SocketFlow::from_element(k, v, now)).collect())
+    }
+
+    fn remove_socket_flows(&mut self, flows: &[SocketFlow]) -> Result<(), MapError> {
+        self.maps.sockets.remove(&flows.iter().map(SocketFlow::key).collect::<Vec<_>>())
+    }
+
+    fn affinities(&self) -> Result<Vec<Affinity>, MapError> {
+        let now = sys::monotonic_s();
+        let elements = self.maps.affinity.all((NO_CLIENT, abi::AffinityValue::default()))?;
+        Ok(elements.iter().map(|(k, v)| Affinity::from_element(k, v, now)).collect())
+    }
+
+    fn remove_affinities(&mut self, affinities: &[Affinity]) -> Result<(), MapError> {
+        self.maps.affinity.remove(&affinities.iter().map(Affinity::key).collect::<Vec<_>>())
+    }
+
+    fn config(&self) -> Result<NodeConfig, MapError> {
+        Ok(NodeConfig::from_value(&self.maps.config.element(0, abi::Config::default())?))
+    }
+
+    fn set_config(&mut self, config: &NodeConfig) -> Result<(), MapError> {
+        self.maps.config.put(&[0_u32], &[config.value(self.maps.csum_flags_v6)])
+    }
+
+    fn counters(&self) -> Result<Vec<(Counter, u64)>, MapError> {
+        let map = &self.maps.counters;
+        let mut per_cpu = vec![0_u64; self.maps.cpus];
+        let mut counters = Vec::with_capacity(Counter::ALL.len());
+        for counter in Counter::ALL {
+            sys::lookup_per_cpu(map.fd.as_fd(), *counter as u32, &mut per_cpu).map_err(|e| map.error("read", e))?;
+            counters.push((*counter, per_cpu.iter().sum()));
+        }
+        Ok(counters)
+    }
+
+    fn usage(&self) -> Result<Vec<MapUsage>, MapError> {
+        let maps = &self.maps;
+        let backends = &maps.backends;
+        Ok(vec![
+            maps.services.count((NO_KEY, abi::Service::default()))?,
+            MapUsage { map: backends.name, capacity: backends.capacity, used: None },
+            maps.source_ranges.count((NO_RANGE, 0_u32))?,
+            maps.affinity.count((NO_CLIENT, abi::AffinityValue::default()))?,
+            maps.sockets.count((NO_SOCKET, abi::SocketValue::default()))?,
+            maps.flows.count((abi::FlowTuple::default(), abi::FlowValue::default()))?,
+            maps.fragments.count((NO_FRAGMENT, abi::FragmentValue::default()))?,
+        ])
+    }
+}

@@ -1,0 +1,181 @@
+//! Links: what attaches a program, outlives this process by its pin, and changes its program atomically.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use crate::{Attached, LoadError, sys};
+
+/// The types of programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+    Address,
+    /// `BPF_PROG_TYPE_CGROUP_SOCK`.
+    Socket,
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    Packet,
+}
+
+/// A program and where it goes.
+#[derive(Debug)]
+pub(crate) struct Hook {
+    pub(crate) program: &'static str,
+    pub(crate) kind: Kind,
+    /// `enum bpf_attach_type`.
+    attach_type: u32,
+}
+
+impl Hook {
+    const fn new(program: &'static str, kind: Kind, attach_type: u32) -> Self {
+        Self { program, kind, attach_type }
+    }
+
+    pub(crate) const INGRESS: Self = Self::new("sw_ingress", Kind::Packet, 46);
+    pub(crate) const EGRESS: Self = Self::new("sw_egress", Kind::Packet, 47);
+
+    /// All hooks, in the order in which they are attached: what translates answers comes before what makes them
+    /// necessary.
+    pub(crate) const ALL: [Self; 12] = [
+        Self::new("sw_recvmsg4", Kind::Address, 19),
+        Self::new("sw_recvmsg6", Kind::Address, 20),
+        Self::new("sw_peername4", Kind::Address, 29),
+        Self::new("sw_peername6", Kind::Address, 30),
+        Self::new("sw_sendmsg4", Kind::Address, 14),
+        Self::new("sw_sendmsg6", Kind::Address, 15),
+        Self::new("sw_connect4", Kind::Address, 10),
+        Self::new("sw_connect6", Kind::Address, 11),
+        Self::new("sw_bind4", Kind::Socket, 12),
+        Self::new("sw_bind6", Kind::Socket, 13),
+        Self::EGRESS,
+        Self::INGRESS,
+    ];
+}
+
+/// What a program is attached to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target {
+    /// A cgroup: an open descriptor of its directory, and its id.
+    Cgroup { fd: u32, id: u64 },
+    /// A device.
+    Device { ifindex: u32 },
+}
+
+impl Target {
+    fn pin(self, bpffs: &Path, hook: &Hook) -> PathBuf {
+        let links = bpffs.join("links");
+        match self {
+            Self::Cgroup { .. } => links.join(hook.program),
+            Self::Device { ifindex } => links.join(format!("{}-{ifindex}", hook.program)),
+        }
+    }
+
+    /// Whether a link is attached here still: the kernel takes it off when the target goes.
+    fn holds(self, info: &sys::LinkInfo) -> bool {
+        match self {
+            Self::Cgroup { id, .. } => u64::from(info.target) | u64::from(info.target_high) << 32 == id,
+            Self::Device { ifindex } => info.target == ifindex,
+        }
+    }
+}
+
+/// Attaches a program, or replaces the one that is attached, without a moment in between.
+pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target: Target) -> io::Result<()> {
+    let pin = target.pin(bpffs, hook);
+    match sys::open_pin(&pin) {
+        Ok(link) => {
+            if target.holds(&sys::link_info(link.as_fd())?) {
+                return sys::update_link(link.as_fd(), program);
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    let to = match target {
+        Target::Cgroup { fd, .. } => fd,
+        Target::Device { ifindex } => ifindex,
+    };
+    let link = sys::create_link(program, to, hook.attach_type)?;
+    // A name that nobody else uses, then over the old pin: a link that is not pinned dies with this process.
+    let fresh = pin.with_file_name(format!("{}_new", pin.file_name().unwrap_or_default().to_string_lossy()));
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Ok(()) | Err(_) => {}
+    }
+    sys::pin(link.as_fd(), &fresh)?;
+    std::fs::rename(&fresh, &pin)
+}
+
+/// The pins: path, program, and the device's index for packet programs.
+fn pins(bpffs: &Path) -> Result<Vec<(PathBuf, &'static str, Option<u32>)>, LoadError> {
+    let directory = bpffs.join("links");
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(LoadError::io("list", &directory, e)),
+    };
+    let mut pins = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| LoadError::io("list", &directory, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (program, ifindex) = match name.split_once('-') {
+            Some((program, index)) => (program, index.parse().ok()),
+            None => (name.as_str(), None),
+        };
+        if let Some(hook) = Hook::ALL.iter().find(|hook| hook.program == program) {
+            pins.push((path, hook.program, ifindex));
+        }
+    }
+    Ok(pins)
+}
+
+fn unpin(path: &Path) -> Result<(), LoadError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(LoadError::io("remove", path, e)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Detaches the packet programs from all devices but these.
+pub(crate) fn detach_devices_except(bpffs: &Path, keep: &[u32]) -> Result<(), LoadError> {
+    for (path, _, ifindex) in pins(bpffs)? {
+        if ifindex.is_some_and(|index| !keep.contains(&index)) {
+            unpin(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Detaches the socket programs.
+pub(crate) fn detach_cgroup(bpffs: &Path) -> Result<(), LoadError> {
+    // In the opposite order: no new translations before their answers are no longer translated.
+    let pins = pins(bpffs)?;
+    for hook in Hook::ALL.iter().rev() {
+        for (path, program, ifindex) in &pins {
+            if *program == hook.program && ifindex.is_none() {
+                unpin(path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the pinned links are attached to; ones whose target is gone are left out.
+pub(crate) fn attached(bpffs: &Path) -> Result<Vec<Attached>, LoadError> {
+    let mut attached = Vec::new();
+    for (path, program, ifindex) in pins(bpffs)? {
+        let link = sys::open_pin(&path).map_err(|e| LoadError::io("open", &path, e))?;
+        let info = sys::link_info(link.as_fd()).map_err(|e| LoadError::io("inspect", &path, e))?;
+        if info.target == 0 && info.target_high == 0 {
+            continue;
+        }
+        let target = match ifindex {
+            Some(index) if info.target != index => continue,
+            Some(index) => sys::ifname(index).unwrap_or_else(|| format!("device {index}")),
+            None => "cgroup".to_owned(),
+        };
+        attached.push(Attached { program, target, program_id: info.prog_id });
+    }
+    attached.sort();
+    Ok(attached)
+}

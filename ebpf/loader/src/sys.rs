@@ -1,0 +1,418 @@
+//! bpf(2), as far as aya does not offer it: batches, links of every kind that can be updated, test runs.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const PROG_TEST_RUN: libc::c_int = 10;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+const MAP_DELETE_BATCH: libc::c_int = 27;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+
+/// A type whose values are plain bytes.
+///
+/// # Safety
+///
+/// `repr(C)` or a primitive, no padding, every bit pattern valid.
+pub(crate) unsafe trait Plain: Copy {}
+
+// SAFETY: all are `repr(C)`, made of integers only, with padding spelt out; their sizes are asserted where they are.
+unsafe impl Plain for seaway_ebpf_abi::ServiceKey {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::Service {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::Backend {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::SourceRangeKey {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::FlowTuple {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::FlowValue {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::SocketKey {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::SocketValue {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::AffinityKey {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::AffinityValue {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::FragmentKey {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::FragmentValue {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::Config {}
+// SAFETY: a primitive.
+unsafe impl Plain for u32 {}
+// SAFETY: a primitive.
+unsafe impl Plain for u64 {}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttr {
+    prog_or_link_fd: u32,
+    target: u32,
+    attach_type_or_flags: u32,
+    flags: u32,
+    extra: [u64; 4],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// The first bytes of `struct bpf_link_info`, as far as cgroup and tcx links go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LinkInfo {
+    pub(crate) kind: u32,
+    pub(crate) id: u32,
+    pub(crate) prog_id: u32,
+    pad: u32,
+    /// cgroup: id (low word); tcx: ifindex.
+    pub(crate) target: u32,
+    /// cgroup: id (high word); tcx: attach type.
+    pub(crate) target_high: u32,
+    rest: [u64; 12],
+}
+
+fn call<A>(command: libc::c_int, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: every attribute struct of this file is `repr(C)`, and the pointers in it are those of live buffers of
+    // the sizes that go with them.
+    let code = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn owned(code: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = libc::c_int::try_from(code).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn at<T>(value: &T) -> u64 {
+    std::ptr::from_ref(value) as u64
+}
+
+/// Reads one element. `None`: there is none.
+pub(crate) fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &mut V) -> io::Result<bool> {
+    let mut attr = ElementAttr { map_fd: raw(map), key: at(key), value: at(value), ..ElementAttr::default() };
+    found(call(MAP_LOOKUP_ELEM, &mut attr))
+}
+
+/// Reads one element of a per-CPU map.
+pub(crate) fn lookup_per_cpu(map: BorrowedFd<'_>, key: u32, values: &mut [u64]) -> io::Result<bool> {
+    let value = values.as_mut_ptr() as u64;
+    let mut attr = ElementAttr { map_fd: raw(map), key: at(&key), value, ..ElementAttr::default() };
+    found(call(MAP_LOOKUP_ELEM, &mut attr))
+}
+
+fn found(result: io::Result<libc::c_long>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Inserts or replaces one element.
+pub(crate) fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = ElementAttr { map_fd: raw(map), key: at(key), value: at(value), ..ElementAttr::default() };
+    call(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Deletes one element; false: there was none.
+pub(crate) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    let mut attr = ElementAttr { map_fd: raw(map), key: at(key), ..ElementAttr::default() };
+    found(call(MAP_DELETE_ELEM, &mut attr))
+}
+
+/// The key after `key` (the first, without one); false: it was the last.
+pub(crate) fn next_key<K: Plain>(map: BorrowedFd<'_>, key: Option<&K>, next: &mut K) -> io::Result<bool> {
+    let key = key.map_or(0, at);
+    let mut attr = ElementAttr { map_fd: raw(map), key, value: at(next), ..ElementAttr::default() };
+    found(call(MAP_GET_NEXT_KEY, &mut attr))
+}
+
+/// Where a batched walk stands. Opaque to us: hashes keep a bucket there, others a key.
+pub(crate) type Position = [u64; 8];
+
+/// Reads elements; returns how many, and whether these were the last. `start`: none at the beginning.
+pub(crate) fn lookup_batch<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    start: Option<&Position>,
+    end: &mut Position,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, bool)> {
+    let room = keys.len().min(values.len());
+    let mut attr = BatchAttr {
+        in_batch: start.map_or(0, at),
+        out_batch: at(end),
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(room).unwrap_or(u32::MAX),
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    match call(MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => Ok((attr.count as usize, false)),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count as usize, true)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Inserts or replaces elements; on an error, says how many were written.
+pub(crate) fn update_batch<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
+    let count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    call(MAP_UPDATE_BATCH, &mut attr).map(drop).map_err(|e| (attr.count as usize, e))
+}
+
+/// Deletes elements; on an error, says how many were deleted.
+pub(crate) fn delete_batch<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), (usize, io::Error)> {
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        count: u32::try_from(keys.len()).unwrap_or(u32::MAX),
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    call(MAP_DELETE_BATCH, &mut attr).map(drop).map_err(|e| (attr.count as usize, e))
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Pins an object.
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 };
+    call(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens a pinned object.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = ObjectAttr { path: path.as_ptr() as u64, ..ObjectAttr::default() };
+    owned(call(OBJ_GET, &mut attr)?)
+}
+
+/// Attaches a program to a cgroup directory (by descriptor) or to a device (by index).
+pub(crate) fn create_link(prog: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr =
+        LinkAttr { prog_or_link_fd: raw(prog), target, attach_type_or_flags: attach_type, ..LinkAttr::default() };
+    owned(call(LINK_CREATE, &mut attr)?)
+}
+
+/// Replaces a link's program atomically.
+pub(crate) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkAttr { prog_or_link_fd: raw(link), target: raw(prog), ..LinkAttr::default() };
+    call(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What a link is attached to.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let len = u32::try_from(size_of::<LinkInfo>()).unwrap_or_default();
+    let mut attr = InfoAttr { fd: raw(link), len, info: std::ptr::from_mut(&mut info) as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// A map's number of entries, from its descriptor.
+pub(crate) fn map_capacity(map: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct bpf_map_info { type, id, key_size, value_size, max_entries, … }
+    let mut info = [0_u32; 64];
+    let len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+    let mut attr = InfoAttr { fd: raw(map), len, info: info.as_mut_ptr() as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info[4])
+}
+
+/// Runs a packet program on `packet`, `repeat` times; returns verdict, resulting packet and nanoseconds per run.
+pub(crate) fn test_run(
+    prog: BorrowedFd<'_>,
+    packet: &[u8],
+    ifindex: u32,
+    repeat: u32,
+) -> io::Result<(i32, Vec<u8>, u32)> {
+    let mut out = vec![0_u8; packet.len() + 512];
+    // struct __sk_buff, of which only a few members may be given: ifindex is the eleventh word.
+    let mut context = [0_u32; 48];
+    context[10] = ifindex;
+    let size = |len: usize| u32::try_from(len).unwrap_or_default();
+    let mut attr = TestRunAttr {
+        prog_fd: raw(prog),
+        data_size_in: size(packet.len()),
+        data_size_out: size(out.len()),
+        data_in: packet.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat,
+        ctx_size_in: size(size_of_val(&context)),
+        ctx_in: context.as_ptr() as u64,
+        ..TestRunAttr::default()
+    };
+    call(PROG_TEST_RUN, &mut attr)?;
+    out.truncate(attr.data_size_out as usize);
+    Ok((attr.retval.cast_signed(), out, attr.duration))
+}
+
+/// The cookie of the calling thread's network namespace.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the option is 8 bytes, as is the buffer.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Whether a path lies on a BPF file system. `None`: it does not exist.
+pub(crate) fn is_bpffs(path: &Path) -> io::Result<Option<bool>> {
+    let path = c_path(path)?;
+    // SAFETY: an all-zero `statfs` is valid; the call fills it.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: path is a C string, stat lives.
+    if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } == 0 {
+        return Ok(Some(stat.f_type == libc::BPF_FS_MAGIC as libc::c_long));
+    }
+    match io::Error::last_os_error() {
+        e if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        e => Err(e),
+    }
+}
+
+/// Mounts a BPF file system.
+pub(crate) fn mount_bpffs(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: all are C strings.
+    let code = unsafe {
+        libc::mount(
+            c"bpf".as_ptr(),
+            path.as_ptr(),
+            c"bpf".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+            c"mode=0700".as_ptr().cast(),
+        )
+    };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A device's index, in the calling thread's network namespace.
+pub(crate) fn ifindex(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a C string.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => None,
+        index => Some(index),
+    }
+}
+
+/// A device's name, in the calling thread's network namespace.
+pub(crate) fn ifname(index: u32) -> Option<String> {
+    let mut name = [0_u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call wants.
+    let got = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    if got.is_null() {
+        return None;
+    }
+    let end = name.iter().position(|byte| *byte == 0)?;
+    Some(String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+/// Seconds of the clock that the programs use.
+pub(crate) fn monotonic_s() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills `now`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    u32::try_from(now.tv_sec).unwrap_or_default()
+}

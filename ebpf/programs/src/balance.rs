@@ -1,0 +1,61 @@
+//! From a frontend to one of its backends: shared by sockets and packets.
+
+use seaway_ebpf_abi::{Addr, AffinityKey, AffinityValue, Backend, Service, ServiceKey, select};
+
+use crate::maps::{AFFINITY, BACKENDS, SERVICES, now_s};
+
+/// The service at a frontend: its own, or that of all other ports of the address.
+#[inline(always)]
+pub(crate) fn service(addr: &Addr, port_be: u16, proto: u8, scope: u8) -> Option<&'static Service> {
+    let mut key = ServiceKey { addr: *addr, port_be, proto, scope, pad: 0 };
+    // SAFETY: the map is not preallocated: an element that is replaced meanwhile stays readable.
+    if let Some(service) = unsafe { SERVICES.get(&key) } {
+        return Some(service);
+    }
+    key.port_be = 0;
+    key.proto = 0;
+    // SAFETY: as above.
+    unsafe { SERVICES.get(&key) }
+}
+
+/// A backend by address, if it stands in the service's slice.
+#[inline(always)]
+pub(crate) fn member(service: &Service, addr: &Addr, port_be: u16) -> Option<&'static Backend> {
+    let base = service.base;
+    let index = select::find(service.count, addr, port_be, |index| {
+        BACKENDS.get(base.wrapping_add(index)).map(|backend| (backend.addr, backend.port_be))
+    })?;
+    BACKENDS.get(base.wrapping_add(index))
+}
+
+/// One backend: the client's, where the service has session affinity, or the one that `hash` falls on. `None`: the
+/// slice is being replaced.
+#[inline(always)]
+pub(crate) fn choose(service: &Service, client: &AffinityKey, hash: u32) -> Option<&'static Backend> {
+    let timeout_s = service.affinity_timeout_s;
+    if timeout_s != 0
+        && let Some(held) = AFFINITY.get_ptr_mut(client)
+    {
+        // SAFETY: an LRU element may be reused while it is read: the worst case is another client's backend, and
+        // that one is looked up in this service's slice.
+        let held = unsafe { &mut *held };
+        let now = now_s();
+        if now.wrapping_sub(held.last_used_s) < timeout_s
+            && let Some(backend) = member(service, &held.addr, held.port_be)
+        {
+            held.last_used_s = now;
+            return Some(backend);
+        }
+    }
+    let backend = BACKENDS.get(service.base.wrapping_add(select::index(hash, service.count)))?;
+    if backend.service != service.id {
+        return None;
+    }
+    if timeout_s != 0 {
+        let value =
+            AffinityValue { addr: backend.addr, port_be: backend.port_be, pad: 0, last_used_s: now_s() };
+        // An LRU map takes every entry; without it the client is balanced again next time.
+        let _ = AFFINITY.insert(client, &value, 0);
+    }
+    Some(backend)
+}

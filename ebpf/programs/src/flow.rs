@@ -1,0 +1,160 @@
+//! Connections from outside: remembered in two entries, one per direction, made with the first packet.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
+use seaway_ebpf_abi::{
+    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue,
+    TCP,
+};
+
+use crate::count::count;
+use crate::maps::{FLOWS, Scratch, config, now_s};
+use crate::parse::Packet;
+use crate::skb::Dropped;
+
+/// A closed connection's source port may be used again after this time.
+const CLOSED_S: u32 = 10;
+/// One that went quiet, after this: longer than the kernel's own memory of an established connection's keep-alive.
+const QUIET_S: u32 = 8 * 3600;
+/// A UDP flow's, after this.
+const QUIET_UDP_S: u32 = 180;
+const EEXIST: i32 = -17;
+
+/// The entry of a packet's flow, touched.
+#[inline(always)]
+pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
+    let flow = FLOWS.get_ptr_mut(&packet.flow)?;
+    // SAFETY: an LRU element may be reused while it is read: the worst case is a packet that is translated as another
+    // flow's and answered with a reset there.
+    let flow = unsafe { &mut *flow };
+    let now = now_s();
+    if flow.last_seen_s != now {
+        flow.last_seen_s = now;
+    }
+    if packet.flow.proto == TCP as u32 {
+        let flags = packet.kind as u8;
+        if flags & (TCP_FIN | TCP_RST) != 0 && packet.has_ports() {
+            close(flow);
+        }
+    }
+    if flow.flags & (FLOW_REPLY | FLOW_SEEN_REPLY) == FLOW_REPLY {
+        flow.flags |= FLOW_SEEN_REPLY;
+        mark(flow, FLOW_SEEN_REPLY);
+    }
+    Some(flow)
+}
+
+/// Marks both directions as ending.
+#[inline(always)]
+fn close(flow: &mut FlowValue) {
+    if flow.flags & FLOW_CLOSING == 0 {
+        flow.flags |= FLOW_CLOSING;
+        mark(flow, FLOW_CLOSING);
+    }
+}
+
+/// Sets a flag in the other direction's entry.
+#[inline(always)]
+fn mark(flow: &FlowValue, flag: u16) {
+    if let Some(other) = FLOWS.get_ptr_mut(&flow.to.inverted()) {
+        // SAFETY: as in `known`.
+        unsafe { (*other).flags |= flag };
+    }
+}
+
+/// Whether the packet begins a connection anew that is known as ending.
+#[inline(always)]
+pub(crate) fn restarts(packet: &Packet, flow: &FlowValue) -> bool {
+    packet.flow.proto == TCP as u32
+        && flow.flags & FLOW_CLOSING != 0
+        && packet.kind as u8 & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+/// The address that a remote backend sees as its client.
+#[inline(always)]
+fn node_address(v4: bool) -> Dropped<Addr> {
+    let Some(config) = config() else { return Err(Counter::NoNodeAddress) };
+    let addr = if v4 { config.node_v4 } else { config.node_v6 };
+    if addr.same(&Addr::NONE) || config.snat_port_max == 0 { Err(Counter::NoNodeAddress) } else { Ok(addr) }
+}
+
+/// Makes the entries of a new connection; returns that of its own direction.
+#[inline(always)]
+pub(crate) fn create(scratch: &mut Scratch, service: u32, backend: &Backend) -> Dropped<&'static FlowValue> {
+    let packet = &scratch.packet;
+    let local = backend.flags & BACKEND_LOCAL != 0;
+    let source = if local { packet.flow.src } else { node_address(packet.is_v4())? };
+    let now = now_s();
+    let flags = if local { 0 } else { FLOW_SNAT };
+    scratch.reply_key = FlowTuple {
+        src: backend.addr,
+        dst: source,
+        src_port_be: backend.port_be,
+        dst_port_be: 0,
+        proto: packet.flow.proto,
+    };
+    scratch.reply = FlowValue {
+        to: packet.flow.inverted(),
+        service,
+        flags: flags | FLOW_REPLY,
+        pad: 0,
+        last_seen_s: now,
+        created_s: now,
+    };
+    reserve(scratch, local, now)?;
+    scratch.forward = FlowValue {
+        to: scratch.reply_key.inverted(),
+        service,
+        flags,
+        pad: 0,
+        last_seen_s: now,
+        created_s: now,
+    };
+    if FLOWS.insert(&scratch.packet.flow, &scratch.forward, 0).is_err() {
+        return Err(Counter::FlowMapFull);
+    }
+    count(Counter::FlowCreated);
+    // SAFETY: as in `known`.
+    FLOWS.get_ptr(&scratch.packet.flow).map(|flow| unsafe { &*flow }).ok_or(Counter::FlowMapFull)
+}
+
+/// Takes a source port under which nobody else talks to the backend, by inserting the reply's entry.
+#[inline(always)]
+fn reserve(scratch: &mut Scratch, local: bool, now: u32) -> Dropped<()> {
+    let Some(config) = config() else { return Err(Counter::SnatExhausted) };
+    let own = u16::from_be(scratch.packet.flow.src_port_be);
+    let hash = flow_hash(&scratch.packet.flow);
+    for attempt in 0..PORT_ATTEMPTS {
+        let port = source_port(attempt, own, local, hash, config.snat_port_min, config.snat_port_max);
+        scratch.reply_key.dst_port_be = port.to_be();
+        match FLOWS.insert(&scratch.reply_key, &scratch.reply, BPF_NOEXIST as u64) {
+            Ok(()) => return Ok(()),
+            Err(EEXIST) => {}
+            Err(_) => return Err(Counter::FlowMapFull),
+        }
+        if let Some(held) = FLOWS.get_ptr_mut(&scratch.reply_key) {
+            // SAFETY: as in `known`.
+            let held = unsafe { &mut *held };
+            if held.to.same(&scratch.reply.to) || over(held, now) {
+                *held = scratch.reply;
+                return Ok(());
+            }
+        }
+        count(Counter::SnatCollision);
+    }
+    Err(Counter::SnatExhausted)
+}
+
+/// Whether a connection has ended, as far as one can tell.
+#[inline(always)]
+fn over(flow: &FlowValue, now: u32) -> bool {
+    let quiet_s = now.wrapping_sub(flow.last_seen_s);
+    if flow.flags & FLOW_CLOSING != 0 {
+        quiet_s > CLOSED_S
+    } else if flow.to.proto == TCP as u32 {
+        quiet_s > QUIET_S
+    } else {
+        quiet_s > QUIET_UDP_S
+    }
+}

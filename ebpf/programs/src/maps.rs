@@ -1,0 +1,88 @@
+//! The maps. Names and layouts are `seaway-ebpf-abi`'s; the loader finds and pins them by name.
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::LpmTrie;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use seaway_ebpf_abi::maps::capacity;
+use seaway_ebpf_abi::{
+    AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue, FragmentKey,
+    FragmentValue, Service, ServiceKey, SocketKey, SocketValue,
+};
+
+use crate::parse::Packet;
+
+#[map(name = "sw_services_1")]
+pub(crate) static SERVICES: HashMap<ServiceKey, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+#[map(name = "sw_backends_1")]
+pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, 0);
+
+/// The key's data is the service id and the address, one after the other.
+#[map(name = "sw_src_range_1")]
+pub(crate) static SOURCE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(capacity::SOURCE_RANGES, BPF_F_NO_PREALLOC);
+
+#[map(name = "sw_affinity_1")]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+
+#[map(name = "sw_sockets_1")]
+pub(crate) static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+
+#[map(name = "sw_flows_1")]
+pub(crate) static FLOWS: LruHashMap<FlowTuple, FlowValue> = LruHashMap::with_max_entries(capacity::FLOWS, 0);
+
+#[map(name = "sw_fragments_1")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+
+#[map(name = "sw_counters_1")]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
+
+#[map(name = "sw_config_1")]
+pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
+/// its own at most once at a time.
+#[repr(C)]
+pub(crate) struct Scratch {
+    /// The packet at hand.
+    pub(crate) packet: Packet,
+    /// The other direction's key, while a flow is made.
+    pub(crate) reply_key: FlowTuple,
+    /// The other direction's value.
+    pub(crate) reply: FlowValue,
+    /// This direction's value.
+    pub(crate) forward: FlowValue,
+    /// A route that is looked up.
+    pub(crate) fib: bpf_fib_lookup,
+    /// Headers that are read or made.
+    pub(crate) words: [u32; 32],
+    /// Headers that are read.
+    pub(crate) old: [u32; 12],
+    /// The same, rewritten.
+    pub(crate) new: [u32; 12],
+}
+
+#[map(name = "sw_scratch")]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's scratch room.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: bottom halves are off, nobody else on this CPU has it; it is not handed out twice by one program.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// The node's configuration.
+#[inline(always)]
+pub(crate) fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Seconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now_s() -> u32 {
+    // SAFETY: the helper has no arguments.
+    (unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() } / 1_000_000_000) as u32
+}

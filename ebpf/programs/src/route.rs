@@ -1,0 +1,84 @@
+//! Sending a translated packet on its way. What stays on this node goes up the stack. What goes to another node
+//! leaves from here: its source is an address of this node, or its destination a client that the stack would answer
+//! by another way, and the stack refuses packets from outside that claim to come from itself.
+
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
+use aya_ebpf::helpers::generated as helpers;
+use seaway_ebpf_abi::packet::ETHERNET;
+use seaway_ebpf_abi::{Addr, Counter};
+
+use crate::skb::{Dropped, Skb};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// `BPF_FIB_LOOKUP_SKIP_NEIGH`: the neighbour is resolved when the packet leaves.
+const SKIP_NEIGH: u32 = 1 << 2;
+const FIB_SUCCESS: i64 = 0;
+const FIB_NO_NEIGH: i64 = 7;
+const FIB_FRAG_NEEDED: i64 = 8;
+
+/// Where a packet leaves.
+pub(crate) enum Way {
+    /// There is a route; `fib` holds it.
+    Open,
+    /// It is too large for it; this is the MTU.
+    TooBig(u16),
+}
+
+/// Looks up the way from `src` to `dst`.
+#[inline(always)]
+pub(crate) fn route(skb: Skb, fib: &mut bpf_fib_lookup, v4: bool, proto: u8, src: &Addr, dst: &Addr) -> Dropped<Way> {
+    fib.family = if v4 { AF_INET } else { AF_INET6 };
+    fib.l4_protocol = proto;
+    fib.sport = 0;
+    fib.dport = 0;
+    fib.__bindgen_anon_1.tot_len = 0;
+    fib.__bindgen_anon_2.flowinfo = 0;
+    fib.ifindex = skb.ifindex();
+    fib.__bindgen_anon_5.tbid = 0;
+    if v4 {
+        fib.__bindgen_anon_3.ipv4_src = src.v4_word();
+        fib.__bindgen_anon_4.ipv4_dst = dst.v4_word();
+    } else {
+        fib.__bindgen_anon_3.ipv6_src = src.words;
+        fib.__bindgen_anon_4.ipv6_dst = dst.words;
+    }
+    // SAFETY: the helper reads and writes one `bpf_fib_lookup`.
+    let code = unsafe {
+        helpers::bpf_fib_lookup(skb.0.cast(), fib, size_of::<bpf_fib_lookup>() as i32, SKIP_NEIGH)
+    };
+    match code {
+        FIB_SUCCESS | FIB_NO_NEIGH => Ok(Way::Open),
+        // SAFETY: both members of the union are plain integers.
+        FIB_FRAG_NEEDED => Ok(Way::TooBig(unsafe { fib.__bindgen_anon_1.mtu_result })),
+        _ => Err(Counter::NoRoute),
+    }
+}
+
+/// Lowers the time to live and sends the packet out by the route in `fib`.
+#[inline(always)]
+pub(crate) fn send(skb: Skb, fib: &bpf_fib_lookup, room: &mut [u32; 32], v4: bool, ttl: u32) -> Dropped<i32> {
+    if ttl <= 1 {
+        return Err(Counter::TtlExceeded);
+    }
+    let ttl = ttl as u8;
+    if v4 {
+        let old = u16::from_ne_bytes([ttl, 0]);
+        let new = u16::from_ne_bytes([ttl - 1, 0]);
+        skb.header_sum_16(ETHERNET + 10, old, new)?;
+        skb.store(ETHERNET + 8, &(ttl - 1))?;
+    } else {
+        skb.store(ETHERNET + 7, &(ttl - 1))?;
+    }
+    // `struct bpf_redir_neigh`: a family, and an address of up to 16 bytes.
+    room[0] = fib.family as u32;
+    // SAFETY: all members of the union are plain integers, and the kernel has set all of it or none is looked at.
+    let next = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+    room[1] = next[0];
+    room[2] = next[1];
+    room[3] = next[2];
+    room[4] = next[3];
+    let size = size_of::<bpf_redir_neigh>() as i32;
+    // SAFETY: the helper reads `size` bytes, which `room` has.
+    Ok(unsafe { helpers::bpf_redirect_neigh(fib.ifindex, room.as_mut_ptr().cast(), size, 0) } as i32)
+}

@@ -1,0 +1,105 @@
+//! A packet buffer, through the kernel's helpers: they work on every layout of it and keep checksum offloads right.
+
+use core::ffi::c_void;
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use seaway_ebpf_abi::Counter;
+
+/// Why a packet is dropped.
+pub(crate) type Dropped<T> = Result<T, Counter>;
+
+/// A packet buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
+
+impl Skb {
+    /// Fills `to` from the packet; false: it ends before.
+    #[inline(always)]
+    pub(crate) fn load<T>(self, offset: u32, to: &mut T) -> bool {
+        let to: *mut T = to;
+        // SAFETY: the helper writes at most the size of T, and callers use integer types, which take any bytes.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to.cast::<c_void>(), size_of::<T>() as u32) == 0 }
+    }
+
+    /// Writes to the packet.
+    #[inline(always)]
+    pub(crate) fn store<T>(self, offset: u32, from: &T) -> Dropped<()> {
+        let from: *const T = from;
+        // SAFETY: the helper reads at most the size of T.
+        check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size_of::<T>() as u32, 0) })
+    }
+
+    /// Adjusts the checksum of an IPv4 header by a difference.
+    #[inline(always)]
+    pub(crate) fn header_sum(self, offset: u32, diff: u64) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l3_csum_replace(self.0, offset, 0, diff, 0) })
+    }
+
+    /// Replaces a 16-bit word in the checksum of an IPv4 header.
+    #[inline(always)]
+    pub(crate) fn header_sum_16(self, offset: u32, from: u16, to: u16) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l3_csum_replace(self.0, offset, from as u64, to as u64, 2) })
+    }
+
+    /// Adjusts a transport checksum by a difference of addresses, which only its pseudo-header has.
+    #[inline(always)]
+    pub(crate) fn pseudo_sum(self, offset: u32, diff: u64, flags: u64) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, diff, flags | BPF_F_PSEUDO_HDR as u64) })
+    }
+
+    /// Adjusts a transport checksum by a difference of data that it covers.
+    #[inline(always)]
+    pub(crate) fn data_sum(self, offset: u32, diff: u64, flags: u64) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, diff, flags) })
+    }
+
+    /// Whether the checksum at `offset` is still to be filled in by the device, so that the field holds no more than
+    /// the pseudo-header's. The kernel does not tell, but then it ignores replaced data. The field may be changed.
+    #[inline(always)]
+    pub(crate) fn checksum_is_partial(self, offset: u32) -> bool {
+        let (mut before, mut after) = (0_u16, 0_u16);
+        // SAFETY: the helper checks the offset.
+        self.load(offset, &mut before)
+            && unsafe { bpf_l4_csum_replace(self.0, offset, 0, 1, 2) == 0 }
+            && self.load(offset, &mut after)
+            && before == after
+    }
+
+    /// EtherType, network byte order.
+    #[inline(always)]
+    pub(crate) fn protocol_be(self) -> u16 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { read_volatile(&raw const (*self.0).protocol) as u16 }
+    }
+
+    /// The device that the packet is at.
+    #[inline(always)]
+    pub(crate) fn ifindex(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { read_volatile(&raw const (*self.0).ifindex) }
+    }
+}
+
+/// Flags of a UDP checksum: zero means "none" there.
+pub(crate) const UDP_SUM: u64 = BPF_F_MARK_MANGLED_0 as u64;
+
+#[inline(always)]
+fn check(code: i64) -> Dropped<()> {
+    if code == 0 { Ok(()) } else { Err(Counter::RewriteFailed) }
+}
+
+/// The difference of two equally long pieces of data, for the checksum helpers.
+#[inline(always)]
+pub(crate) fn diff<const N: usize>(from: &mut [u32; N], to: &mut [u32; N]) -> u64 {
+    let size = size_of::<[u32; N]>() as u32;
+    // SAFETY: the helper reads `size` bytes of each.
+    unsafe { bpf_csum_diff(from.as_mut_ptr(), size, to.as_mut_ptr(), size, 0) as u64 & 0xffff_ffff }
+}
