@@ -4,7 +4,12 @@
 //! Everything it knows comes from the Kubernetes API; everything it does can be picked up by its next incarnation:
 //! pods are held by detached shim processes, the kernel keeps the data plane's state.
 
+mod cni;
 mod config;
+mod events;
+mod namespaces;
+mod pods;
+mod runtime;
 pub mod shim;
 
 pub use config::{NodeConfig, Overlay, ProxyMode};
