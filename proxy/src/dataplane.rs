@@ -12,7 +12,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::frontend::FrontendKey;
-use crate::plan::{Actual, Device, Plan};
+use crate::plan::{Actual, Plan};
 use crate::status::DropCount;
 
 /// Something that packets pass and that can be programmed.
@@ -51,12 +51,14 @@ pub struct Failure {
 }
 
 /// What a step is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     /// A frontend.
     Frontend(FrontendKey),
-    /// A link.
-    Device(Device),
+    /// The node: its addresses and links.
+    Host,
+    /// What belongs to nothing.
+    Sweep,
 }
 
 /// A data plane refused.
@@ -105,6 +107,9 @@ pub enum DataplaneError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A call into it panicked.
+    #[error("the data plane was lost in a panic; the proxy has to be started anew")]
+    Lost,
     /// A system call failed.
     #[error("{action}")]
     Io {

@@ -129,7 +129,7 @@ impl Desired {
         if !entry.frontend.elsewhere {
             return;
         }
-        match (entry.owner.kind, key.scope) {
+        match (entry.frontend.kind, key.scope) {
             (FrontendKind::ClusterIP, Scope::Internal) => change(&mut self.totals.no_local_internal),
             (FrontendKind::ClusterIP, Scope::External) | (_, Scope::Internal) => {}
             (_, Scope::External) => change(&mut self.totals.no_local_external),
@@ -264,7 +264,7 @@ pub(crate) fn services_of(desired: &Desired) -> Vec<ServiceStatus> {
 
 fn frontend_status(key: FrontendKey, entry: &Entry) -> FrontendStatus {
     FrontendStatus {
-        kind: entry.owner.kind,
+        kind: entry.frontend.kind,
         port_name: entry.owner.port_name.to_string(),
         address: SocketAddr::new(key.addr, key.port),
         protocol: key.protocol.as_str(),
@@ -278,5 +278,6 @@ fn frontend_status(key: FrontendKey, entry: &Entry) -> FrontendStatus {
             .collect(),
     }
 }
+
 
 

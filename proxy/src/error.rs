@@ -1,6 +1,5 @@
 //! Why the proxy could not start or go on.
 
-use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -28,7 +27,7 @@ pub enum ProxyError {
         #[source]
         source: DataplaneError,
     },
-    /// The links of this node could not be listed.
-    #[error("cannot list the network links of this node")]
-    Links(#[source] io::Error),
+    /// A part of the proxy panicked.
+    #[error("a part of the proxy ended unexpectedly")]
+    Part(#[source] tokio::task::JoinError),
 }

@@ -6,13 +6,17 @@
 //!
 //! **Invariant:** when the proxy stops, what it programmed stays and goes on serving; [`cleanup`] removes it.
 
+pub mod announce;
 mod config;
 pub mod dataplane;
 pub mod desired;
 mod error;
 pub mod frontend;
+pub mod health;
+pub mod links;
 mod metrics;
 pub mod plan;
+pub mod reconcile;
 mod status;
 
 use std::sync::Arc;
@@ -26,6 +30,11 @@ pub use error::ProxyError;
 pub use metrics::Metrics;
 pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status, StatusHandle};
 
+use dataplane::Dataplane;
+use dataplane::ebpf::Ebpf;
+use dataplane::fake::Fake;
+use reconcile::Reconciler;
+
 /// Serves Services on this node until `shutdown`. Kernel state stays when it returns.
 pub async fn run(
     config: ProxyConfig,
@@ -33,13 +42,47 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
-    let _ = (config, snapshots, metrics);
-    shutdown.cancelled().await;
+    let dataplane = open(&config).await?;
+    tracing::info!(mode = dataplane.name(), node = config.node_name, "serving Services");
+    let mut parts = tokio::task::JoinSet::new();
+    let health = health::run(
+        config.node_name.clone(),
+        snapshots.clone(),
+        config.status.clone(),
+        shutdown.child_token(),
+    );
+    parts.spawn(health);
+    if config.announce_load_balancers {
+        let (config, shutdown) = (config.clone(), shutdown.child_token());
+        parts.spawn(announce::run(config, snapshots.clone(), metrics.clone(), shutdown));
+    }
+    parts.spawn(Reconciler::new(config, metrics, dataplane).run(snapshots, shutdown.clone()));
+    while let Some(ended) = parts.join_next().await {
+        if let Err(error) = ended {
+            shutdown.cancel();
+            return Err(ProxyError::Part(error));
+        }
+    }
     Ok(())
+}
+
+/// The data plane that the mode asks for. `auto` takes the first that this kernel offers.
+async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
+    match config.mode {
+        Mode::Fake => Ok(Box::new(Fake::default())),
+        Mode::Auto | Mode::Ebpf => {
+            let (bpffs, cgroup) = (config.bpffs.clone(), config.cgroup.clone());
+            // Loading programs takes the verifier a while.
+            let opened = tokio::task::spawn_blocking(move || Ebpf::open(&bpffs, &cgroup)).await;
+            let opened = opened.map_err(ProxyError::Part)?;
+            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "ebpf", source })?;
+            Ok(Box::new(dataplane))
+        }
+    }
 }
 
 /// Removes everything that the proxy put into the kernel: links, maps, pins.
 pub fn cleanup(config: &ProxyConfig) -> Result<(), ProxyError> {
-    let _ = config;
-    Ok(())
+    dataplane::ebpf::remove_all(&config.bpffs)
+        .map_err(|source| ProxyError::Cleanup { path: config.bpffs.clone(), source })
 }

@@ -74,7 +74,7 @@ impl Metrics {
             conflicts: int_gauge("seaway_proxy_conflicts", "Frontends that several Services claim"),
             repairs: counter(
                 "seaway_proxy_repaired_total",
-                "Steps that a read-back found necessary although nothing had changed",
+                "Frontends that a read-back found to differ although nothing had changed",
             ),
             drops: int_gauges("seaway_proxy_dropped_packets", "Dropped packets by reason", &["reason"]),
             announced: int_gauge("seaway_proxy_announced_addresses", "Addresses this node answers for"),
@@ -139,18 +139,19 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn planned(&self, plan: &Plan, repair: bool) {
+    pub(crate) fn planned(&self, plan: &Plan) {
         for (op, count) in [
-            ("attach", plan.attach.len()),
+            ("host", usize::from(plan.host.is_some())),
             ("upsert", plan.upserts.len()),
             ("remove", plan.removals.len()),
-            ("detach", plan.detach.len()),
+            ("sweep", usize::from(plan.sweep)),
         ] {
             self.plan_ops.with_label_values(&[op]).inc_by(count as u64);
         }
-        if repair {
-            self.repairs.inc_by(plan.len() as u64);
-        }
+    }
+
+    pub(crate) fn repaired(&self, steps: usize) {
+        self.repairs.inc_by(steps as u64);
     }
 
     pub(crate) fn dropped(&self, drops: &[DropCount]) {

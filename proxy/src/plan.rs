@@ -1,6 +1,7 @@
 //! What to do so that the kernel holds what is desired: a pure difference of two values.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -13,42 +14,44 @@ use crate::frontend::{Frontend, FrontendKey};
 pub struct Actual {
     /// All frontends.
     pub frontends: OrdMap<FrontendKey, Arc<Frontend>>,
-    /// The links that it is attached to.
-    pub devices: BTreeSet<Device>,
+    /// What it knows about the node.
+    pub host: Host,
+    /// Things that belong to nothing: remains of a crash or of someone else's hand.
+    pub stale: usize,
 }
 
-/// A link of this node that packets pass.
+/// The node as packets see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Backends on other nodes see external clients under this address.
+    pub node_v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub node_v6: Option<Ipv6Addr>,
+    /// The links that traffic from outside arrives on.
+    pub uplinks: BTreeSet<Device>,
+}
+
+/// A link of this node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Device {
-    /// Its index: a link that was deleted and made again has the same name and another index.
-    pub index: u32,
     /// Its name.
     pub name: Arc<str>,
-    /// What arrives there.
-    pub role: DeviceRole,
+    /// Its index: a link that was deleted and made again has the same name and another index.
+    pub index: u32,
 }
 
-/// What arrives at a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum DeviceRole {
-    /// Packets from outside of the node.
-    Uplink,
-    /// Packets of a pod (the host side of its veth).
-    Pod,
-}
-
-/// Ordered steps: links first, so that frontends are reachable as soon as they exist; new and changed frontends
+/// Ordered steps: the node first, so that frontends can be reached as soon as they exist; new and changed frontends
 /// before those that go, so that nothing is missing in between.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Links to attach to.
-    pub attach: Vec<Device>,
+    /// The node, where it has changed.
+    pub host: Option<Host>,
     /// Frontends to write, by key.
     pub upserts: Vec<(FrontendKey, Arc<Frontend>)>,
     /// Frontends to remove, by key.
     pub removals: Vec<FrontendKey>,
-    /// Links to detach from.
-    pub detach: Vec<Device>,
+    /// Remove what belongs to nothing.
+    pub sweep: bool,
 }
 
 impl Plan {
@@ -59,36 +62,51 @@ impl Plan {
 
     /// The number of steps.
     pub fn len(&self) -> usize {
-        self.attach.len() + self.upserts.len() + self.removals.len() + self.detach.len()
+        usize::from(self.host.is_some()) + self.upserts.len() + self.removals.len() + usize::from(self.sweep)
     }
 }
 
-/// Everything that differs between `desired` and `actual`. Nothing is pruned while `desired` is incomplete.
-pub fn diff(desired: &Desired, devices: &BTreeSet<Device>, actual: &Actual) -> Plan {
-    let keys: BTreeSet<FrontendKey> =
-        desired.frontends.keys().chain(actual.frontends.keys()).copied().collect();
-    diff_of(keys, desired, devices, actual)
+/// Everything that differs between what is wanted and `actual`. Nothing is pruned while `desired` is incomplete.
+pub fn diff(desired: &Desired, host: &Host, actual: &Actual) -> Plan {
+    let held = actual.frontends.keys().filter(|key| !desired.frontends.contains_key(*key));
+    let keys: BTreeSet<FrontendKey> = desired.frontends.keys().chain(held).copied().collect();
+    diff_of(&keys, desired, host, actual)
 }
 
 /// As [`diff`], looking only at `keys`.
-pub fn diff_of(
-    keys: impl IntoIterator<Item = FrontendKey>,
-    desired: &Desired,
-    devices: &BTreeSet<Device>,
-    actual: &Actual,
-) -> Plan {
-    let mut plan = Plan { attach: devices.difference(&actual.devices).cloned().collect(), ..Plan::default() };
+pub fn diff_of(keys: &BTreeSet<FrontendKey>, desired: &Desired, host: &Host, actual: &Actual) -> Plan {
+    let mut plan = Plan {
+        host: (*host != actual.host).then(|| host.clone()),
+        sweep: desired.complete && actual.stale > 0,
+        ..Plan::default()
+    };
     for key in keys {
-        match (desired.frontends.get(&key), actual.frontends.get(&key)) {
+        match (desired.frontends.get(key), actual.frontends.get(key)) {
             (Some(wanted), held) if held != Some(&wanted.frontend) => {
-                plan.upserts.push((key, Arc::clone(&wanted.frontend)));
+                plan.upserts.push((*key, Arc::clone(&wanted.frontend)));
             }
-            (None, Some(_)) if desired.complete => plan.removals.push(key),
+            (None, Some(_)) if desired.complete => plan.removals.push(*key),
             _ => {}
         }
     }
-    if desired.complete {
-        plan.detach = actual.devices.difference(devices).cloned().collect();
-    }
     plan
+}
+
+impl Actual {
+    /// What is held once `plan` has been carried out.
+    pub fn after(mut self, plan: &Plan) -> Self {
+        for (key, frontend) in &plan.upserts {
+            self.frontends.insert(*key, Arc::clone(frontend));
+        }
+        for key in &plan.removals {
+            self.frontends.remove(key);
+        }
+        if let Some(host) = &plan.host {
+            self.host = host.clone();
+        }
+        if plan.sweep {
+            self.stale = 0;
+        }
+        self
+    }
 }

@@ -140,7 +140,6 @@ impl StatusHandle {
             status.last_sync_unix_s =
                 SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs());
             status.last_sync_us = u64::try_from(took.as_micros()).ok();
-            status.last_error = None;
             status.services = desired.service_count();
             status.frontends = desired.frontends.len();
             status.backends = desired.backend_count();

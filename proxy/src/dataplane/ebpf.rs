@@ -1,1 +1,206 @@
 //! The eBPF data plane: socket hooks for traffic that starts on this node, tcx for what arrives from outside.
+//!
+//! Backends of a frontend are a slice of one big array. To change them, the new slice is written to unused room, then
+//! the frontend's entry is pointed to it in one write, then the old slice is given back: a lookup never meets a
+//! half-written one. All knowledge about the maps is rebuilt from the maps at start; nothing is flushed.
+
+mod alloc;
+mod codec;
+mod kernel;
+mod layout;
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::time::Instant;
+
+use seaway_ebpf_loader as loader;
+use seaway_ebpf_loader::{MapError, ServiceMaps as _};
+
+pub(crate) use kernel::remove_all;
+pub use kernel::{Kernel, Loaded, Memory};
+
+use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
+use crate::frontend::FrontendKey;
+use crate::plan::{Actual, Device, Host, Plan};
+use crate::status::DropCount;
+use layout::{Contents, Layout, Ops};
+
+/// The eBPF data plane of one node.
+#[derive(Debug)]
+pub struct Ebpf<K> {
+    kernel: K,
+    /// Ports of source NAT.
+    snat_ports: RangeInclusive<u16>,
+    netns_cookie: u64,
+    /// `None`: not known, the maps have to be read first.
+    layout: Option<Layout>,
+    /// Links that this process has attached its own programs to.
+    uplinks: BTreeSet<Device>,
+}
+
+impl<K: Kernel> Ebpf<K> {
+    /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
+    pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
+        Self { kernel, snat_ports, netns_cookie, layout: None, uplinks: BTreeSet::new() }
+    }
+
+    /// Where it is kept.
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
+    fn read_layout(&mut self) -> Result<Layout, DataplaneError> {
+        let maps = self.kernel.maps();
+        let services = maps.services().map_err(map_error)?;
+        let ranges = maps.source_ranges().map_err(map_error)?;
+        let capacity = maps.backend_capacity();
+        let ends = services.iter().map(|(_, entry)| entry.base.saturating_add(entry.count));
+        let end = ends.filter(|end| *end <= capacity).max().unwrap_or(0);
+        let backends = maps.backends(0, end).map_err(map_error)?;
+        Ok(Layout::adopt(&Contents { services, ranges, backends, capacity }))
+    }
+
+    fn read_host(&mut self) -> Result<Host, DataplaneError> {
+        let mut config = self.kernel.maps().config().map_err(map_error)?;
+        if config.netns_cookie != self.netns_cookie || config.snat_ports != self.snat_ports {
+            config.netns_cookie = self.netns_cookie;
+            config.snat_ports = self.snat_ports.clone();
+            self.kernel.maps().set_config(&config).map_err(map_error)?;
+        }
+        let attached = self.kernel.attached()?;
+        self.uplinks.retain(|device| attached.contains(&*device.name));
+        Ok(Host { node_v4: config.node_v4, node_v6: config.node_v6, uplinks: self.uplinks.clone() })
+    }
+
+    fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
+        let config = loader::NodeConfig {
+            node_v4: host.node_v4,
+            node_v6: host.node_v6,
+            snat_ports: self.snat_ports.clone(),
+            netns_cookie: self.netns_cookie,
+        };
+        self.kernel.maps().set_config(&config).map_err(map_error)?;
+        let names: Vec<String> = host.uplinks.iter().map(|device| device.name.to_string()).collect();
+        let missing = self.kernel.attach(&names)?;
+        self.uplinks = host.uplinks.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect();
+        match missing.first() {
+            None => Ok(()),
+            Some(device) => Err(DataplaneError::Attach {
+                device: device.clone(),
+                source: "no such link; it is attached to when it appears".into(),
+            }),
+        }
+    }
+
+    /// Carries out `ops` in their order. Returns the frontends for which there was no room.
+    fn execute(&mut self, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
+        let maps = self.kernel.maps();
+        let mut failed = Vec::new();
+        if !ops.add_ranges.is_empty() {
+            maps.put_source_ranges(&ops.add_ranges).map_err(map_error)?;
+        }
+        if !ops.put_slices.is_empty() {
+            maps.put_backends(&ops.put_slices).map_err(map_error)?;
+        }
+        if !ops.put_services.is_empty() {
+            match maps.put_services(&ops.put_services) {
+                Ok(()) => {}
+                Err(MapError::Full { .. }) => failed = self.put_one_by_one(ops)?,
+                Err(error) => return Err(map_error(error)),
+            }
+        }
+        let maps = self.kernel.maps();
+        if !ops.remove_services.is_empty() {
+            maps.remove_services(&ops.remove_services).map_err(map_error)?;
+        }
+        if !ops.remove_ranges.is_empty() {
+            maps.remove_source_ranges(&ops.remove_ranges).map_err(map_error)?;
+        }
+        Ok(failed)
+    }
+
+    /// Those that fit are served; removals go first, since room is what is missing.
+    fn put_one_by_one(&mut self, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
+        let maps = self.kernel.maps();
+        maps.remove_services(&ops.remove_services).map_err(map_error)?;
+        let mut failed = Vec::new();
+        for entry in &ops.put_services {
+            match maps.put_services(std::slice::from_ref(entry)) {
+                Ok(()) => {}
+                Err(error @ MapError::Full { .. }) => {
+                    let subject = codec::frontend_key(&entry.0).map_or(Subject::Sweep, Subject::Frontend);
+                    failed.push(Failure { subject, error: map_error(error) });
+                }
+                Err(error) => return Err(map_error(error)),
+            }
+        }
+        // The layout counts on what did not fit; it has to be read again.
+        self.layout = None;
+        Ok(failed)
+    }
+}
+
+impl Ebpf<Loaded> {
+    /// Loads the programs, adopting the maps that are pinned below `bpffs`, and attaches the socket hooks to `cgroup`.
+    pub fn open(bpffs: &std::path::Path, cgroup: &std::path::Path) -> Result<Self, DataplaneError> {
+        let kernel = Loaded::open(bpffs, cgroup)?;
+        let cookie = kernel::netns_cookie()?;
+        Ok(Self::new(kernel, kernel::snat_ports(), cookie))
+    }
+}
+
+impl<K: Kernel> Dataplane for Ebpf<K> {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn read(&mut self) -> Result<Actual, DataplaneError> {
+        self.layout = None;
+        let host = self.read_host()?;
+        let layout = self.read_layout()?;
+        let layout = self.layout.insert(layout);
+        Ok(Actual { frontends: layout.frontends(), host, stale: layout.stale() })
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError> {
+        let mut failed = Vec::new();
+        if let Some(host) = &plan.host
+            && let Err(error) = self.apply_host(host)
+        {
+            failed.push(Failure { subject: Subject::Host, error });
+        }
+        let mut layout = match self.layout.take() {
+            Some(layout) => layout,
+            None => self.read_layout()?,
+        };
+        let (ops, unplaced) = layout.compile(plan, Instant::now());
+        failed.extend(unplaced);
+        self.layout = Some(layout);
+        match self.execute(&ops) {
+            Ok(unwritten) => failed.extend(unwritten),
+            Err(error) => {
+                self.layout = None;
+                return Err(error);
+            }
+        }
+        Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
+    }
+
+    fn drops(&self) -> Vec<DropCount> {
+        self.kernel.drops()
+    }
+}
+
+/// A frontend key as the maps have it, for tests and for people.
+pub fn map_key(key: &FrontendKey) -> Option<loader::Frontend> {
+    codec::key(key)
+}
+
+fn map_error(error: MapError) -> DataplaneError {
+    match error {
+        MapError::Full { map, capacity } => {
+            DataplaneError::Full { map, capacity, wanted: u64::from(capacity) + 1 }
+        }
+        other => DataplaneError::Loader { action: "the maps of the eBPF data plane failed", source: Box::new(other) },
+    }
+}

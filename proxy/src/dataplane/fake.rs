@@ -4,7 +4,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Applied, Dataplane, DataplaneError};
-use crate::plan::{Actual, Plan};
+use crate::frontend::{Frontend, FrontendKey};
+use crate::plan::{Actual, Host, Plan};
 
 /// A data plane in memory. Clones share what it holds, as two processes share a kernel.
 #[derive(Debug, Clone, Default)]
@@ -22,18 +23,18 @@ impl Fake {
 /// One operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Op {
-    Attach(crate::plan::Device),
-    Put(crate::frontend::FrontendKey, Arc<crate::frontend::Frontend>),
-    Remove(crate::frontend::FrontendKey),
-    Detach(crate::plan::Device),
+    Host(Host),
+    Put(FrontendKey, Arc<Frontend>),
+    Remove(FrontendKey),
+    Sweep,
 }
 
 fn compile(plan: &Plan) -> Vec<Op> {
-    let attach = plan.attach.iter().cloned().map(Op::Attach);
+    let host = plan.host.iter().cloned().map(Op::Host);
     let puts = plan.upserts.iter().map(|(key, frontend)| Op::Put(*key, Arc::clone(frontend)));
     let removals = plan.removals.iter().copied().map(Op::Remove);
-    let detach = plan.detach.iter().cloned().map(Op::Detach);
-    attach.chain(puts).chain(removals).chain(detach).collect()
+    let sweep = plan.sweep.then_some(Op::Sweep);
+    host.chain(puts).chain(removals).chain(sweep).collect()
 }
 
 impl Dataplane for Fake {
@@ -51,18 +52,14 @@ impl Dataplane for Fake {
         let done = ops.len();
         for op in ops {
             match op {
-                Op::Attach(device) => {
-                    held.devices.insert(device);
-                }
+                Op::Host(host) => held.host = host,
                 Op::Put(key, frontend) => {
                     held.frontends.insert(key, frontend);
                 }
                 Op::Remove(key) => {
                     held.frontends.remove(&key);
                 }
-                Op::Detach(device) => {
-                    held.devices.remove(&device);
-                }
+                Op::Sweep => held.stale = 0,
             }
         }
         Ok(Applied { done, failed: Vec::new() })

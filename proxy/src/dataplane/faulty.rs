@@ -58,10 +58,8 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
             }
             None => false,
         };
-        for device in &plan.attach {
-            if !fails(self, Subject::Device(device.clone())) {
-                passed.attach.push(device.clone());
-            }
+        if plan.host.is_some() && !fails(self, Subject::Host) {
+            passed.host.clone_from(&plan.host);
         }
         for (key, frontend) in &plan.upserts {
             if !fails(self, Subject::Frontend(*key)) {
@@ -73,11 +71,7 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
                 passed.removals.push(*key);
             }
         }
-        for device in &plan.detach {
-            if !fails(self, Subject::Device(device.clone())) {
-                passed.detach.push(device.clone());
-            }
-        }
+        passed.sweep = plan.sweep && !fails(self, Subject::Sweep);
         let mut applied = self.inner.apply(&passed)?;
         applied.failed.extend(failed);
         match self.fault() {

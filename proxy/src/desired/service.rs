@@ -9,7 +9,7 @@ use seaway_model::{Endpoint, Family, IngressMode, Service, ServicePort, TrafficP
 
 use super::choice::{Choice, choose};
 use super::{Entry, NodeView};
-use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
+use crate::frontend::{Frontend, FrontendKey, FrontendKind, Group, Owner, Scope};
 
 /// All frontends of `service`. Where one Service names an address twice, the first use counts: ClusterIP before
 /// LoadBalancer before externalIPs before NodePort.
@@ -29,8 +29,7 @@ pub(super) fn frontends(
             for (addr, number, kind) in addresses {
                 for (scope, frontend) in shapes.of(kind, addr) {
                     let key = FrontendKey { addr, port: number, protocol: port.protocol, scope };
-                    let owner =
-                        Owner { service: service.key.clone(), port_name: Arc::clone(&port.name), kind };
+                    let owner = Owner { service: service.key.clone(), port_name: Arc::clone(&port.name) };
                     entries
                         .entry(key)
                         .or_insert_with(|| Arc::new(Entry { frontend: Arc::clone(frontend), owner }));
@@ -64,14 +63,13 @@ fn addresses(
     all
 }
 
-/// The few different frontends that a Service port has; its addresses share them.
+/// The few different frontends that a Service port has; its addresses share them. In each pair the first is asked
+/// from this node, the second from outside.
 struct Shapes {
     cluster_ip: Arc<Frontend>,
-    /// At external addresses, asked from this node: never restricted to local endpoints.
-    from_inside: Arc<Frontend>,
-    from_outside: Arc<Frontend>,
-    /// As `from_outside`, with the source ranges of a LoadBalancer.
-    load_balancer: Arc<Frontend>,
+    load_balancer: [Arc<Frontend>; 2],
+    external_ip: [Arc<Frontend>; 2],
+    node_port: [Arc<Frontend>; 2],
 }
 
 impl Shapes {
@@ -83,26 +81,39 @@ impl Shapes {
         view: &NodeView,
     ) -> Self {
         let choice = choose(service, port, family, endpoints, view);
-        let affinity = service.session_affinity;
-        let internal = by_policy(&choice, service.internal_policy);
-        let cluster = by_policy(&choice, TrafficPolicy::Cluster);
-        let external = by_policy(&choice, service.external_policy);
-        let preserve_source = service.external_policy == TrafficPolicy::Local;
-        let from_outside = Frontend { affinity, preserve_source, ..external };
-        let ranges = source_ranges(service, family);
+        let blank = Frontend {
+            group: Group::of(&service.key, &port.name, port.protocol, family),
+            kind: FrontendKind::ClusterIP,
+            backends: Arc::from([]),
+            affinity: service.session_affinity,
+            source_ranges: Arc::from([]),
+            preserve_source: false,
+            elsewhere: false,
+        };
+        // At external addresses, clients on this node are never restricted to its own endpoints.
+        let inside = by_policy(&blank, &choice, TrafficPolicy::Cluster);
+        let outside = Frontend {
+            preserve_source: service.external_policy == TrafficPolicy::Local,
+            ..by_policy(&blank, &choice, service.external_policy)
+        };
+        let of = |kind, source_ranges| {
+            let inside = Frontend { kind, ..inside.clone() };
+            [Arc::new(inside), Arc::new(Frontend { kind, source_ranges, ..outside.clone() })]
+        };
         Self {
-            cluster_ip: Arc::new(Frontend { affinity, ..internal }),
-            from_inside: Arc::new(Frontend { affinity, ..cluster }),
-            load_balancer: Arc::new(Frontend { source_ranges: ranges, ..from_outside.clone() }),
-            from_outside: Arc::new(from_outside),
+            cluster_ip: Arc::new(by_policy(&blank, &choice, service.internal_policy)),
+            load_balancer: of(FrontendKind::LoadBalancer, source_ranges(service, family)),
+            external_ip: of(FrontendKind::ExternalIP, Arc::from([])),
+            node_port: of(FrontendKind::NodePort, Arc::from([])),
         }
     }
 
     fn of(&self, kind: FrontendKind, addr: IpAddr) -> Vec<(Scope, &Arc<Frontend>)> {
         let (inside, outside) = match kind {
             FrontendKind::ClusterIP => (&self.cluster_ip, &self.cluster_ip),
-            FrontendKind::LoadBalancer => (&self.from_inside, &self.load_balancer),
-            FrontendKind::ExternalIP | FrontendKind::NodePort => (&self.from_inside, &self.from_outside),
+            FrontendKind::LoadBalancer => (&self.load_balancer[0], &self.load_balancer[1]),
+            FrontendKind::ExternalIP => (&self.external_ip[0], &self.external_ip[1]),
+            FrontendKind::NodePort => (&self.node_port[0], &self.node_port[1]),
         };
         if addr.is_loopback() {
             return vec![(Scope::Internal, inside)];
@@ -111,17 +122,15 @@ impl Shapes {
     }
 }
 
-fn by_policy(choice: &Choice, policy: TrafficPolicy) -> Frontend {
+fn by_policy(blank: &Frontend, choice: &Choice, policy: TrafficPolicy) -> Frontend {
     let backends = match policy {
         TrafficPolicy::Cluster => &choice.cluster,
         TrafficPolicy::Local => &choice.local,
     };
     Frontend {
         backends: Arc::clone(backends),
-        affinity: None,
-        source_ranges: Arc::from([]),
-        preserve_source: false,
         elsewhere: backends.is_empty() && choice.any,
+        ..blank.clone()
     }
 }
 

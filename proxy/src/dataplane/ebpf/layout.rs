@@ -1,0 +1,344 @@
+//! Where everything lies in the maps: user space's picture of them, rebuilt from the kernel at start and moved on
+//! with each plan. [`Layout::compile`] is pure: plan in, ordered map operations out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+use seaway_ebpf_loader as loader;
+
+use super::alloc::Allocator;
+use super::codec::{self, PROBES};
+use crate::dataplane::{DataplaneError, Failure, Subject};
+use crate::frontend::{Backend, Frontend, FrontendKey, Group};
+use crate::plan::Plan;
+
+/// Map operations in the order in which they have to be carried out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Ops {
+    pub(super) add_ranges: Vec<loader::SourceRange>,
+    pub(super) put_slices: Vec<(u32, Vec<loader::BackendEntry>)>,
+    pub(super) put_services: Vec<(loader::Frontend, loader::ServiceEntry)>,
+    pub(super) remove_services: Vec<loader::Frontend>,
+    pub(super) remove_ranges: Vec<loader::SourceRange>,
+}
+
+/// What is in the maps, as read.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) services: Vec<(loader::Frontend, loader::ServiceEntry)>,
+    pub(super) ranges: Vec<loader::SourceRange>,
+    /// The backend array from its beginning to the end of the last slice.
+    pub(super) backends: Vec<loader::BackendEntry>,
+    pub(super) capacity: u32,
+}
+
+/// What lies where.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    alloc: Allocator,
+    groups: HashMap<Group, Placed>,
+    ids: HashSet<u32>,
+    group_of: HashMap<FrontendKey, Group>,
+    /// Guards and how many frontends need each.
+    guards: HashMap<loader::Frontend, usize>,
+    /// Guards that some frontend needs and the kernel has not.
+    missing_guards: HashMap<loader::Frontend, loader::ServiceEntry>,
+    stale_services: BTreeSet<loader::Frontend>,
+    stale_ranges: BTreeSet<loader::SourceRange>,
+}
+
+/// A group in the maps.
+#[derive(Debug, Clone)]
+struct Placed {
+    id: u32,
+    probe: u32,
+    members: BTreeMap<FrontendKey, Member>,
+    /// Slices by base.
+    slices: BTreeMap<u32, Arc<[Backend]>>,
+    ranges: BTreeSet<IpNet>,
+}
+
+#[derive(Debug, Clone)]
+struct Member {
+    frontend: Arc<Frontend>,
+    base: u32,
+}
+
+impl Layout {
+    /// Empty maps.
+    fn new(capacity: u32) -> Self {
+        Self {
+            alloc: Allocator::new(capacity),
+            groups: HashMap::new(),
+            ids: HashSet::new(),
+            group_of: HashMap::new(),
+            guards: HashMap::new(),
+            missing_guards: HashMap::new(),
+            stale_services: BTreeSet::new(),
+            stale_ranges: BTreeSet::new(),
+        }
+    }
+
+    /// The layout that the kernel's maps have. What does not make sense is stale: it is not adopted, and swept later.
+    pub(super) fn adopt(contents: &Contents) -> Self {
+        let mut layout = Self::new(contents.capacity);
+        let mut ranges: BTreeMap<u32, BTreeSet<IpNet>> = BTreeMap::new();
+        for range in &contents.ranges {
+            match IpNet::new(range.addr, range.prefix) {
+                Ok(net) => _ = ranges.entry(range.service).or_default().insert(net),
+                Err(_) => _ = layout.stale_ranges.insert(*range),
+            }
+        }
+        let mut found_guards = HashSet::new();
+        for (key, entry) in &contents.services {
+            match codec::frontend_key(key) {
+                None => _ = found_guards.insert(*key),
+                Some(frontend) if layout.adopt_frontend(frontend, entry, &contents.backends, &ranges) => {}
+                Some(_) => _ = layout.stale_services.insert(*key),
+            }
+        }
+        let restricted = layout.groups.values().filter(|placed| !placed.ranges.is_empty());
+        let restricted: HashSet<u32> = restricted.map(|placed| placed.id).collect();
+        layout.stale_ranges.extend(contents.ranges.iter().filter(|range| !restricted.contains(&range.service)));
+        layout.adopt_guards(found_guards);
+        layout
+    }
+
+    fn adopt_frontend(
+        &mut self,
+        key: FrontendKey,
+        entry: &loader::ServiceEntry,
+        array: &[loader::BackendEntry],
+        ranges: &BTreeMap<u32, BTreeSet<IpNet>>,
+    ) -> bool {
+        let Some((mut frontend, probe)) = codec::frontend(&key, entry) else { return false };
+        let (start, end) = (entry.base as usize, entry.base as usize + entry.count as usize);
+        let Some(slice) = array.get(start..end) else { return false };
+        let Some(backends) = codec::backends(slice, entry.id) else { return false };
+        if entry.source_ranges {
+            let Some(nets) = ranges.get(&entry.id) else { return false };
+            frontend.source_ranges = nets.iter().copied().collect();
+        }
+        let fresh = !self.groups.contains_key(&frontend.group);
+        if fresh && self.ids.contains(&entry.id) {
+            return false; // Another group has the id.
+        }
+        let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(entry.id, probe));
+        if placed.id != entry.id {
+            return false;
+        }
+        let known = placed.slices.get(&entry.base).filter(|held| held[..] == backends[..]).cloned();
+        let slice = match known {
+            Some(held) => held,
+            None if entry.count == 0 => Arc::from([]),
+            None if self.alloc.reserve(entry.base, entry.count) => {
+                let held: Arc<[Backend]> = backends.into();
+                placed.slices.insert(entry.base, Arc::clone(&held));
+                held
+            }
+            None => {
+                if placed.members.is_empty() {
+                    self.groups.remove(&frontend.group);
+                }
+                return false; // It overlaps another slice.
+            }
+        };
+        self.ids.insert(entry.id);
+        frontend.backends = slice;
+        placed.ranges.extend(frontend.source_ranges.iter());
+        self.group_of.insert(key, frontend.group);
+        if let Some((guard, _)) = codec::guard(&key, &frontend) {
+            *self.guards.entry(guard).or_default() += 1;
+        }
+        placed.members.insert(key, Member { frontend: Arc::new(frontend), base: entry.base });
+        true
+    }
+
+    fn adopt_guards(&mut self, found: HashSet<loader::Frontend>) {
+        for placed in self.groups.values() {
+            for (key, member) in &placed.members {
+                if let Some((guard, entry)) = codec::guard(key, &member.frontend)
+                    && !found.contains(&guard)
+                {
+                    self.missing_guards.insert(guard, entry);
+                }
+            }
+        }
+        self.stale_services.extend(found.into_iter().filter(|guard| !self.guards.contains_key(guard)));
+    }
+
+    /// All frontends.
+    pub(super) fn frontends(&self) -> OrdMap<FrontendKey, Arc<Frontend>> {
+        let members = self.groups.values().flat_map(|placed| &placed.members);
+        members.map(|(key, member)| (*key, Arc::clone(&member.frontend))).collect()
+    }
+
+    /// How much there is to sweep.
+    pub(super) fn stale(&self) -> usize {
+        self.stale_services.len() + self.stale_ranges.len() + self.missing_guards.len()
+    }
+
+    /// The operations that carry out `plan`. Frontends that cannot be placed are reported and left as they are.
+    pub(super) fn compile(&mut self, plan: &Plan, now: Instant) -> (Ops, Vec<Failure>) {
+        let mut ops = Ops::default();
+        let mut failed = Vec::new();
+        let mut touched = BTreeSet::new();
+        for (key, frontend) in &plan.upserts {
+            if let Err(error) = self.upsert(*key, frontend, now, &mut ops, &mut touched) {
+                failed.push(Failure { subject: Subject::Frontend(*key), error });
+            }
+        }
+        for key in &plan.removals {
+            self.take_out(key, &mut ops, &mut touched);
+            ops.remove_services.extend(codec::key(key));
+        }
+        for group in touched {
+            self.settle(group, now, &mut ops);
+        }
+        if plan.sweep {
+            ops.put_services.extend(self.missing_guards.drain());
+            ops.remove_services.extend(std::mem::take(&mut self.stale_services));
+            ops.remove_ranges.extend(std::mem::take(&mut self.stale_ranges));
+        }
+        // What is written anew in this plan must not go in it.
+        let written: HashSet<loader::Frontend> = ops.put_services.iter().map(|(key, _)| *key).collect();
+        ops.remove_services.retain(|key| !written.contains(key));
+        let added: HashSet<loader::SourceRange> = ops.add_ranges.iter().copied().collect();
+        ops.remove_ranges.retain(|range| !added.contains(range));
+        (ops, failed)
+    }
+
+    fn upsert(
+        &mut self,
+        key: FrontendKey,
+        frontend: &Arc<Frontend>,
+        now: Instant,
+        ops: &mut Ops,
+        touched: &mut BTreeSet<Group>,
+    ) -> Result<(), DataplaneError> {
+        let unsupported = |what| DataplaneError::Unsupported { frontend: key, what, backend: "ebpf" };
+        let place = codec::key(&key).ok_or_else(|| unsupported("SCTP"))?;
+        let (id, probe) = self.id(frontend.group).ok_or_else(|| unsupported("a ninth group of one id"))?;
+        touched.insert(frontend.group);
+        let base = self.slice(frontend, id, now, ops)?;
+        self.take_out(&key, ops, touched);
+        let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(id, probe));
+        for net in frontend.source_ranges.iter() {
+            if placed.ranges.insert(*net) {
+                ops.add_ranges.push(range(id, *net));
+            }
+        }
+        placed.members.insert(key, Member { frontend: Arc::clone(frontend), base });
+        self.group_of.insert(key, frontend.group);
+        if let Some((guard, entry)) = codec::guard(&key, frontend) {
+            let users = self.guards.entry(guard).or_default();
+            *users += 1;
+            let missing = self.missing_guards.remove(&guard).is_some();
+            if *users == 1 || missing {
+                ops.put_services.push((guard, entry));
+            }
+            self.stale_services.remove(&guard);
+        }
+        self.stale_services.remove(&place);
+        ops.put_services.push((place, codec::entry(&key, frontend, id, probe, base)));
+        Ok(())
+    }
+
+    /// The id of a group; a new one takes the first that is free.
+    fn id(&mut self, group: Group) -> Option<(u32, u32)> {
+        if let Some(placed) = self.groups.get(&group) {
+            return Some((placed.id, placed.probe));
+        }
+        let tries = (0..PROBES).filter_map(|probe| Some((codec::id_of(group, probe)?, probe)));
+        let (id, probe) = tries.into_iter().find(|(id, _)| !self.ids.contains(id))?;
+        self.ids.insert(id);
+        self.groups.insert(group, Placed::new(id, probe));
+        Some((id, probe))
+    }
+
+    /// The slice of the frontend's backends; one that the group has already is shared.
+    fn slice(
+        &mut self,
+        frontend: &Frontend,
+        id: u32,
+        now: Instant,
+        ops: &mut Ops,
+    ) -> Result<u32, DataplaneError> {
+        if frontend.backends.is_empty() {
+            return Ok(0);
+        }
+        let placed = self.groups.get_mut(&frontend.group);
+        let held = placed.as_ref().and_then(|placed| {
+            placed.slices.iter().find(|(_, backends)| **backends == frontend.backends).map(|(base, _)| *base)
+        });
+        if let Some(base) = held {
+            return Ok(base);
+        }
+        let full = |alloc: &Allocator| DataplaneError::Full {
+            map: "backends",
+            capacity: alloc.capacity(),
+            wanted: u64::from(alloc.used()) + frontend.backends.len() as u64,
+        };
+        let len = u32::try_from(frontend.backends.len()).map_err(|_| full(&self.alloc))?;
+        let Some(base) = self.alloc.allocate(len, now) else { return Err(full(&self.alloc)) };
+        if let Some(placed) = placed {
+            placed.slices.insert(base, Arc::clone(&frontend.backends));
+        }
+        ops.put_slices.push((base, codec::slice(&frontend.backends, id)));
+        Ok(base)
+    }
+
+    /// Forgets a frontend; what only it used is given back by [`Layout::settle`].
+    fn take_out(&mut self, key: &FrontendKey, ops: &mut Ops, touched: &mut BTreeSet<Group>) {
+        let Some(group) = self.group_of.remove(key) else { return };
+        touched.insert(group);
+        let member = self.groups.get_mut(&group).and_then(|placed| placed.members.remove(key));
+        let Some((guard, _)) = member.and_then(|member| codec::guard(key, &member.frontend)) else { return };
+        if let Some(users) = self.guards.get_mut(&guard) {
+            *users -= 1;
+            if *users == 0 {
+                self.guards.remove(&guard);
+                self.missing_guards.remove(&guard);
+                ops.remove_services.push(guard);
+            }
+        }
+    }
+
+    /// Gives back what no frontend of the group uses any more.
+    fn settle(&mut self, group: Group, now: Instant, ops: &mut Ops) {
+        let Some(placed) = self.groups.get_mut(&group) else { return };
+        let used: BTreeSet<u32> = placed.members.values().map(|member| member.base).collect();
+        let unused: Vec<u32> = placed
+            .slices
+            .keys()
+            .filter(|base| !used.contains(base) || placed.members.is_empty())
+            .copied()
+            .collect();
+        for base in unused {
+            if let Some(backends) = placed.slices.remove(&base) {
+                self.alloc.release(base, u32::try_from(backends.len()).unwrap_or(u32::MAX), now);
+            }
+        }
+        let wanted: BTreeSet<IpNet> =
+            placed.members.values().flat_map(|m| m.frontend.source_ranges.iter().copied()).collect();
+        ops.remove_ranges.extend(placed.ranges.difference(&wanted).map(|net| range(placed.id, *net)));
+        placed.ranges = wanted;
+        if placed.members.is_empty() {
+            self.ids.remove(&placed.id);
+            self.groups.remove(&group);
+        }
+    }
+}
+
+impl Placed {
+    fn new(id: u32, probe: u32) -> Self {
+        Self { id, probe, members: BTreeMap::new(), slices: BTreeMap::new(), ranges: BTreeSet::new() }
+    }
+}
+
+fn range(id: u32, net: IpNet) -> loader::SourceRange {
+    loader::SourceRange { service: id, addr: net.addr(), prefix: net.prefix_len() }
+}

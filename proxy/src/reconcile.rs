@@ -1,0 +1,316 @@
+//! The loop: brings the data plane in line with the newest snapshot, at its own pace.
+//!
+//! Events only say that something is waiting. A sync takes the newest snapshot and the links as they are, computes
+//! what changed, and carries out the difference. Now and then, and whenever something went wrong, the data plane is
+//! read back and compared as a whole.
+//!
+//! **Invariant:** nothing is written before every list has been read once: until then the kernel goes on with what
+//! the former process left in it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use seaway_model::{Family, Node, Snapshot};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::dataplane::{Applied, Dataplane, DataplaneError, Failure, Subject};
+use crate::desired::{Computation, NodeView};
+use crate::frontend::FrontendKey;
+use crate::links::{self, Link};
+use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
+use crate::{Metrics, ProxyConfig};
+
+/// How often the links are looked at.
+const LINKS_INTERVAL: Duration = Duration::from_millis(500);
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Keeps one data plane in line.
+pub struct Reconciler {
+    config: ProxyConfig,
+    metrics: Metrics,
+    computation: Computation,
+    /// `None` while a call is under way on another thread.
+    dataplane: Option<Box<dyn Dataplane>>,
+    /// `None`: it has to be read.
+    actual: Option<Actual>,
+    /// Frontends that may differ from what is held.
+    pending: BTreeSet<FrontendKey>,
+    links: Vec<Link>,
+    failures: u32,
+    /// The last failure that was logged, so that a lasting one is logged once.
+    logged: Option<String>,
+}
+
+impl Reconciler {
+    /// A loop over `dataplane`.
+    pub fn new(config: ProxyConfig, metrics: Metrics, dataplane: Box<dyn Dataplane>) -> Self {
+        config.status.update(|status| dataplane.name().clone_into(&mut status.mode));
+        Self {
+            config,
+            metrics,
+            computation: Computation::default(),
+            dataplane: Some(dataplane),
+            actual: None,
+            pending: BTreeSet::new(),
+            links: Vec::new(),
+            failures: 0,
+            logged: None,
+        }
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>, shutdown: CancellationToken) {
+        let mut resync = interval(self.config.resync_interval);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        resync.reset();
+        let mut look_at_links = interval(LINKS_INTERVAL);
+        look_at_links.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut open = true;
+        let mut retry_at: Option<tokio::time::Instant> = None;
+        loop {
+            let retry = async {
+                match retry_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = snapshots.changed(), if open => open = changed.is_ok(),
+                _ = resync.tick() => self.actual = None,
+                _ = look_at_links.tick() => if !self.links_changed() { continue },
+                () = retry => {}
+            }
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            if !snapshot.synced {
+                continue;
+            }
+            self.config.status.pending();
+            self.metrics.queued();
+            let ok = self.sync(&snapshot).await;
+            retry_at = (!ok).then(|| tokio::time::Instant::now() + self.backoff());
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.config.min_sync_interval) => {}
+            }
+        }
+    }
+
+    /// One sync. Returns whether everything is as it should be.
+    pub async fn sync(&mut self, snapshot: &Snapshot) -> bool {
+        let started = Instant::now();
+        if self.links.is_empty() {
+            self.links_changed();
+        }
+        let node = snapshot.nodes.get(&*self.config.node_name).map(AsRef::as_ref);
+        let view = view(&self.config, node, &self.links);
+        let host = host(&self.config, node, &self.links);
+        self.pending.append(&mut self.computation.update(snapshot, &view));
+        let result = self.bring_in_line(&host).await;
+        let ok = match result {
+            Ok(failed) => self.settle(failed),
+            Err(error) => {
+                self.actual = None;
+                self.failed(&error);
+                false
+            }
+        };
+        let desired = self.computation.desired();
+        self.metrics.sync_done(desired, started.elapsed(), ok);
+        let devices = host.uplinks.iter().map(|device| device.name.to_string()).collect();
+        let last_error = self.logged.clone();
+        self.config.status.update(|status| {
+            status.devices = devices;
+            status.last_error = last_error;
+        });
+        if ok {
+            self.failures = 0;
+            self.config.status.sync_done(desired, started.elapsed(), desired.complete);
+            if let Some(triggered_at) = snapshot.triggered_at {
+                self.metrics.programmed(triggered_at);
+            }
+        }
+        ok
+    }
+
+    async fn bring_in_line(&mut self, host: &Host) -> Result<Vec<Failure>, DataplaneError> {
+        let (actual, plan) = match self.actual.take() {
+            Some(actual) => {
+                let plan = diff_of(&self.pending, self.computation.desired(), host, &actual);
+                (actual, plan)
+            }
+            None => {
+                let actual = self.read().await?;
+                let plan = diff(self.computation.desired(), host, &actual);
+                let unexpected = plan.upserts.iter().map(|(key, _)| key).chain(&plan.removals);
+                let repaired = unexpected.filter(|key| !self.pending.contains(key)).count();
+                self.metrics.repaired(repaired);
+                (actual, plan)
+            }
+        };
+        self.pending.clear();
+        if plan.is_empty() {
+            self.actual = Some(actual);
+            return Ok(Vec::new());
+        }
+        self.metrics.planned(&plan);
+        tracing::debug!(
+            upserts = plan.upserts.len(),
+            removals = plan.removals.len(),
+            host = plan.host.is_some(),
+            "applying"
+        );
+        let (applied, plan) = self.apply(plan).await?;
+        self.actual = Some(actual.after(&plan));
+        Ok(applied.failed)
+    }
+
+    /// What to make of steps that failed. Returns whether to leave it at that.
+    fn settle(&mut self, failed: Vec<Failure>) -> bool {
+        let Some(first) = failed.first() else {
+            self.logged = None;
+            return true;
+        };
+        self.failed(&first.error);
+        let mut lasting = true;
+        for failure in failed {
+            match (failure.subject, failure.error) {
+                // Trying again is of no use before something changes; the next resync does.
+                (Subject::Frontend(key), DataplaneError::Unsupported { .. }) => {
+                    if let Some(actual) = &mut self.actual {
+                        actual.frontends.remove(&key);
+                    }
+                }
+                (subject, _) => {
+                    lasting = false;
+                    if let Subject::Frontend(key) = subject {
+                        self.pending.insert(key);
+                    }
+                }
+            }
+        }
+        if !lasting {
+            // What is held is not what was planned: compare as a whole next time.
+            self.actual = None;
+        }
+        lasting
+    }
+
+    fn failed(&mut self, error: &DataplaneError) {
+        self.failures += 1;
+        let text = chain(error);
+        if self.logged.as_ref() != Some(&text) {
+            tracing::warn!(error = %text, "the data plane is not in line with what is desired");
+            self.logged = Some(text);
+        }
+    }
+
+    fn backoff(&self) -> Duration {
+        BACKOFF_MIN.saturating_mul(1 << self.failures.clamp(1, 10)).min(BACKOFF_MAX)
+    }
+
+    /// Looks at the links. Returns whether they changed.
+    fn links_changed(&mut self) -> bool {
+        match links::list() {
+            Ok(links) => {
+                let changed = links != self.links;
+                self.links = links;
+                changed
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the links of this node");
+                false
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Actual, DataplaneError> {
+        let actual = self.on_thread(|dataplane| (dataplane.read(), dataplane.drops())).await?;
+        self.metrics.dropped(&actual.1);
+        self.config.status.update(|status| status.drops = actual.1);
+        actual.0
+    }
+
+    async fn apply(&mut self, plan: Plan) -> Result<(Applied, Plan), DataplaneError> {
+        let (applied, plan) = self
+            .on_thread(move |dataplane| {
+                let applied = dataplane.apply(&plan);
+                (applied, plan)
+            })
+            .await?;
+        Ok((applied?, plan))
+    }
+
+    /// System calls block: they are made where they hold nobody up.
+    async fn on_thread<R: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&mut dyn Dataplane) -> R + Send + 'static,
+    ) -> Result<R, DataplaneError> {
+        let Some(mut dataplane) = self.dataplane.take() else { return Err(DataplaneError::Lost) };
+        let done = tokio::task::spawn_blocking(move || {
+            let result = call(dataplane.as_mut());
+            (dataplane, result)
+        });
+        let (dataplane, result) = done.await.map_err(|_| DataplaneError::Lost)?;
+        self.dataplane = Some(dataplane);
+        Ok(result)
+    }
+}
+
+/// The node as the desired state sees it.
+pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeView {
+    let node_port_addresses = if config.node_port_addresses.is_empty() {
+        node.map_or_else(Vec::new, |node| node.addresses.iter().map(|a| a.addr).collect())
+    } else {
+        let own = links.iter().flat_map(|link| link.addrs.iter().copied());
+        let admitted = |addr: &IpAddr| config.node_port_addresses.iter().any(|range| range.contains(addr));
+        own.filter(|addr| !addr.is_loopback() && admitted(addr)).collect()
+    };
+    NodeView {
+        name: config.node_name.as_str().into(),
+        zone: node.and_then(|node| node.zone.clone()),
+        node_port_addresses,
+        node_port_loopback: config.node_port_loopback,
+    }
+}
+
+/// The node as packets see it.
+pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
+    let own: BTreeSet<IpAddr> = node.iter().flat_map(|node| &node.addresses).map(|a| a.addr).collect();
+    let is_uplink = |link: &&Link| {
+        if config.devices.is_empty() {
+            link.addrs.iter().any(|addr| own.contains(addr))
+        } else {
+            config.devices.iter().any(|name| **name == *link.name)
+        }
+    };
+    let uplinks: BTreeSet<Device> = links.iter().filter(is_uplink).map(Link::device).collect();
+    let addr = |family| node.and_then(|node| node.addr(family));
+    Host {
+        node_v4: addr(Family::V4).and_then(|addr| match addr {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        }),
+        node_v6: addr(Family::V6).and_then(|addr| match addr {
+            IpAddr::V6(v6) => Some(v6),
+            IpAddr::V4(_) => None,
+        }),
+        uplinks,
+    }
+}
+
+/// An error with everything that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,227 @@
+//! Scenarios as text files: a cluster above the line, what one node serves below it. `UPDATE_EXPECT=1` writes what is
+//! computed into the files.
+//!
+//! Above: `node NAME zone=Z addresses=A,B`, `service NS/NAME key=value …` and `endpoint NS/NAME ADDRESS key=value …`,
+//! one per line. Below: a row per frontend; `*` marks a backend on this node (the client's address reaches it
+//! unchanged), the last column says what else holds: `keep-source` (the source is never rewritten), `elsewhere`
+//! (dropped, not refused), `affinity=…`, `from=…` (admitted sources).
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use expect_test::expect_file;
+use seaway_model::{
+    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Service, ServiceKey, ServiceKind,
+    ServicePort, Snapshot, TrafficDistribution, TrafficPolicy,
+};
+use seaway_proxy::desired::{Desired, Entry, NodeView, desired};
+use seaway_proxy::frontend::{FrontendKey, FrontendKind, Scope};
+
+const LINE: &str = "----";
+
+#[test]
+fn scenarios() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    for path in paths {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let input = text.split(&format!("{LINE}\n")).next().unwrap().trim_end().to_owned();
+        let (snapshot, view) = parse(&input);
+        let output = render(&desired(&snapshot, &view));
+        expect_file![&path].assert_eq(&format!("{input}\n{LINE}\n{output}"));
+    }
+}
+
+struct Line<'a> {
+    verb: &'a str,
+    words: Vec<&'a str>,
+    values: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Self {
+        let mut all = line.split_whitespace();
+        let verb = all.next().unwrap();
+        let (values, words): (Vec<&str>, Vec<&str>) = all.partition(|word| word.contains('='));
+        let values = values.into_iter().map(|word| word.split_once('=').unwrap()).collect();
+        Self { verb, words, values }
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.words.contains(&name)
+    }
+
+    fn list<T: std::str::FromStr<Err: std::fmt::Debug>>(&self, name: &str) -> Vec<T> {
+        let text = self.values.get(name).copied().unwrap_or("");
+        text.split(',').filter(|part| !part.is_empty()).map(|part| part.parse().unwrap()).collect()
+    }
+
+    fn name(&self, key: &str) -> Option<Arc<str>> {
+        self.values.get(key).map(|text| Arc::from(*text))
+    }
+}
+
+fn parse(input: &str) -> (Snapshot, NodeView) {
+    let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+    let mut view = NodeView::default();
+    let mut endpoints: BTreeMap<ServiceKey, Vec<Endpoint>> = BTreeMap::new();
+    for text in input.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
+        let line = Line::parse(text);
+        match line.verb {
+            "node" => {
+                view = NodeView {
+                    name: line.words[0].into(),
+                    zone: line.name("zone"),
+                    node_port_addresses: line.list("addresses"),
+                    node_port_loopback: line.flag("loopback"),
+                };
+            }
+            "service" => {
+                let service = service(&line);
+                snapshot.services.insert(service.key.clone(), Arc::new(service));
+            }
+            "endpoint" => endpoints.entry(key(&line)).or_default().push(endpoint(&line)),
+            other => panic!("unknown verb {other:?} in {text:?}"),
+        }
+    }
+    for (key, endpoints) in endpoints {
+        snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints }));
+    }
+    (snapshot, view)
+}
+
+fn key(line: &Line<'_>) -> ServiceKey {
+    let (namespace, name) = line.words[0].split_once('/').unwrap();
+    ServiceKey::new(namespace, name)
+}
+
+fn service(line: &Line<'_>) -> Service {
+    let policy = |name| match line.values.get(name) {
+        Some(&"Local") => TrafficPolicy::Local,
+        _ => TrafficPolicy::Cluster,
+    };
+    let mut service = Service::new(key(line));
+    service.kind = match line.values.get("type").copied().unwrap_or("ClusterIP") {
+        "ClusterIP" => ServiceKind::ClusterIp,
+        "NodePort" => ServiceKind::NodePort,
+        "LoadBalancer" => ServiceKind::LoadBalancer,
+        "ExternalName" => ServiceKind::ExternalName,
+        other => panic!("unknown type {other}"),
+    };
+    service.cluster_ips = line.list("ip");
+    service.external_ips = line.list("external");
+    service.headless = line.flag("headless");
+    let mode = if line.flag("proxied") { IngressMode::Proxy } else { IngressMode::Vip };
+    let vips = line.list("vip");
+    service.load_balancer = vips.into_iter().map(|addr| LoadBalancerIngress { addr, mode }).collect();
+    service.source_ranges = line.list("from");
+    service.ports = line.list::<String>("ports").iter().map(|text| service_port(text)).collect();
+    service.session_affinity =
+        line.values.get("affinity").map(|seconds| Duration::from_secs(seconds.parse().unwrap()));
+    service.external_policy = policy("external-policy");
+    service.internal_policy = policy("internal-policy");
+    service.publish_not_ready = line.flag("publish-not-ready");
+    service.traffic_distribution = line.values.get("prefer").map(|prefer| match *prefer {
+        "SameNode" => TrafficDistribution::PreferSameNode,
+        _ => TrafficDistribution::PreferSameZone,
+    });
+    service.proxy_name = line.name("proxy-name");
+    service
+}
+
+/// `name:port/PROTOCOL` with `@nodePort` behind it where there is one.
+fn service_port(text: &str) -> ServicePort {
+    let (rest, node_port) = text.split_once('@').map_or((text, None), |(rest, port)| (rest, port.parse().ok()));
+    let port = endpoint_port(rest);
+    ServicePort { name: port.name, protocol: port.protocol, port: port.port, node_port, app_protocol: None }
+}
+
+fn endpoint_port(text: &str) -> EndpointPort {
+    let (name, rest) = text.split_once(':').unwrap();
+    let (port, protocol) = rest.split_once('/').unwrap();
+    EndpointPort { name: name.into(), protocol: protocol.parse().unwrap(), port: port.parse().unwrap() }
+}
+
+fn endpoint(line: &Line<'_>) -> Endpoint {
+    let ports: Vec<String> = line.list("ports");
+    let ports: Vec<EndpointPort> = if ports.is_empty() {
+        vec![endpoint_port("http:8080/TCP")]
+    } else {
+        ports.iter().map(|text| endpoint_port(text)).collect()
+    };
+    let terminating = line.flag("terminating");
+    let ready = !terminating && !line.flag("not-ready");
+    Endpoint {
+        addr: line.words[1].parse().unwrap(),
+        hostname: None,
+        node: line.name("node"),
+        zone: line.name("zone"),
+        pod: None,
+        ready,
+        serving: ready || line.flag("serving"),
+        terminating,
+        zone_hints: line.list::<String>("for-zones").iter().map(|zone| Arc::from(zone.as_str())).collect(),
+        node_hints: line.list::<String>("for-nodes").iter().map(|node| Arc::from(node.as_str())).collect(),
+        ports: ports.into(),
+    }
+}
+
+fn render(desired: &Desired) -> String {
+    let mut entries: Vec<(&FrontendKey, &Arc<Entry>)> = desired.frontends.iter().collect();
+    entries.sort_by_key(|(key, entry)| (entry.owner.service.clone(), entry.frontend.kind, **key));
+    let mut out = String::new();
+    for (key, entry) in entries {
+        let frontend = &entry.frontend;
+        let kind = match frontend.kind {
+            FrontendKind::ClusterIP => "ClusterIP",
+            FrontendKind::LoadBalancer => "LoadBalancer",
+            FrontendKind::ExternalIP => "ExternalIP",
+            FrontendKind::NodePort => "NodePort",
+        };
+        let address = format!("{}/{}", std::net::SocketAddr::new(key.addr, key.port), key.protocol);
+        let scope = if key.scope == Scope::Internal { "inside" } else { "outside" };
+        let mut backends: Vec<String> = frontend
+            .backends
+            .iter()
+            .map(|b| {
+                format!("{}{}", std::net::SocketAddr::new(b.addr, b.port), if b.local { "*" } else { "" })
+            })
+            .collect();
+        if backends.is_empty() {
+            backends.push("-".to_owned());
+        }
+        let mut notes = Vec::new();
+        if frontend.preserve_source {
+            notes.push("keep-source".to_owned());
+        }
+        if frontend.elsewhere {
+            notes.push("elsewhere".to_owned());
+        }
+        if let Some(affinity) = frontend.affinity {
+            notes.push(format!("affinity={}s", affinity.as_secs()));
+        }
+        if !frontend.source_ranges.is_empty() {
+            let ranges: Vec<String> = frontend.source_ranges.iter().map(ToString::to_string).collect();
+            notes.push(format!("from={}", ranges.join(",")));
+        }
+        let row = format!(
+            "{:<10} {kind:<12} {address:<26} {scope:<7} -> {:<40} {}",
+            entry.owner.service.to_string(),
+            backends.join(" "),
+            notes.join(" ")
+        );
+        writeln!(out, "{}", row.trim_end()).unwrap();
+    }
+    for conflict in desired.conflicts() {
+        let losers = conflict.losers.join(" ");
+        writeln!(out, "conflict   {}/{}: {} has it, not {losers}", conflict.address, conflict.protocol, conflict.winner)
+            .unwrap();
+    }
+    out
+}
