@@ -72,7 +72,7 @@ fn architecture() -> &'static str {
 }
 
 /// What the machine offers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Machine {
     cpus: usize,
     memory_kib: u64,

@@ -59,8 +59,8 @@ impl Children {
         self.outputs.iter().map(|(id, output)| (*id, output.fd.as_fd()))
     }
 
-    pub(super) fn pidfds(&self) -> impl Iterator<Item = (i32, BorrowedFd<'_>)> {
-        self.running.iter().map(|(pid, child)| (*pid, child.pidfd.as_fd()))
+    pub(super) fn pidfds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.running.values().map(|child| child.pidfd.as_fd())
     }
 
     /// When the next exec runs out of time.

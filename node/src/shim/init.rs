@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Instant;
@@ -100,7 +99,7 @@ enum Source {
     Listener,
     Connection(u64),
     Output(u64),
-    Child(i32),
+    Child,
 }
 
 struct Shim {
@@ -119,7 +118,7 @@ impl Shim {
                     Source::Listener => self.accept(),
                     Source::Connection(id) => self.read(id),
                     Source::Output(id) => self.children.drain(id),
-                    Source::Child(_) => {}
+                    Source::Child => {}
                 }
             }
             for report in self.children.reap(Instant::now()) {
@@ -139,8 +138,8 @@ impl Shim {
             sources.push(Source::Output(id));
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
-        for (pid, fd) in self.children.pidfds() {
-            sources.push(Source::Child(pid));
+        for fd in self.children.pidfds() {
+            sources.push(Source::Child);
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
         }
         let timeout = self.children.next_deadline().map(|deadline| {

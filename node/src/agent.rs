@@ -1,0 +1,419 @@
+//! Puts the parts of a node together and keeps them going.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus::Registry;
+use seaway_model::Snapshot;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cni::Network;
+use crate::config::{NodeConfig, Overlay, ProxyMode};
+use crate::dns_slices::{self, DnsPlace};
+use crate::events::Recorder;
+use crate::kubelet::{self, Kubelet};
+use crate::pods::{self, Runner};
+use crate::register::{self, Machine, Readiness};
+use crate::report::Report;
+use crate::runtime::Runtime;
+use crate::runtime::builtin::Builtin;
+use crate::supervise::Parts;
+use crate::http;
+
+/// The conflist that the pod network installs last of all.
+const CONFLIST: &str = "10-seaway.conflist";
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The kubeconfig cannot be used.
+    #[error("cannot use kubeconfig {path}: {message}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A directory cannot be made.
+    #[error("cannot create {path}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The settings do not make a node.
+    #[error("the node {name:?} has no address: give at least one of its own")]
+    NoAddress {
+        /// The node's name.
+        name: String,
+    },
+    /// Two metrics have one name.
+    #[error("cannot register the metrics of {part}: {source}")]
+    Metrics {
+        /// Whose.
+        part: &'static str,
+        /// Why.
+        #[source]
+        source: prometheus::Error,
+    },
+}
+
+/// Runs the agent until `shutdown`. Parts that fail are restarted with back-off and reported; pods and the kernel's
+/// state stay when it returns.
+pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
+    if config.node_ips.is_empty() {
+        return Err(NodeError::NoAddress { name: config.name });
+    }
+    for path in [config.state_dir.clone(), config.state_dir.join("pods")] {
+        std::fs::create_dir_all(&path).map_err(|source| NodeError::Directory { path, source })?;
+    }
+    let client = client(&config).await?;
+    let registry = Registry::new();
+    let watch_metrics = seaway_watch::Metrics::new(&registry);
+    let (snapshots, watching) = seaway_watch::spawn_with(client.clone(), watch_metrics, shutdown.clone());
+    let agent = Agent {
+        parts: Parts::default(),
+        readiness: watch::Sender::new(Readiness { missing: vec!["the agent is starting".to_owned()], network: false }),
+        dns_up: watch::Sender::new(false),
+        pods: watch::Sender::new(BTreeMap::new()),
+        proxy: seaway_proxy::StatusHandle::default(),
+        registry,
+        snapshots,
+        client,
+        config,
+        shutdown,
+    };
+    let mut tasks = JoinSet::new();
+    agent.spawn_data_plane(&mut tasks)?;
+    agent.spawn_node(&mut tasks);
+    agent.spawn_servers(&mut tasks);
+    agent.spawn_pods(&mut tasks);
+    tracing::info!(node = %agent.config.name, "node agent started");
+    while tasks.join_next().await.is_some() {}
+    if watching.await.is_err() {
+        tracing::warn!("the watch of the cluster panicked");
+    }
+    Ok(())
+}
+
+async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
+    let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
+    let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
+    let options = kube::config::KubeConfigOptions::default();
+    let loaded = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?;
+    kube::Client::try_from(loaded).map_err(|e| bad(e.to_string()))
+}
+
+struct Agent {
+    config: NodeConfig,
+    client: kube::Client,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    registry: Registry,
+    parts: Parts,
+    readiness: watch::Sender<Readiness>,
+    dns_up: watch::Sender<bool>,
+    pods: watch::Sender<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>>,
+    proxy: seaway_proxy::StatusHandle,
+    shutdown: CancellationToken,
+}
+
+impl Agent {
+    /// A supervised part that ends by itself when `shutdown` is cancelled.
+    fn part<F, T, E>(&self, tasks: &mut JoinSet<()>, name: &'static str, start: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
+        let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
+        tasks.spawn(async move { parts.keep(name, &shutdown, start).await });
+    }
+
+    /// As [`Agent::part`], for what runs until it is dropped.
+    fn endless<F, T, E>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        name: &'static str,
+        mut start: impl FnMut() -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
+        let shutdown = self.shutdown.clone();
+        self.part(tasks, name, move || {
+            let (work, shutdown) = (start(), shutdown.clone());
+            async move { shutdown.run_until_cancelled(work).await.transpose() }
+        });
+    }
+
+    fn spawn_data_plane(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
+        let config = &self.config;
+        let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
+        if config.proxy {
+            let proxy = self.proxy_config();
+            let metrics = seaway_proxy::Metrics::new(&self.registry);
+            let (snapshots, shutdown) = (snapshots.clone(), shutdown.clone());
+            self.part(tasks, "proxy", move || {
+                seaway_proxy::run(proxy.clone(), snapshots.clone(), metrics.clone(), shutdown.clone())
+            });
+        }
+        if config.cni {
+            let network = self.network_config();
+            let (snapshots, shutdown) = (snapshots.clone(), shutdown.clone());
+            self.part(tasks, "network", move || {
+                seaway_cni_network::run(network.clone(), snapshots.clone(), shutdown.clone())
+            });
+        }
+        if config.dns {
+            let dns = self.dns_config();
+            let metrics = seaway_dns::Metrics::new(&self.registry)
+                .map_err(|source| NodeError::Metrics { part: "dns", source })?;
+            self.part(tasks, "dns", move || {
+                seaway_dns::run(dns.clone(), snapshots.clone(), metrics.clone(), shutdown.clone())
+            });
+            let place = DnsPlace {
+                node: config.name.clone(),
+                node_ips: config.node_ips.clone(),
+                port: config.dns_port,
+                zone: config.zone.clone(),
+            };
+            let (client, up, shutdown) = (self.client.clone(), self.dns_up.subscribe(), self.shutdown.clone());
+            self.part(tasks, "dns-endpoints", move || {
+                dns_slices::keep(client.clone(), place.clone(), up.clone(), shutdown.clone())
+            });
+        }
+        Ok(())
+    }
+
+    fn proxy_config(&self) -> seaway_proxy::ProxyConfig {
+        let config = &self.config;
+        let mut proxy = seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs);
+        proxy.mode = match config.proxy_mode {
+            ProxyMode::Auto => seaway_proxy::Mode::Auto,
+            ProxyMode::Ebpf => seaway_proxy::Mode::Ebpf,
+        };
+        proxy.devices.clone_from(&config.devices);
+        proxy.announce_load_balancers = config.announce_load_balancers;
+        proxy.status = self.proxy.clone();
+        proxy
+    }
+
+    fn network_config(&self) -> seaway_cni_network::NodeNetworkConfig {
+        let config = &self.config;
+        seaway_cni_network::NodeNetworkConfig {
+            node_name: config.name.clone(),
+            overlay: match config.overlay {
+                Overlay::None => seaway_cni_network::Overlay::None,
+                Overlay::Vxlan { vni, port } => seaway_cni_network::Overlay::Vxlan { vni, port },
+            },
+            uplink: config.uplink.clone(),
+            cni_conf_dir: config.cni_conf_dir.clone(),
+            cni_bin_dir: config.cni_bin_dir.clone(),
+            data_dir: config.state_dir.join("cni"),
+            plugin_source: config.plugin_source.clone(),
+            masquerade: config.masquerade,
+            resync_interval: Duration::from_secs(30),
+        }
+    }
+
+    fn dns_config(&self) -> seaway_dns::DnsConfig {
+        let config = &self.config;
+        let mut upstreams = config.dns_upstreams.clone();
+        if upstreams.is_empty() {
+            upstreams = seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        }
+        seaway_dns::DnsConfig {
+            listen: self.dns_addresses(),
+            zone: config.cluster_domain.clone(),
+            upstreams,
+            ..seaway_dns::DnsConfig::default()
+        }
+    }
+
+    fn dns_addresses(&self) -> Vec<SocketAddr> {
+        self.config.node_ips.iter().map(|ip| SocketAddr::new(*ip, self.config.dns_port)).collect()
+    }
+
+    /// The Node object, its Lease, and what they depend on.
+    fn spawn_node(&self, tasks: &mut JoinSet<()>) {
+        let machine = Machine::read(&self.runtime().version());
+        let (client, config) = (self.client.clone(), self.config.clone());
+        let readiness = self.readiness.subscribe();
+        self.endless(tasks, "node", move || {
+            register::keep_status(client.clone(), config.clone(), machine.clone(), readiness.clone())
+        });
+        let (client, name, shutdown) = (self.client.clone(), self.config.name.clone(), self.shutdown.clone());
+        self.part(tasks, "lease", move || register::heartbeat(client.clone(), name.clone(), shutdown.clone()));
+        let watcher = ReadinessWatcher {
+            config: self.config.clone(),
+            parts: self.parts.clone(),
+            proxy: self.proxy.clone(),
+            network: self.pod_network(),
+            dns_addresses: self.dns_addresses(),
+            dns_up: self.dns_up.clone(),
+            readiness: self.readiness.clone(),
+        };
+        let shutdown = self.shutdown.clone();
+        tasks.spawn(async move {
+            shutdown.run_until_cancelled(watcher.watch()).await;
+        });
+    }
+
+    fn spawn_servers(&self, tasks: &mut JoinSet<()>) {
+        let config = &self.config;
+        let report = Arc::new(Report {
+            config: config.clone(),
+            started_at: Timestamp::now(),
+            parts: self.parts.clone(),
+            readiness: self.readiness.subscribe(),
+            snapshots: self.snapshots.clone(),
+            pods: self.pods.subscribe(),
+            proxy: self.proxy.clone(),
+            registry: self.registry.clone(),
+        });
+        let (socket, handler) = (config.agent_socket(), Arc::clone(&report).socket());
+        self.endless(tasks, "socket", move || {
+            let (socket, handler) = (socket.clone(), Arc::clone(&handler));
+            async move { http::serve_socket(&socket, handler).await }
+        });
+        let ip = config.bind_address;
+        for (name, port, handler) in [
+            ("healthz", config.healthz_port, Arc::clone(&report).health()),
+            ("metrics", config.metrics_port, Arc::clone(&report).metrics()),
+        ] {
+            if port != 0 {
+                self.endless(tasks, name, move || http::serve_port(ip, port, Arc::clone(&handler)));
+            }
+        }
+    }
+
+    fn spawn_pods(&self, tasks: &mut JoinSet<()>) {
+        let config = &self.config;
+        if !config.run_pods {
+            return;
+        }
+        let kubelet = Kubelet {
+            addresses: config.node_ips.clone(),
+            port: config.kubelet_port,
+            cert: config.serving_cert.clone(),
+            key: config.serving_key.clone(),
+            ca: config.ca.clone(),
+            pods_dir: config.state_dir.join("pods"),
+            pods: self.pods.subscribe(),
+        };
+        self.endless(tasks, "kubelet", move || kubelet::run(kubelet.clone()));
+        let runner = Arc::new(Runner {
+            runtime: self.runtime(),
+            client: self.client.clone(),
+            node: config.name.clone(),
+            node_ips: config.node_ips.clone(),
+            zone: config.cluster_domain.clone(),
+            cluster_dns: config.cluster_dns.clone(),
+            recorder: Recorder::new(self.client.clone(), &config.name),
+            snapshots: self.snapshots.clone(),
+            exe: config.self_exe.clone(),
+            pods: self.pods.clone(),
+        });
+        let shutdown = self.shutdown.clone();
+        self.part(tasks, "pods", move || {
+            let (runner, shutdown) = (Arc::clone(&runner), shutdown.clone());
+            async move {
+                pods::run(runner, shutdown).await;
+                Ok::<_, NodeError>(())
+            }
+        });
+    }
+
+    fn pod_network(&self) -> Network {
+        Network { conf_dir: self.config.cni_conf_dir.clone(), bin_dir: self.config.cni_bin_dir.clone() }
+    }
+
+    fn runtime(&self) -> Builtin {
+        Builtin {
+            pods_dir: self.config.state_dir.join("pods"),
+            pods_cgroup: self.config.cgroup.join("pods"),
+            exe: self.config.self_exe.clone(),
+            network: self.pod_network(),
+        }
+    }
+}
+
+/// Finds out whether the node can run pods.
+struct ReadinessWatcher {
+    config: NodeConfig,
+    parts: Parts,
+    proxy: seaway_proxy::StatusHandle,
+    network: Network,
+    dns_addresses: Vec<SocketAddr>,
+    dns_up: watch::Sender<bool>,
+    readiness: watch::Sender<Readiness>,
+}
+
+impl ReadinessWatcher {
+    /// Looks often until the node is ready, then every second.
+    async fn watch(self) {
+        loop {
+            let now = self.look().await;
+            let ready = now.missing.is_empty();
+            self.readiness.send_if_modified(|held| {
+                let changed = *held != now;
+                *held = now;
+                changed
+            });
+            tokio::time::sleep(Duration::from_millis(if ready { 1000 } else { 20 })).await;
+        }
+    }
+
+    async fn look(&self) -> Readiness {
+        let config = &self.config;
+        let mut missing = Vec::new();
+        let network = if config.cni {
+            config.cni_conf_dir.join(CONFLIST).exists()
+        } else {
+            self.network.configuration().is_ok()
+        };
+        if !network && (config.cni || config.run_pods) {
+            missing.push(format!("the pod network is not installed in {} yet", config.cni_conf_dir.display()));
+        }
+        if config.proxy && !self.proxy.status().synced {
+            let why = self.proxy.status().last_error.or_else(|| self.parts.last_error("proxy"));
+            let why = why.map(|error| format!(": {error}")).unwrap_or_default();
+            missing.push(format!("the service proxy has not synced yet{why}"));
+        }
+        if config.dns {
+            let up = self.dns_answers().await;
+            self.dns_up.send_if_modified(|held| std::mem::replace(held, up) != up);
+            if !up {
+                missing.push(format!("DNS does not listen on port {} yet", config.dns_port));
+            }
+        }
+        Readiness { missing, network }
+    }
+
+    /// Once it was reached, it is up as long as its part runs.
+    async fn dns_answers(&self) -> bool {
+        if !self.parts.running("dns") {
+            return false;
+        }
+        if *self.dns_up.borrow() {
+            return true;
+        }
+        for address in &self.dns_addresses {
+            let reached = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await;
+            if !matches!(reached, Ok(Ok(_))) {
+                return false;
+            }
+        }
+        true
+    }
+}
