@@ -21,7 +21,10 @@ pub(crate) fn mac(hash: u64) -> [u8; 6] {
 /// `prefix` and eleven characters of base 32: a link's name (at most 15 characters).
 pub(crate) fn link_name(prefix: &str, hash: u64) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let digits = (0..11).map(|digit| char::from(ALPHABET[(hash >> (digit * 5)) as usize & 31]));
+    let digits = (0..11).map(|digit| {
+        let [low, ..] = (hash >> (digit * 5)).to_le_bytes();
+        char::from(ALPHABET[usize::from(low & 31)])
+    });
     prefix.chars().chain(digits).collect()
 }
 

@@ -118,11 +118,11 @@ fn join(ranges: &[IpNet]) -> String {
 /// The first few holders and how many more there are.
 fn describe(holders: &[Owner]) -> String {
     const SHOWN: usize = 5;
-    let mut text = holders.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if holders.len() > SHOWN {
-        text.push_str(&format!(" and {} more", holders.len() - SHOWN));
+    let text = holders.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match holders.len().saturating_sub(SHOWN) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
-    text
 }
 
 /// What the index says about an address.

@@ -17,8 +17,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload, Nla, NlasIterator, Parseable,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+    NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla, NlasIterator, Parseable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -95,7 +95,10 @@ impl NetlinkError {
 
     /// The object (or the link that it belongs to) was not there.
     pub fn is_missing(&self) -> bool {
-        matches!(self.errno(), Some(Errno::NODEV | Errno::SRCH | Errno::NOENT | Errno::ADDRNOTAVAIL | Errno::NXIO))
+        matches!(
+            self.errno(),
+            Some(Errno::NODEV | Errno::SRCH | Errno::NOENT | Errno::ADDRNOTAVAIL | Errno::NXIO)
+        )
     }
 }
 
@@ -188,7 +191,10 @@ impl Netlink {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
         let mut answer = None;
         self.receive(action, object, &mut |message| answer = Some(message))?;
-        answer.ok_or_else(|| NetlinkError::Answer { object: object.to_string(), reason: "it is empty".to_owned() })
+        answer.ok_or_else(|| NetlinkError::Answer {
+            object: object.to_string(),
+            reason: "it is empty".to_owned(),
+        })
     }
 
     /// Sends a dump request and returns everything that came back, consistent: a dump that a change interrupted
@@ -252,7 +258,9 @@ impl Netlink {
                 let (packet, after) = (&rest[..length], &rest[length.next_multiple_of(4).min(rest.len())..]);
                 rest = after;
                 // An object that this library cannot decode (an exotic link type) must not hide all others.
-                let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(packet) else { continue };
+                let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(packet) else {
+                    continue;
+                };
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
@@ -297,7 +305,12 @@ fn read_u32(bytes: &[u8]) -> u32 {
     u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-fn refused(action: &'static str, object: &dyn std::fmt::Display, code: i32, acknowledgement: &[u8]) -> NetlinkError {
+fn refused(
+    action: &'static str,
+    object: &dyn std::fmt::Display,
+    code: i32,
+    acknowledgement: &[u8],
+) -> NetlinkError {
     NetlinkError::Refused {
         action,
         object: object.to_string(),

@@ -95,7 +95,9 @@ impl Namespace {
         fs::create_dir_all(directory).map_err(failed)?;
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(NetnsError::Exists { path }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(NetnsError::Exists { path });
+            }
             Err(error) => return Err(failed(error)),
         }
         let made = Self::anonymous().and_then(|namespace| {
@@ -132,7 +134,7 @@ impl Namespace {
         let file = File::open(path).map_err(|source| NetnsError::Open { path: path.to_owned(), source })?;
         let file_system = rustix::fs::fstatfs(&file)
             .map_err(|error| NetnsError::Open { path: path.to_owned(), source: error.into() })?;
-        if i64::from(file_system.f_type) != NSFS_MAGIC {
+        if file_system.f_type != NSFS_MAGIC {
             return Err(NetnsError::NotANamespace { path: path.to_owned() });
         }
         Ok(Self { fd: file.into(), path: path.to_owned() })
@@ -176,10 +178,8 @@ impl Namespace {
 
     /// Makes `command` start inside.
     pub fn enter<'a>(&self, command: &'a mut Command) -> Result<&'a mut Command, NetnsError> {
-        let fd = self
-            .fd
-            .try_clone()
-            .map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
+        let fd =
+            self.fd.try_clone().map_err(|source| NetnsError::Enter { path: self.path.clone(), source })?;
         let hook = move || {
             move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))?;
             Ok(())

@@ -82,7 +82,8 @@ pub async fn run(
             let outcome = reconciler.round(&snapshot);
             (reconciler, outcome)
         });
-        let (back, outcome) = round.await.map_err(|error| NodeNetworkError::Watch(io::Error::other(error)))?;
+        let (back, outcome) =
+            round.await.map_err(|error| NodeNetworkError::Watch(io::Error::other(error)))?;
         reconciler = back;
         let pause = if outcome.is_ok() { resync } else { RETRY.min(resync) };
         report(outcome, &mut last_error);
@@ -118,7 +119,7 @@ fn report(outcome: Result<(), NodeNetworkError>, last_error: &mut String) {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(next) = cause {
-        text.push_str(&format!(": {next}"));
+        text = format!("{text}: {next}");
         cause = next.source();
     }
     if text != *last_error {

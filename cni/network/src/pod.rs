@@ -25,7 +25,9 @@ use ipnet::{IpNet, Ipv6Net};
 use thiserror::Error;
 
 use crate::hash;
-use crate::netlink::{Link, Mac, Neighbour, NeighbourKind, Netlink, NetlinkError, Route, RouteQuery, Veth, VethPeer};
+use crate::netlink::{
+    Link, Mac, Neighbour, NeighbourKind, Netlink, NetlinkError, Route, RouteQuery, Veth, VethPeer,
+};
 use crate::netns::sysctl::{self, SysctlError};
 use crate::netns::{Namespace, NetnsError};
 
@@ -181,7 +183,9 @@ impl Attachment {
             peer: VethPeer { name: &self.ifname, mac: Some(mac), netns: Some(pod.as_fd()) },
         })?;
         let wired = Wired { host_link, mac, mtu: host.mtu };
-        let done = self.wire_pod(pod, &mut inner, wiring).and_then(|()| self.wire_host(&mut outer, &host, mac, wiring));
+        let done = self
+            .wire_pod(pod, &mut inner, wiring)
+            .and_then(|()| self.wire_host(&mut outer, &host, mac, wiring));
         match done {
             Ok(()) => Ok(wired),
             Err(error) => {
@@ -214,7 +218,13 @@ impl Attachment {
         Ok(())
     }
 
-    fn wire_host(&self, outer: &mut Netlink, host: &Link, mac: Mac, wiring: &Wiring) -> Result<(), WireError> {
+    fn wire_host(
+        &self,
+        outer: &mut Netlink,
+        host: &Link,
+        mac: Mac,
+        wiring: &Wiring,
+    ) -> Result<(), WireError> {
         let v6 = wiring.addresses.iter().any(IpAddr::is_ipv6);
         let alias = self.alias();
         if alias.len() <= MAX_ALIAS {
@@ -271,9 +281,14 @@ impl Attachment {
                 return Err(differs(&host.name, format!("the node has no route to {addr} on it")));
             }
             let default = default_route(*addr, link.index);
-            if !ways_out.iter().any(|route| route.destination == default.destination && route.gateway == default.gateway)
+            if !ways_out
+                .iter()
+                .any(|route| route.destination == default.destination && route.gateway == default.gateway)
             {
-                return Err(differs(&self.ifname, format!("there is no default route through {}", gateway_of(*addr))));
+                return Err(differs(
+                    &self.ifname,
+                    format!("there is no default route through {}", gateway_of(*addr)),
+                ));
             }
         }
         Ok(())

@@ -4,8 +4,8 @@
 use std::os::fd::AsFd;
 
 use seaway_cni_network::netlink::{
-    Bridge, FdbEntry, Mac, Monitor, MonitorGroups, Neighbour, NeighbourKind, Netlink, Route, RouteQuery, Veth,
-    VethPeer, Vxlan,
+    Bridge, FdbEntry, Mac, Monitor, MonitorGroups, Neighbour, NeighbourKind, Netlink, Route, RouteQuery,
+    Veth, VethPeer, Vxlan,
 };
 use seaway_cni_network::netns::{self, Namespace, sysctl};
 
@@ -55,7 +55,10 @@ fn links_addresses_and_routes_are_read_back_as_written() {
     netlink.add_route(&route).unwrap();
     assert!(netlink.add_route(&route).unwrap_err().is_exists());
     netlink.replace_route(&route).unwrap();
-    assert_eq!(netlink.routes(RouteQuery { protocol: Some(83), ..RouteQuery::default() }).unwrap(), [route.clone()]);
+    assert_eq!(
+        netlink.routes(RouteQuery { protocol: Some(83), ..RouteQuery::default() }).unwrap(),
+        std::slice::from_ref(&route)
+    );
     netlink.delete_route(&route).unwrap();
     assert!(netlink.delete_route(&route).unwrap_err().is_missing());
 

@@ -145,12 +145,14 @@ fn pods_reach_each_other_across_nodes(overlay: Overlay) {
     converse();
     // To nodes pods speak as themselves, to the world as their node.
     for (family, addr) in lab.node(1).addresses().into_iter().enumerate() {
-        assert_eq!(tcp_exchange(&a.namespace, lab.node(1).namespace(), addr, 100).unwrap(), a.addresses[family]);
+        assert_eq!(
+            tcp_exchange(&a.namespace, lab.node(1).namespace(), addr, 100).unwrap(),
+            a.addresses[family]
+        );
         let outside = lab.client().addresses()[family];
         let seen = tcp_exchange(&a.namespace, lab.client().namespace(), outside, 100).unwrap();
         assert_eq!(seen, lab.node(0).addresses()[family]);
     }
-    if std::env::var("SHOW").is_ok() { println!("{}", lab.node(0).ok(&["nft","list","ruleset"])); println!("{}", lab.node(0).ok(&["ip","-d","link"])); println!("{}", lab.node(0).ok(&["ip","route"]));println!("{}", lab.node(0).ok(&["ip","-6","route"])); }
     drop(agents);
     converse();
     for node in lab.nodes() {
@@ -180,11 +182,13 @@ fn nothing_is_installed_before_the_subnets_are_known_and_nothing_pruned_before_a
     let mut netlink = node.netlink().unwrap();
     let eth0 = netlink.link("eth0").unwrap().unwrap();
     netlink.add_route(&stale.via("172.30.0.99".parse().unwrap()).on(eth0.index)).unwrap();
-    let foreign = Route::to("10.99.0.0/24".parse().unwrap()).via("172.30.0.99".parse().unwrap()).on(eth0.index);
+    let foreign =
+        Route::to("10.99.0.0/24".parse().unwrap()).via("172.30.0.99".parse().unwrap()).on(eth0.index);
     netlink.add_route(&foreign).unwrap();
 
     let agent = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[2], false));
-    let forwarding = || node.run(|| seaway_cni_network::netns::sysctl::read("net/ipv6/conf/all/forwarding").unwrap());
+    let forwarding =
+        || node.run(|| seaway_cni_network::netns::sysctl::read("net/ipv6/conf/all/forwarding").unwrap());
     wait_for(PATIENCE, "forwarding", || forwarding() == "1");
     assert!(!has_route(node, "10.244.2.0/24") && !conflist(node).exists());
     agent.snapshots.send(snapshot(&lab, &[1, 2], false)).unwrap();
@@ -193,9 +197,20 @@ fn nothing_is_installed_before_the_subnets_are_known_and_nothing_pruned_before_a
     agent.snapshots.send(snapshot(&lab, &[1, 2], true)).unwrap();
     wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
     assert!(!has_route(node, "10.244.9.0/24"), "the node that it led to has vanished while nobody looked");
-    assert!(node.netlink().unwrap().routes(RouteQuery::default()).unwrap().contains(&Route { metric: None, ..foreign }));
+    assert!(
+        node.netlink()
+            .unwrap()
+            .routes(RouteQuery::default())
+            .unwrap()
+            .contains(&Route { metric: None, ..foreign })
+    );
     let text = std::fs::read_to_string(conflist(node)).unwrap();
-    assert!(text.contains("10.244.1.0/24") && text.contains("fd00:10:244:1::/64") && text.contains("\"mtu\": 1500"), "{text}");
+    assert!(
+        text.contains("10.244.1.0/24")
+            && text.contains("fd00:10:244:1::/64")
+            && text.contains("\"mtu\": 1500"),
+        "{text}"
+    );
     agent.snapshots.send(snapshot(&lab, &[1], true)).unwrap();
     wait_for(PATIENCE, "node 2 to be forgotten", || !has_route(node, "10.244.2.0/24"));
 }
@@ -212,7 +227,12 @@ fn what_somebody_deletes_comes_back() {
             link.up
                 && link.mtu == 1450
                 && netlink.fdb(link.index).is_ok_and(|fdb| fdb.len() == 2)
-                && netlink.routes(RouteQuery { link: Some(link.index), protocol: Some(PROTOCOL), ..RouteQuery::default() })
+                && netlink
+                    .routes(RouteQuery {
+                        link: Some(link.index),
+                        protocol: Some(PROTOCOL),
+                        ..RouteQuery::default()
+                    })
                     .is_ok_and(|routes| routes.len() == 4)
         })
     };

@@ -17,7 +17,8 @@ pub(crate) fn add(environment: &Environment, config: &Config) -> Result<Value, C
     let netns = open_netns(environment)?;
     let (attachment, owner) = (attachment(environment, config), owner(environment));
     // The lock is given back before the kernel is asked for anything.
-    let reservation = Ipam::open(&config.data_dir, &config.name)?.reserve_wanted(&owner, pools, &config.wanted)?;
+    let reservation =
+        Ipam::open(&config.data_dir, &config.name)?.reserve_wanted(&owner, pools, &config.wanted)?;
     let wiring = Wiring { addresses: reservation.addresses, mtu: config.mtu, mac: config.mac };
     let wired = match attachment.wire(&netns, &wiring) {
         Ok(wired) => wired,

@@ -19,11 +19,13 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Cn
     let told = addresses_of(prev_result, &attachment.ifname)?;
     let held = Ipam::open(&config.data_dir, &config.name)?.reservation(&owner(environment))?;
     let Some(held) = held else {
-        let message = format!("container {} holds no addresses in network {}", attachment.container_id, config.name);
+        let message =
+            format!("container {} holds no addresses in network {}", attachment.container_id, config.name);
         return Err(CniError::new(Code::UnknownContainer, message));
     };
     if let Some(addr) = held.addresses.iter().find(|addr| !told.contains(addr)) {
-        let message = format!("\"prevResult\" does not have the address {addr}, which is reserved for the container");
+        let message =
+            format!("\"prevResult\" does not have the address {addr}, which is reserved for the container");
         return Err(CniError::new(Code::CheckFailed, message));
     }
     Ok(attachment.check(&netns, &held.addresses)?)

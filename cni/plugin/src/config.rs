@@ -110,7 +110,10 @@ impl Config {
 impl RawConfig {
     fn validate(self, version: Version) -> Result<Config, CniError> {
         if !is_identifier(&self.name) || self.name.len() > MAX_NAME {
-            return Err(invalid(format!("the network's name {:?} is missing or has characters other than letters, digits, '_', '.', '-'", self.name)));
+            return Err(invalid(format!(
+                "the network's name {:?} is missing or has characters other than letters, digits, '_', '.', '-'",
+                self.name
+            )));
         }
         let data_dir = self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
         if !data_dir.is_absolute() {
@@ -211,8 +214,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.name.as_str(), config.mtu), ("seaway", Some(1450)));
-        let subnets: Vec<Vec<String>> =
-            config.pools.iter().map(|pool| pool.iter().map(|range| range.subnet().to_string()).collect()).collect();
+        let subnets: Vec<Vec<String>> = config
+            .pools
+            .iter()
+            .map(|pool| pool.iter().map(|range| range.subnet().to_string()).collect())
+            .collect();
         assert_eq!(subnets, [vec!["10.244.1.0/24", "10.9.0.0/24"], vec!["fd00:10:244:1::/64"]]);
         assert_eq!(config.wanted, ["10.244.1.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
@@ -235,10 +241,19 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0"}]}"#, Code::Decoding),
             (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/33"}]}"#, Code::Decoding),
             (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{}]}"#, Code::Decoding),
-            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24","gateway":"10.1.0.1"}]}"#, Code::Config),
-            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]}"#, Code::Config),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24","gateway":"10.1.0.1"}]}"#,
+                Code::Config,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]}"#,
+                Code::Config,
+            ),
             (r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"ips":["x"]}}"#, Code::Config),
-            (r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"mac":"01:00:00:00:00:00"}}"#, Code::Config),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"mac":"01:00:00:00:00:00"}}"#,
+                Code::Config,
+            ),
             (r#"{"cniVersion":"1.0.0","name":"a","prevResult":3}"#, Code::Decoding),
         ];
         for (json, code) in table {
@@ -252,7 +267,9 @@ mod tests {
 
     #[test]
     fn an_empty_list_of_attachments_is_not_an_absent_one() {
-        let with = |key: &str| parse(&format!(r#"{{"cniVersion":"1.1.0","name":"a"{key}}}"#)).unwrap().valid_attachments;
+        let with = |key: &str| {
+            parse(&format!(r#"{{"cniVersion":"1.1.0","name":"a"{key}}}"#)).unwrap().valid_attachments
+        };
         assert_eq!(with(""), None);
         assert_eq!(with(r#","cni.dev/valid-attachments":[]"#), Some(vec![]));
         let one = with(r#","cni.dev/attachments":[{"containerID":"c","ifname":"eth0"}]"#).unwrap();

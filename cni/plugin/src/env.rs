@@ -103,7 +103,8 @@ impl Environment {
             .into_iter()
             .find(|command| command.as_str() == name)
             .ok_or_else(|| CniError::new(Code::Environment, format!("unknown CNI_COMMAND: {name}")))?;
-        let absent: Vec<&str> = command.required().iter().copied().filter(|name| self.value(name).is_none()).collect();
+        let absent: Vec<&str> =
+            command.required().iter().copied().filter(|name| self.value(name).is_none()).collect();
         if !absent.is_empty() {
             return Err(missing(&absent));
         }
@@ -139,7 +140,9 @@ fn validate_container_id(id: &str) -> Result<(), CniError> {
     if !is_identifier(id) {
         return Err(CniError::new(
             Code::Environment,
-            format!("invalid CNI_CONTAINERID {id:?}: want letters, digits, '_', '.', '-', the first a letter or digit"),
+            format!(
+                "invalid CNI_CONTAINERID {id:?}: want letters, digits, '_', '.', '-', the first a letter or digit"
+            ),
         ));
     }
     if id.len() > Owner::MAX_CONTAINER_ID {
@@ -170,7 +173,8 @@ mod tests {
     const ALL: [&str; 4] = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"];
 
     fn environment(command: &str, without: &[&str]) -> Environment {
-        let values = [("CNI_CONTAINERID", "4f1a"), ("CNI_NETNS", "/n"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/p")];
+        let values =
+            [("CNI_CONTAINERID", "4f1a"), ("CNI_NETNS", "/n"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/p")];
         let mut map: HashMap<String, String> = values
             .iter()
             .filter(|(name, _)| !without.contains(name))

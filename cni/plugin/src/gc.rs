@@ -43,6 +43,8 @@ pub(crate) fn gc(config: &Config) -> Result<(), CniError> {
     match errors.into_iter().next() {
         None => Ok(()),
         Some(error) if others == 0 => Err(error),
-        Some(error) => Err(CniError { message: format!("{} (and {others} more errors)", error.message), ..error }),
+        Some(error) => {
+            Err(CniError { message: format!("{} (and {others} more errors)", error.message), ..error })
+        }
     }
 }

@@ -55,13 +55,14 @@ fn read_stdin() -> Result<Vec<u8>, CniError> {
     if stdin.is_terminal() {
         return Ok(bytes);
     }
-    stdin
-        .by_ref()
-        .take(MAX_STDIN + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| CniError::new(Code::Io, "cannot read the configuration from stdin").because(&error))?;
+    stdin.by_ref().take(MAX_STDIN + 1).read_to_end(&mut bytes).map_err(|error| {
+        CniError::new(Code::Io, "cannot read the configuration from stdin").because(&error)
+    })?;
     if bytes.len() as u64 > MAX_STDIN {
-        return Err(CniError::new(Code::Decoding, format!("the configuration on stdin is longer than {MAX_STDIN} bytes")));
+        return Err(CniError::new(
+            Code::Decoding,
+            format!("the configuration on stdin is longer than {MAX_STDIN} bytes"),
+        ));
     }
     Ok(bytes)
 }

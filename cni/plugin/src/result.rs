@@ -81,7 +81,8 @@ fn default_route(addr: IpAddr) -> Value {
 
 /// The addresses that a result gives to the interface `ifname` within a pod.
 pub(crate) fn addresses_of(result: &Value, ifname: &str) -> Result<Vec<IpAddr>, CniError> {
-    let interfaces = result.get("interfaces").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let interfaces =
+        result.get("interfaces").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let is_ours = |index: usize| {
         interfaces.get(index).is_some_and(|interface| {
             interface.get("name").and_then(Value::as_str) == Some(ifname)
@@ -94,7 +95,10 @@ pub(crate) fn addresses_of(result: &Value, ifname: &str) -> Result<Vec<IpAddr>, 
         if index.is_some_and(is_ours) {
             let text = ip.get("address").and_then(Value::as_str).unwrap_or_default();
             let net: IpNet = text.parse().map_err(|_| {
-                CniError::new(Code::Decoding, format!("\"prevResult\": {text:?} is not an address with a prefix length"))
+                CniError::new(
+                    Code::Decoding,
+                    format!("\"prevResult\": {text:?} is not an address with a prefix length"),
+                )
             })?;
             addresses.push(net.addr());
         }

@@ -11,9 +11,8 @@ pub(crate) fn status(config: &Config) -> Result<(), CniError> {
     let pools = config.require_pools().map_err(unavailable)?;
     let checked = Ipam::open(&config.data_dir, &config.name).and_then(|ipam| ipam.check_capacity(pools));
     match checked {
-        Ok(()) => Ok(()),
         // Somebody works on it right now: that is what it looks like when all is well.
-        Err(IpamError::Locked { .. }) => Ok(()),
+        Ok(()) | Err(IpamError::Locked { .. }) => Ok(()),
         Err(error) => Err(unavailable(error.into())),
     }
 }

@@ -97,8 +97,9 @@ fn outcome(output: Output) -> Result<Value, Value> {
     if output.status.success() {
         return Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() });
     }
-    let error: Value = serde_json::from_str(&text)
-        .unwrap_or_else(|_| panic!("no error on stdout: {text:?} {:?}", String::from_utf8_lossy(&output.stderr)));
+    let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| {
+        panic!("no error on stdout: {text:?} {:?}", String::from_utf8_lossy(&output.stderr))
+    });
     assert!(error["code"].is_u64() && !error["msg"].as_str().unwrap().is_empty(), "{error}");
     Err(error)
 }
@@ -241,7 +242,12 @@ fn an_exhausted_range_is_named_and_leaves_nothing() {
     runtime.add(&sandboxes[1]);
     let error = runtime.call("ADD", &sandboxes[2], json!({})).unwrap_err();
     assert_eq!(error["code"], 100);
-    assert!(error["msg"].as_str().unwrap().contains("10.244.1.0/30: all 2 are held, by pod-0 (eth0), pod-1 (eth0)"));
+    assert!(
+        error["msg"]
+            .as_str()
+            .unwrap()
+            .contains("10.244.1.0/30: all 2 are held, by pod-0 (eth0), pod-1 (eth0)")
+    );
     assert_eq!(runtime.call("STATUS", &sandboxes[0], json!({})).unwrap_err()["code"], 50);
     assert_eq!((runtime.held(), runtime.in_kernel()), (2, (2, 4)));
     // What is in no list is collected; without a list nothing is.
@@ -267,7 +273,8 @@ fn bad_input_gets_its_code_and_changes_nothing() {
     assert_eq!(raw(b"\xff\xfe{"), 6);
     assert_eq!(raw(&vec![b'['; 5 << 20]), 6);
     assert_eq!(raw(b"{}"), 1);
-    let code = |verb: &str, extra: Value| runtime.call(verb, &a, extra).unwrap_err()["code"].as_u64().unwrap();
+    let code =
+        |verb: &str, extra: Value| runtime.call(verb, &a, extra).unwrap_err()["code"].as_u64().unwrap();
     assert_eq!(code("ADD", json!({ "cniVersion": "2.0.0" })), 1);
     assert_eq!(code("CHECK", json!({ "cniVersion": "0.3.1" })), 1);
     assert_eq!(code("GC", json!({ "cniVersion": "1.0.0" })), 1);
@@ -277,7 +284,11 @@ fn bad_input_gets_its_code_and_changes_nothing() {
     assert_eq!(code("NONSENSE", json!({})), 4);
     let own = format!("/run/netns/{}-node1", lab.run_name());
     for netns in [own.as_str(), "/nowhere", "/etc/passwd"] {
-        let there = Sandbox { id: "a".to_owned(), namespace: Namespace::anonymous().unwrap(), netns: netns.to_owned() };
+        let there = Sandbox {
+            id: "a".to_owned(),
+            namespace: Namespace::anonymous().unwrap(),
+            netns: netns.to_owned(),
+        };
         let error = runtime.call("ADD", &there, json!({})).unwrap_err();
         assert_eq!(error["code"], 8, "{error}");
     }
@@ -294,7 +305,10 @@ fn versions_and_earlier_results_are_passed_on() {
         let before = json!({ "cniVersion": version, "interfaces": [{ "name": "x" }], "foreign": [1] });
         let result = runtime.call("ADD", &a, json!({ "cniVersion": version, "prevResult": before })).unwrap();
         assert_eq!((&result["cniVersion"], &result["foreign"]), (&json!(version), &json!([1])));
-        assert_eq!((&result["interfaces"][0]["name"], &result["ips"][0]["interface"]), (&json!("x"), &json!(2)));
+        assert_eq!(
+            (&result["interfaces"][0]["name"], &result["ips"][0]["interface"]),
+            (&json!("x"), &json!(2))
+        );
         runtime.call("DEL", &a, json!({ "cniVersion": version, "prevResult": result })).unwrap();
     }
     let a = Sandbox::new("pod-a");

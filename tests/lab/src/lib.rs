@@ -193,12 +193,17 @@ impl Drop for Run {
 }
 
 fn create_dir(path: &Path) -> Result<(), LabError> {
-    fs::create_dir_all(path).map_err(|source| LabError::Io { action: "create", path: path.to_owned(), source })
+    fs::create_dir_all(path).map_err(|source| LabError::Io {
+        action: "create",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Removes what runs of processes that are gone have left behind.
 fn remove_leftovers() {
-    let places = [Some(PathBuf::from(NETNS_DIRECTORY)), Some(std::env::temp_dir()), cgroup2_mount(), bpffs_mount()];
+    let places =
+        [Some(PathBuf::from(NETNS_DIRECTORY)), Some(std::env::temp_dir()), cgroup2_mount(), bpffs_mount()];
     for name in places.into_iter().flatten().flat_map(|place| names_in(&place)) {
         let mut parts = name.splitn(4, '-');
         let (Some(RUN_PREFIX), Some(pid), Some(count)) = (parts.next(), parts.next(), parts.next()) else {
@@ -211,7 +216,8 @@ fn remove_leftovers() {
 }
 
 fn remove_run(run: &str) {
-    let owned = |name: &String| name == run || name.strip_prefix(run).is_some_and(|rest| rest.starts_with('-'));
+    let owned =
+        |name: &String| name == run || name.strip_prefix(run).is_some_and(|rest| rest.starts_with('-'));
     for name in names_in(Path::new(NETNS_DIRECTORY)).iter().filter(|name| owned(name)) {
         // There is nobody to report to: the next run tries again.
         drop(netns::delete(Path::new(NETNS_DIRECTORY), name));

@@ -31,7 +31,8 @@ fn mount_point(file_system: &str) -> Option<PathBuf> {
 fn find_mount_point(mountinfo: &str, file_system: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
-        (kind.split(' ').next()? == file_system).then(|| PathBuf::from(mount.split(' ').nth(4).unwrap_or("/")))
+        (kind.split(' ').next()? == file_system)
+            .then(|| PathBuf::from(mount.split(' ').nth(4).unwrap_or("/")))
     })
 }
 

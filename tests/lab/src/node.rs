@@ -142,7 +142,12 @@ impl LabNode {
                 IpAddr::V6(_) => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into(),
             };
             let kind = NeighbourKind::Permanent;
-            inner.set_neighbour(&Neighbour { link: eth0.index, addr: gateway, mac: Some(GATEWAY_MAC), kind })?;
+            inner.set_neighbour(&Neighbour {
+                link: eth0.index,
+                addr: gateway,
+                mac: Some(GATEWAY_MAC),
+                kind,
+            })?;
             inner.replace_route(&Route { onlink: true, ..Route::default_via(gateway).on(eth0.index) })?;
             outer.set_neighbour(&Neighbour { link: link.index, addr: *addr, mac: eth0.mac, kind })?;
             outer.replace_route(&Route::to(IpNet::from(*addr)).on(link.index))?;

@@ -11,7 +11,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Listens on a free TCP port of `addr` in `server`, connects from `client`, and sends `length` bytes there and
 /// back. Returns the client's address as the server saw it.
-pub fn tcp_exchange(client: &Namespace, server: &Namespace, addr: IpAddr, length: usize) -> io::Result<IpAddr> {
+pub fn tcp_exchange(
+    client: &Namespace,
+    server: &Namespace,
+    addr: IpAddr,
+    length: usize,
+) -> io::Result<IpAddr> {
     let listener = enter(server, || TcpListener::bind((addr, 0)))?;
     let target = listener.local_addr()?;
     let server = std::thread::spawn(move || answer(&listener, length));
@@ -21,7 +26,12 @@ pub fn tcp_exchange(client: &Namespace, server: &Namespace, addr: IpAddr, length
 
 /// Sends one UDP packet of `length` bytes from `client` to `addr` in `server` and the answer back. Returns the
 /// client's address as the server saw it.
-pub fn udp_exchange(client: &Namespace, server: &Namespace, addr: IpAddr, length: usize) -> io::Result<IpAddr> {
+pub fn udp_exchange(
+    client: &Namespace,
+    server: &Namespace,
+    addr: IpAddr,
+    length: usize,
+) -> io::Result<IpAddr> {
     let server = enter(server, || UdpSocket::bind((addr, 0)))?;
     let any: IpAddr = if addr.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let client = enter(client, || UdpSocket::bind((any, 0)))?;

@@ -25,7 +25,8 @@ fn nodes_and_pods_reach_each_other_and_nothing_stays() {
     assert!(Path::new("/proc").join(sleeper.pid().to_string()).exists());
     drop((sleeper, pod, lab));
     for place in [Path::new("/run/netns"), &std::env::temp_dir(), &cgroup2_mount().unwrap()] {
-        let left: Vec<_> = std::fs::read_dir(place).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(place).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().contains(&run)), "{left:?} in {place:?}");
     }
 }

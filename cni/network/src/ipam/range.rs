@@ -65,7 +65,9 @@ impl Range {
     /// Whether pods may have `addr`.
     pub fn contains(&self, addr: IpAddr) -> bool {
         let value = number(addr);
-        self.subnet.contains(&addr) && (self.first..=self.last).contains(&value) && self.gateway != Some(value)
+        self.subnet.contains(&addr)
+            && (self.first..=self.last).contains(&value)
+            && self.gateway != Some(value)
     }
 
     /// Its addresses between two numbers, both included.
@@ -78,9 +80,12 @@ impl Range {
 
 /// Every address of `ranges` once, beginning after `last` and coming round to it at the end.
 pub(super) fn rounds(ranges: &[Range], last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
-    let at = last.and_then(|last| Some((ranges.iter().position(|range| range.contains(last))?, number(last))));
+    let at =
+        last.and_then(|last| Some((ranges.iter().position(|range| range.contains(last))?, number(last))));
     let (index, value) = at.unwrap_or((0, 0));
-    let tail = ranges.get(index).map(|range| range.between(value.saturating_add(u128::from(at.is_some())), u128::MAX));
+    let tail = ranges
+        .get(index)
+        .map(|range| range.between(value.saturating_add(u128::from(at.is_some())), u128::MAX));
     let head = ranges.get(index).filter(|_| at.is_some()).map(|range| range.between(0, value));
     let later = ranges.iter().skip(index + 1).flat_map(|range| range.between(0, u128::MAX));
     let earlier = ranges.iter().take(index).flat_map(|range| range.between(0, u128::MAX));
@@ -126,7 +131,11 @@ mod tests {
             ("fd00::7/128", 1, "fd00::7"),
         ];
         for (subnet, size, addrs) in cases {
-            assert_eq!((range(subnet).size(), all(&[range(subnet)], None).as_str()), (size, addrs), "{subnet}");
+            assert_eq!(
+                (range(subnet).size(), all(&[range(subnet)], None).as_str()),
+                (size, addrs),
+                "{subnet}"
+            );
         }
         assert_eq!(range("fd00::/64").size(), (1 << 64) - 1);
         assert_eq!(range("::/0").size(), u128::MAX);
@@ -144,7 +153,10 @@ mod tests {
     #[test]
     fn the_round_begins_after_the_last_one_and_ends_with_it() {
         let two = [range("10.0.0.0/30"), range("10.1.0.0/29")];
-        assert_eq!(all(&two, Some("10.1.0.4")), "10.1.0.5 10.1.0.6 10.0.0.1 10.0.0.2 10.1.0.1 10.1.0.2 10.1.0.3 10.1.0.4");
+        assert_eq!(
+            all(&two, Some("10.1.0.4")),
+            "10.1.0.5 10.1.0.6 10.0.0.1 10.0.0.2 10.1.0.1 10.1.0.2 10.1.0.3 10.1.0.4"
+        );
         assert_eq!(all(&two[..1], Some("10.0.0.2")), "10.0.0.1 10.0.0.2");
         assert_eq!(all(&two[..1], Some("10.7.0.2")), "10.0.0.1 10.0.0.2");
         assert_eq!(all(&[], Some("10.7.0.2")), "");

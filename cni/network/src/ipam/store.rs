@@ -135,11 +135,11 @@ impl<F: Files> Ipam<F> {
     }
 
     fn choose_from(&self, pool: &[Range], wanted: &[IpAddr]) -> FilesResult<IpAddr> {
-        for addr in wanted.iter().filter(|addr| pool.iter().any(|range| range.contains(**addr))) {
-            if self.state(*addr)? == AddressState::Held {
-                return Err(self.exhausted(&[Range::new((*addr).into())])?);
-            }
-            return Ok(*addr);
+        if let Some(addr) = wanted.iter().find(|addr| pool.iter().any(|range| range.contains(**addr))) {
+            return match self.state(*addr)? {
+                AddressState::Held => Err(self.exhausted(&[Range::new((*addr).into())])?),
+                AddressState::Free | AddressState::Resting { .. } => Ok(*addr),
+            };
         }
         let last = self.files.read(&last_name(pool))?.and_then(|text| text.trim().parse().ok());
         match choose(pool, last, |addr| self.state(addr))? {
@@ -149,7 +149,9 @@ impl<F: Files> Ipam<F> {
     }
 
     fn exhausted(&self, pool: &[Range]) -> FilesResult<IpamError> {
-        let held = |held: &Reservation| held.addresses.iter().any(|addr| pool.iter().any(|range| range.contains(*addr)));
+        let held = |held: &Reservation| {
+            held.addresses.iter().any(|addr| pool.iter().any(|range| range.contains(*addr)))
+        };
         let holders = self.owners()?.into_iter().filter(|(_, reservation)| held(reservation));
         Ok(IpamError::Exhausted {
             ranges: pool.iter().map(Range::subnet).collect(),
@@ -166,7 +168,9 @@ impl<F: Files> Ipam<F> {
             return Ok(if held { AddressState::Held } else { AddressState::Free });
         }
         let freed = entry.strip_prefix("freed ").and_then(|text| text.parse::<u64>().ok());
-        Ok(freed.map_or(AddressState::Free, |freed| AddressState::Resting { rested_ms: self.now_ms.saturating_sub(freed) }))
+        Ok(freed.map_or(AddressState::Free, |freed| AddressState::Resting {
+            rested_ms: self.now_ms.saturating_sub(freed),
+        }))
     }
 
     fn reservation_of(&self, key: &str) -> FilesResult<Option<Reservation>> {

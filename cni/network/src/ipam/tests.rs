@@ -201,7 +201,8 @@ fn collection_keeps_what_is_to_be_kept() {
 fn a_directory_on_the_disk_does_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let pools = pools(&["10.0.0.0/24", "fd00::/64"]);
-    let reserve = |number| Ipam::open(directory.path(), "net").unwrap().reserve(&owner(number), &pools).unwrap();
+    let reserve =
+        |number| Ipam::open(directory.path(), "net").unwrap().reserve(&owner(number), &pools).unwrap();
     let given: BTreeSet<String> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..50).map(|number| scope.spawn(move || text(&reserve(number)))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()

@@ -144,7 +144,8 @@ impl FdbEntry {
 
     fn from_answer(answer: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewNeighbour(message) = answer else { return None };
-        if message.header.family != AddressFamily::Bridge || message.header.state != NeighbourState::Permanent {
+        if message.header.family != AddressFamily::Bridge || message.header.state != NeighbourState::Permanent
+        {
             return None;
         }
         let (mut remote, mut mac) = (None, None);

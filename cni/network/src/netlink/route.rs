@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -288,7 +288,11 @@ mod tests {
             Route { onlink: true, ..Route::default_via("fe80::1".parse().unwrap()).on(2) },
             Route { metric: Some(7), protocol: 99, ..Route::to("fd00::/64".parse().unwrap()).on(4) },
             Route { kind: RouteKind::Blackhole, table: 1000, ..Route::to("10.9.0.0/16".parse().unwrap()) },
-            Route { source: "192.0.2.7".parse().ok(), mtu: Some(1400), ..Route::to("10.0.0.1/32".parse().unwrap()).on(1) },
+            Route {
+                source: "192.0.2.7".parse().ok(),
+                mtu: Some(1400),
+                ..Route::to("10.0.0.1/32".parse().unwrap()).on(1)
+            },
         ];
         for route in cases {
             assert_eq!(Route::from_answer(RouteNetlinkMessage::NewRoute(route.to_message())), Some(route));

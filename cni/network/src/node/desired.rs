@@ -139,7 +139,9 @@ fn add_peer(
     for subnet in node.pod_cidrs.iter().map(IpNet::trunc) {
         let mut taken = desired.own.iter().chain(desired.peers.iter().map(|peer| &peer.subnet));
         if let Some(other) = taken.find(|other| other.contains(&subnet) || subnet.contains(*other)) {
-            desired.skipped.push(format!("node {}: its pod subnet {subnet} overlaps with {other}", node.name));
+            desired
+                .skipped
+                .push(format!("node {}: its pod subnet {subnet} overlaps with {other}", node.name));
             continue;
         }
         let family = Family::of(subnet.addr());
@@ -156,7 +158,9 @@ fn add_peer(
         };
         match way {
             Some(way) => desired.peers.push(Peer { subnet, way }),
-            None => desired.skipped.push(format!("node {}: no address that leads to its pod subnet {subnet}", node.name)),
+            None => desired
+                .skipped
+                .push(format!("node {}: no address that leads to its pod subnet {subnet}", node.name)),
         }
     }
 }
@@ -164,7 +168,8 @@ fn add_peer(
 fn masquerade(desired: &Desired, snapshot: &Snapshot) -> Masquerade {
     let mut cluster = desired.own.clone();
     cluster.extend(desired.peers.iter().map(|peer| peer.subnet));
-    let addresses = snapshot.nodes.values().flat_map(|node| node.addresses.iter().map(|address| address.addr));
+    let addresses =
+        snapshot.nodes.values().flat_map(|node| node.addresses.iter().map(|address| address.addr));
     cluster.extend(addresses.map(IpNet::from));
     Masquerade { pods: desired.own.clone(), cluster: IpNet::aggregate(&cluster) }
 }
@@ -193,7 +198,8 @@ pub(super) mod tests {
     }
 
     pub(crate) fn node(name: &str, addresses: &[&str], subnets: &[&str]) -> Node {
-        let address = |addr: &&str| NodeAddress { addr: addr.parse().unwrap(), kind: NodeAddressKind::Internal };
+        let address =
+            |addr: &&str| NodeAddress { addr: addr.parse().unwrap(), kind: NodeAddressKind::Internal };
         Node {
             name: name.into(),
             addresses: addresses.iter().map(address).collect(),
@@ -228,7 +234,8 @@ pub(super) mod tests {
     #[test]
     fn direct_routes_go_through_the_address_of_their_family() {
         let desired = desired(&config(Overlay::None), &three(), &uplinks()).unwrap();
-        let ways: Vec<String> = desired.peers.iter().map(|peer| format!("{} {:?}", peer.subnet, peer.way)).collect();
+        let ways: Vec<String> =
+            desired.peers.iter().map(|peer| format!("{} {:?}", peer.subnet, peer.way)).collect();
         assert_eq!(
             ways,
             [
@@ -277,7 +284,8 @@ pub(super) mod tests {
 
     #[test]
     fn nothing_is_wanted_before_the_own_subnets_are_known() {
-        let without = snapshot(vec![node("a", &["192.0.2.1"], &[]), node("b", &["192.0.2.2"], &["10.244.1.0/24"])]);
+        let without =
+            snapshot(vec![node("a", &["192.0.2.1"], &[]), node("b", &["192.0.2.2"], &["10.244.1.0/24"])]);
         assert_eq!(desired(&config(Overlay::None), &without, &uplinks()), None);
         assert_eq!(desired(&config(Overlay::None), &snapshot(vec![]), &uplinks()), None);
     }

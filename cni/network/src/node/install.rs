@@ -67,7 +67,9 @@ pub(super) fn install_conflist(config: &NodeNetworkConfig, content: &str) -> Res
 pub(super) fn uninstall(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
     for path in [config.cni_conf_dir.join(CONFLIST), config.cni_bin_dir.join(PLUGIN)] {
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &path)(error));
+            }
             _ => {}
         }
     }

@@ -24,13 +24,12 @@ pub(super) fn uplinks(
     let links = netlink.links()?;
     let addresses = netlink.addresses(None)?;
     let of = |family| {
-        let link = match &config.uplink {
-            Some(name) => links.iter().find(|link| link.name == *name),
-            None => {
-                let addr = own?.addr(family)?;
-                let index = addresses.iter().find(|address| address.net.addr() == addr)?.link;
-                links.iter().find(|link| link.index == index)
-            }
+        let link = if let Some(name) = &config.uplink {
+            links.iter().find(|link| link.name == *name)
+        } else {
+            let addr = own?.addr(family)?;
+            let index = addresses.iter().find(|address| address.net.addr() == addr)?.link;
+            links.iter().find(|link| link.index == index)
         };
         link.map(|link| (family, Uplink { index: link.index, mtu: link.mtu }))
     };

@@ -40,7 +40,8 @@ const NEVER_V6: [&str; 2] = ["ff00::/8", "fe80::/10"];
 /// Makes the tables as they should be; none removes them.
 pub(super) fn ensure(masquerade: Option<&Masquerade>) -> Result<(), NftError> {
     for family in Family::ALL {
-        let pods = intervals(family, masquerade.map(|masquerade| masquerade.pods.as_slice()).unwrap_or_default());
+        let pods =
+            intervals(family, masquerade.map(|masquerade| masquerade.pods.as_slice()).unwrap_or_default());
         let comment = masquerade.filter(|_| !pods.is_empty()).map(|wanted| {
             let cluster = cluster(family, wanted);
             (format!("seaway {:016x}", digest(&pods, &cluster)), cluster)
@@ -90,7 +91,11 @@ fn intervals(family: Family, nets: &[IpNet]) -> Vec<(u128, u128)> {
 
 fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)]) -> u64 {
     let bytes = |intervals: &[(u128, u128)]| -> Vec<u8> {
-        intervals.iter().flat_map(|(first, last)| [first.to_be_bytes(), last.to_be_bytes()]).flatten().collect()
+        intervals
+            .iter()
+            .flat_map(|(first, last)| [first.to_be_bytes(), last.to_be_bytes()])
+            .flatten()
+            .collect()
     };
     fnv1a(&[&bytes(pods), &bytes(cluster)])
 }

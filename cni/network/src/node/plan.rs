@@ -36,14 +36,18 @@ pub(super) fn plan(desired: &Desired, actual: &Actual, vxlan: Option<u32>, prune
     ops.extend(missing.copied().map(Op::SetNeighbour));
     let missing = wanted.fdb.iter().filter(|entry| !actual.fdb.contains(entry));
     ops.extend(missing.copied().map(Op::SetFdb));
-    let missing = wanted.routes.iter().filter(|route| !actual.routes.iter().any(|held| same_route(route, held)));
+    let missing =
+        wanted.routes.iter().filter(|route| !actual.routes.iter().any(|held| same_route(route, held)));
     ops.extend(missing.cloned().map(Op::SetRoute));
     if !prune {
         return ops;
     }
     for held in &actual.routes {
         // A route that is replaced goes by being replaced.
-        let replaced = wanted.routes.iter().any(|route| route.destination == held.destination && !is_doubled(held, actual));
+        let replaced = wanted
+            .routes
+            .iter()
+            .any(|route| route.destination == held.destination && !is_doubled(held, actual));
         if !replaced && !wanted.routes.iter().any(|route| same_route(route, held)) {
             ops.push(Op::DeleteRoute(held.clone()));
         }
@@ -51,7 +55,8 @@ pub(super) fn plan(desired: &Desired, actual: &Actual, vxlan: Option<u32>, prune
     let stale = actual.fdb.iter().filter(|held| !wanted.fdb.iter().any(|entry| entry.mac == held.mac));
     ops.extend(stale.copied().map(Op::DeleteFdb));
     let stale = actual.neighbours.iter().filter(|held| {
-        held.kind == NeighbourKind::Permanent && !wanted.neighbours.iter().any(|wanted| wanted.addr == held.addr)
+        held.kind == NeighbourKind::Permanent
+            && !wanted.neighbours.iter().any(|wanted| wanted.addr == held.addr)
     });
     ops.extend(stale.copied().map(Op::DeleteNeighbour));
     ops
@@ -95,7 +100,8 @@ fn gateway_behind(peer: &Peer) -> IpAddr {
 /// The kernel fills in what was not said: the link of a next hop, the metric, flags.
 fn same_route(wanted: &Route, held: &Route) -> bool {
     let same_link = wanted.kind != RouteKind::Unicast || wanted.link.is_none() || wanted.link == held.link;
-    (wanted.destination, wanted.gateway, wanted.kind) == (held.destination, held.gateway, held.kind) && same_link
+    (wanted.destination, wanted.gateway, wanted.kind) == (held.destination, held.gateway, held.kind)
+        && same_link
 }
 
 /// There are several routes of ours to the same destination (with different metrics): replacing touches one.
@@ -196,7 +202,10 @@ mod tests {
         assert_eq!(kinds(&coming), ["SetNeighbour", "SetNeighbour", "SetFdb", "SetRoute", "SetRoute"]);
         let both = apply(alone, &coming);
         let going = plan(&want(&[]), &both, Some(VXLAN), true);
-        assert_eq!(kinds(&going), ["DeleteRoute", "DeleteRoute", "DeleteFdb", "DeleteNeighbour", "DeleteNeighbour"]);
+        assert_eq!(
+            kinds(&going),
+            ["DeleteRoute", "DeleteRoute", "DeleteFdb", "DeleteNeighbour", "DeleteNeighbour"]
+        );
         let moved = plan(&want(&[(1, 3)]), &both, Some(VXLAN), true);
         assert_eq!(kinds(&moved), ["SetFdb"], "a changed node address is one entry");
     }

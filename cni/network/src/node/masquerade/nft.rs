@@ -81,7 +81,10 @@ fn string(kind: u16, value: &str) -> Attribute {
 }
 
 fn nested(kind: u16, attributes: &[Attribute]) -> Attribute {
-    bytes(kind | NLA_F_NESTED, &attributes.iter().flat_map(|attribute| attribute.0.iter().copied()).collect::<Vec<_>>())
+    bytes(
+        kind | NLA_F_NESTED,
+        &attributes.iter().flat_map(|attribute| attribute.0.iter().copied()).collect::<Vec<_>>(),
+    )
 }
 
 fn expression(name: &str, data: &[Attribute]) -> Attribute {
@@ -92,7 +95,10 @@ fn expression(name: &str, data: &[Attribute]) -> Attribute {
 pub(super) fn load_network_header(offset: u32, length: u32) -> Attribute {
     const REGISTER: u32 = 1;
     const NETWORK_HEADER: u32 = 1;
-    expression("payload", &[number(1, REGISTER), number(2, NETWORK_HEADER), number(3, offset), number(4, length)])
+    expression(
+        "payload",
+        &[number(1, REGISTER), number(2, NETWORK_HEADER), number(3, offset), number(4, length)],
+    )
 }
 
 /// Goes on only if register 1 is (or, inverted, is not) in a set.
@@ -184,7 +190,11 @@ impl Batch {
         const POSTROUTING: u32 = 4;
         const PRIORITY_SRCNAT: u32 = 100;
         let hook = nested(4, &[number(1, POSTROUTING), number(2, PRIORITY_SRCNAT)]);
-        self.push(message::NEW_CHAIN, NLM_F_CREATE, &[string(1, table), string(3, name), hook, string(7, "nat")]);
+        self.push(
+            message::NEW_CHAIN,
+            NLM_F_CREATE,
+            &[string(1, table), string(3, name), hook, string(7, "nat")],
+        );
     }
 
     pub(super) fn add_rule(&mut self, table: &str, chain: &str, expressions: &[Attribute]) {
@@ -271,7 +281,8 @@ impl Transaction {
     fn receive(&mut self) -> Result<Vec<u8>, NftError> {
         let mut buffer = vec![0; 64 * 1024];
         let mut slice = &mut buffer[..];
-        let length = self.0.recv(&mut slice, 0).map_err(|source| NftError::Socket { action: "receive", source })?;
+        let length =
+            self.0.recv(&mut slice, 0).map_err(|source| NftError::Socket { action: "receive", source })?;
         buffer.truncate(length);
         Ok(buffer)
     }
@@ -335,7 +346,8 @@ pub(super) fn rules_in_chain(family: u8, table: &str, chain: &str) -> Result<Opt
     let attributes = [string(1, table), string(3, chain)];
     let request = packet(SUBSYSTEM << 8 | message::GET_CHAIN, NLM_F_REQUEST, family, 0, &attributes);
     let answer = Transaction::open()?.get(&request, "read a chain")?;
-    let used = answer.as_deref().and_then(|body| attribute(body, 6)).and_then(|value| value.first_chunk::<4>());
+    let used =
+        answer.as_deref().and_then(|body| attribute(body, 6)).and_then(|value| value.first_chunk::<4>());
     Ok(used.map(|value| u32::from_be_bytes(*value)))
 }
 
@@ -363,8 +375,7 @@ mod tests {
 
     #[test]
     fn attributes_are_found_again() {
-        let body: Vec<u8> =
-            [vec![0; 4], string(1, "table").0, number(6, 7).0].concat();
+        let body: Vec<u8> = [vec![0; 4], string(1, "table").0, number(6, 7).0].concat();
         assert_eq!(attribute(&body, 6), Some(&[0, 0, 0, 7][..]));
         assert_eq!(attribute(&body, 1), Some(&b"table\0"[..]));
         assert_eq!(attribute(&body, 2), None);
