@@ -149,9 +149,9 @@ impl Cache {
         };
         drop(shard);
         let age = now.saturating_duration_since(entry.stored);
-        if age < entry.lifetime {
+        if let Some(left) = entry.lifetime.checked_sub(age).filter(|left| !left.is_zero()) {
             let age_s = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-            let left_s = u32::try_from((entry.lifetime - age).as_secs().max(1)).unwrap_or(u32::MAX);
+            let left_s = u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX);
             return Some(Hit::Fresh(entry.found.with_ttl(|ttl| ttl.saturating_sub(age_s).min(left_s))));
         }
         (age < entry.lifetime + STALE_MAX).then_some(Hit::Stale(entry.found))
@@ -198,7 +198,7 @@ pub(crate) fn stale(found: &Found) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::rdata::SOA;
+    use hickory_proto::rr::rdata::{A, SOA};
     use proptest::prelude::*;
 
     const LIMITS: Limits = Limits {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     fn positive(ttl_s: u32) -> Arc<Found> {
-        let record = Record::from_rdata(key(0).name, ttl_s, RData::A([192, 0, 2, 1].into()));
+        let record = Record::from_rdata(key(0).name, ttl_s, RData::A(A::new(192, 0, 2, 1)));
         let (authorities, additionals) = (Vec::new(), Vec::new());
         let code = ResponseCode::NoError;
         Arc::new(Found { code, authentic_data: false, answers: vec![record], authorities, additionals })

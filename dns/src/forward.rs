@@ -73,15 +73,12 @@ impl Forwarder {
 
     /// What is remembered and still good.
     pub(crate) fn remembered(&self, key: &Key) -> Option<Found> {
-        match self.cache.find(key, Instant::now()) {
-            Some(Hit::Fresh(found)) => {
-                self.metrics.cache_hit(found.is_denial());
-                Some(found)
-            }
-            _ => {
-                self.metrics.cache_miss();
-                None
-            }
+        if let Some(Hit::Fresh(found)) = self.cache.find(key, Instant::now()) {
+            self.metrics.cache_hit(found.is_denial());
+            Some(found)
+        } else {
+            self.metrics.cache_miss();
+            None
         }
     }
 
@@ -108,7 +105,7 @@ impl Forwarder {
                 self.metrics.cache_evicted(dropped);
                 Ok(found)
             }
-            Err(NoAnswer) => self.last_known(key),
+            Err(unwilling) => self.last_known(key).or_else(|no_answer| unwilling.ok_or(no_answer)),
         };
         drop(landing);
         // Nobody may have joined.
@@ -130,7 +127,7 @@ impl Forwarder {
         flight
     }
 
-    /// An answer past its time is better than none.
+    /// An answer past its time is better than none, and than a refusal.
     fn last_known(&self, key: &Key) -> Outcome {
         match self.cache.find(key, Instant::now()) {
             Some(Hit::Stale(found)) => {
@@ -142,7 +139,8 @@ impl Forwarder {
         }
     }
 
-    async fn ask_upstreams(&self, key: &Key, avoid: &[IpAddr]) -> Outcome {
+    /// Asks one after the other. Where none helps: what the last one said instead.
+    async fn ask_upstreams(&self, key: &Key, avoid: &[IpAddr]) -> Result<Arc<Found>, Option<Arc<Found>>> {
         let deadline = Instant::now() + self.timeout;
         let order = self.order(avoid);
         let mut unwilling = None;
@@ -154,9 +152,8 @@ impl Forwarder {
             match upstream.exchange(key, left.min(self.attempt_timeout), &self.metrics).await {
                 // Another one may be able to.
                 Ok(found) if matches!(found.code, ResponseCode::ServFail | ResponseCode::Refused) => {
-                    let asked_all = order.len() == 1;
                     unwilling = Some(Arc::new(found));
-                    if asked_all {
+                    if order.len() == 1 {
                         break;
                     }
                 }
@@ -164,12 +161,7 @@ impl Forwarder {
                 Err(_) => {}
             }
         }
-        // Its refusal is the upstream's word only as long as nothing better is known.
-        match (self.last_known(key), unwilling) {
-            (Ok(found), _) => Ok(found),
-            (Err(NoAnswer), Some(found)) => Ok(found),
-            (Err(NoAnswer), None) => Err(NoAnswer),
-        }
+        Err(unwilling)
     }
 
     /// Upstreams in the configured order, those that failed lately last.

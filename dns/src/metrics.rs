@@ -22,27 +22,42 @@ pub struct Metrics {
 
 #[derive(Debug)]
 struct Set {
+    questions: Questions,
+    cache: Cache,
+    forward: Forward,
+    panics: IntCounter,
+    synced: IntGauge,
+    services: IntGauge,
+    ready: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Questions {
     requests: IntCounterVec,
     do_requests: IntCounterVec,
     responses: IntCounterVec,
     duration: HistogramVec,
     request_size: HistogramVec,
     response_size: HistogramVec,
-    panics: IntCounter,
-    cache_entries: IntGaugeVec,
-    cache_requests: IntCounterVec,
-    cache_hits: IntCounterVec,
-    cache_misses: IntCounterVec,
-    cache_evictions: IntCounterVec,
-    cache_served_stale: IntCounterVec,
-    forward_requests: IntCounterVec,
-    forward_responses: IntCounterVec,
-    forward_duration: HistogramVec,
-    forward_rejects: IntCounter,
-    forward_all_failing: IntCounter,
-    synced: IntGauge,
-    services: IntGauge,
-    ready: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Cache {
+    entries: IntGaugeVec,
+    requests: IntCounterVec,
+    hits: IntCounterVec,
+    misses: IntCounterVec,
+    evictions: IntCounterVec,
+    served_stale: IntCounterVec,
+}
+
+#[derive(Debug)]
+struct Forward {
+    requests: IntCounterVec,
+    responses: IntCounterVec,
+    duration: HistogramVec,
+    rejects: IntCounter,
+    all_failing: IntCounter,
 }
 
 /// Upper bounds of CoreDNS's size histograms.
@@ -56,76 +71,11 @@ impl Metrics {
     /// When metrics of the same names are registered already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let new = Maker { registry };
-        let per_server = ["server", "zone", "view"];
         let set = Set {
-            requests: new.counters(
-                "coredns_dns_requests_total",
-                "DNS requests.",
-                &["server", "zone", "view", "proto", "family", "type"],
-            )?,
-            do_requests: new.counters(
-                "coredns_dns_do_requests_total",
-                "DNS requests with the DO bit.",
-                &per_server,
-            )?,
-            responses: new.counters(
-                "coredns_dns_responses_total",
-                "DNS answers, by response code and by who made them.",
-                &["server", "zone", "view", "rcode", "plugin"],
-            )?,
-            duration: new.seconds(
-                "coredns_dns_request_duration_seconds",
-                "Time to an answer.",
-                &per_server,
-            )?,
-            request_size: new.sizes("coredns_dns_request_size_bytes", "Size of requests.")?,
-            response_size: new.sizes("coredns_dns_response_size_bytes", "Size of answers.")?,
+            questions: Questions::new(&new)?,
+            cache: Cache::new(&new)?,
+            forward: Forward::new(&new)?,
             panics: new.counter("coredns_panics_total", "Panics while answering.")?,
-            cache_entries: new.gauges("coredns_cache_entries", "Answers remembered.", &["server", "type"])?,
-            cache_requests: new.counters(
-                "coredns_cache_requests_total",
-                "Look-ups in the cache.",
-                &["server"],
-            )?,
-            cache_hits: new.counters(
-                "coredns_cache_hits_total",
-                "Look-ups that hit.",
-                &["server", "type"],
-            )?,
-            cache_misses: new.counters("coredns_cache_misses_total", "Look-ups that missed.", &["server"])?,
-            cache_evictions: new.counters(
-                "coredns_cache_evictions_total",
-                "Answers dropped for others.",
-                &["server"],
-            )?,
-            cache_served_stale: new.counters(
-                "coredns_cache_served_stale_total",
-                "Answers given past their time, since no upstream answered.",
-                &["server"],
-            )?,
-            forward_requests: new.counters(
-                "coredns_forward_requests_total",
-                "Questions sent upstream.",
-                &["to"],
-            )?,
-            forward_responses: new.counters(
-                "coredns_forward_responses_total",
-                "Answers of upstreams, by response code; \"none\" where there was none in time.",
-                &["to", "rcode"],
-            )?,
-            forward_duration: new.seconds(
-                "coredns_proxy_request_duration_seconds",
-                "Time to an upstream's answer.",
-                &["proxy_name", "to", "rcode"],
-            )?,
-            forward_rejects: new.counter(
-                "coredns_forward_max_concurrent_rejects_total",
-                "Questions refused since too many are waiting for upstreams.",
-            )?,
-            forward_all_failing: new.counter(
-                "coredns_forward_healthcheck_broken_total",
-                "Questions that came while every upstream was failing.",
-            )?,
             synced: new
                 .gauge("seaway_dns_synced", "Whether the zone is complete (1) or not yet known (0).")?,
             services: new.gauge("seaway_dns_services", "Services in the zone.")?,
@@ -153,48 +103,48 @@ impl Metrics {
     }
 
     pub(crate) fn cache_hit(&self, denial: bool) {
-        self.set.cache_requests.with_label_values(&[SERVER]).inc();
-        self.set.cache_hits.with_label_values(&[SERVER, cache_type(denial)]).inc();
+        self.set.cache.requests.with_label_values(&[SERVER]).inc();
+        self.set.cache.hits.with_label_values(&[SERVER, cache_type(denial)]).inc();
     }
 
     pub(crate) fn cache_miss(&self) {
-        self.set.cache_requests.with_label_values(&[SERVER]).inc();
-        self.set.cache_misses.with_label_values(&[SERVER]).inc();
+        self.set.cache.requests.with_label_values(&[SERVER]).inc();
+        self.set.cache.misses.with_label_values(&[SERVER]).inc();
     }
 
     pub(crate) fn cache_evicted(&self, count: usize) {
         if count > 0 {
-            self.set.cache_evictions.with_label_values(&[SERVER]).inc_by(count as u64);
+            self.set.cache.evictions.with_label_values(&[SERVER]).inc_by(count as u64);
         }
     }
 
     pub(crate) fn cache_served_stale(&self) {
-        self.set.cache_served_stale.with_label_values(&[SERVER]).inc();
+        self.set.cache.served_stale.with_label_values(&[SERVER]).inc();
     }
 
     pub(crate) fn cache_entries(&self, success: usize, denial: usize) {
         for (is_denial, count) in [(false, success), (true, denial)] {
-            let gauge = self.set.cache_entries.with_label_values(&[SERVER, cache_type(is_denial)]);
+            let gauge = self.set.cache.entries.with_label_values(&[SERVER, cache_type(is_denial)]);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
     pub(crate) fn forward_request(&self, to: &str) {
-        self.set.forward_requests.with_label_values(&[to]).inc();
+        self.set.forward.requests.with_label_values(&[to]).inc();
     }
 
     pub(crate) fn forward_response(&self, to: &str, code: Option<ResponseCode>, took: Duration) {
         let code = code.map_or("none", code_name);
-        self.set.forward_responses.with_label_values(&[to, code]).inc();
-        self.set.forward_duration.with_label_values(&["forward", to, code]).observe(took.as_secs_f64());
+        self.set.forward.responses.with_label_values(&[to, code]).inc();
+        self.set.forward.duration.with_label_values(&["forward", to, code]).observe(took.as_secs_f64());
     }
 
     pub(crate) fn forward_rejected(&self) {
-        self.set.forward_rejects.inc();
+        self.set.forward.rejects.inc();
     }
 
     pub(crate) fn forward_all_failing(&self) {
-        self.set.forward_all_failing.inc();
+        self.set.forward.all_failing.inc();
     }
 }
 
@@ -203,6 +153,83 @@ const SERVER: &str = "dns://";
 
 fn cache_type(denial: bool) -> &'static str {
     if denial { "denial" } else { "success" }
+}
+
+impl Questions {
+    fn new(new: &Maker<'_>) -> Result<Self, prometheus::Error> {
+        let per_server = ["server", "zone", "view"];
+        Ok(Self {
+            requests: new.counters(
+                "coredns_dns_requests_total",
+                "DNS requests.",
+                &["server", "zone", "view", "proto", "family", "type"],
+            )?,
+            do_requests: new.counters(
+                "coredns_dns_do_requests_total",
+                "DNS requests with the DO bit.",
+                &per_server,
+            )?,
+            responses: new.counters(
+                "coredns_dns_responses_total",
+                "DNS answers, by response code and by who made them.",
+                &["server", "zone", "view", "rcode", "plugin"],
+            )?,
+            duration: new.seconds(
+                "coredns_dns_request_duration_seconds",
+                "Time to an answer.",
+                &per_server,
+            )?,
+            request_size: new.sizes("coredns_dns_request_size_bytes", "Size of requests.")?,
+            response_size: new.sizes("coredns_dns_response_size_bytes", "Size of answers.")?,
+        })
+    }
+}
+
+impl Cache {
+    fn new(new: &Maker<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            entries: new.gauges("coredns_cache_entries", "Answers remembered.", &["server", "type"])?,
+            requests: new.counters("coredns_cache_requests_total", "Look-ups in the cache.", &["server"])?,
+            hits: new.counters("coredns_cache_hits_total", "Look-ups that hit.", &["server", "type"])?,
+            misses: new.counters("coredns_cache_misses_total", "Look-ups that missed.", &["server"])?,
+            evictions: new.counters(
+                "coredns_cache_evictions_total",
+                "Answers dropped for others.",
+                &["server"],
+            )?,
+            served_stale: new.counters(
+                "coredns_cache_served_stale_total",
+                "Answers given past their time, since no upstream answered.",
+                &["server"],
+            )?,
+        })
+    }
+}
+
+impl Forward {
+    fn new(new: &Maker<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            requests: new.counters("coredns_forward_requests_total", "Questions sent upstream.", &["to"])?,
+            responses: new.counters(
+                "coredns_forward_responses_total",
+                "Answers of upstreams, by response code; \"none\" where there was none in time.",
+                &["to", "rcode"],
+            )?,
+            duration: new.seconds(
+                "coredns_proxy_request_duration_seconds",
+                "Time to an upstream's answer.",
+                &["proxy_name", "to", "rcode"],
+            )?,
+            rejects: new.counter(
+                "coredns_forward_max_concurrent_rejects_total",
+                "Questions refused since too many are waiting for upstreams.",
+            )?,
+            all_failing: new.counter(
+                "coredns_forward_healthcheck_broken_total",
+                "Questions that came while every upstream was failing.",
+            )?,
+        })
+    }
 }
 
 struct Maker<'a> {

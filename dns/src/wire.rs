@@ -189,6 +189,7 @@ fn opt(client: ClientEdns, code: ResponseCode) -> Edns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, RecordType};
     use proptest::prelude::*;
 
@@ -203,7 +204,7 @@ mod tests {
 
     fn response(count: u8) -> Response {
         let name = Name::from_ascii("a.example.").unwrap();
-        let record = |last| Record::from_rdata(name.clone(), 5, RData::A([192, 0, 2, last].into()));
+        let record = |last| Record::from_rdata(name.clone(), 5, RData::A(A::new(192, 0, 2, last)));
         let answers: Vec<Record> = (0..count).map(record).collect();
         Response { additionals: answers.clone(), answers, ..Response::empty(ResponseCode::NoError) }
     }

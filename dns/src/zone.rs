@@ -276,7 +276,9 @@ impl Zone {
             }
             (Node::NameServer, RecordType::A | RecordType::AAAA) => {
                 *answers = self.glue(kind);
-                answers.iter_mut().for_each(|record| record.name.clone_from(owner));
+                for record in answers {
+                    record.name.clone_from(owner);
+                }
             }
             (Node::Version, RecordType::TXT) => {
                 let text = hickory_proto::rr::rdata::TXT::new(vec![SCHEMA_VERSION.to_owned()]);
@@ -366,9 +368,8 @@ impl Zone {
                 answer.answers = names.map(|name| self.record(&question.name, pointer(name))).collect();
                 return Reply::Authoritative(answer);
             }
-            (Some(_), _) => {}
             (None, Some(_)) if whole => answer.code = ResponseCode::NXDomain,
-            (None, Some(_)) => {}
+            (Some(_), _) | (None, Some(_)) => {}
             (None, None) => return Reply::NotOurs,
         }
         let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| question.name.clone());

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RData, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RecordType};
+use prometheus::proto::MetricFamily;
 use resolver::{Behaviour, Resolver};
 use seaway_dns::{DnsConfig, Metrics, Server};
 use seaway_model::Snapshot;
@@ -207,6 +208,8 @@ async fn the_first_address_is_another_one_each_time() {
     assert!(first.len() > 10, "{first:?}");
 }
 
+type Case = (fn(&mut Message), ResponseCode);
+
 #[tokio::test]
 async fn odd_questions_get_their_code() {
     let running = start(&config(&[]));
@@ -215,51 +218,23 @@ async fn odd_questions_get_their_code() {
         message.set_edns(Edns::new());
         change(&mut message);
         let reply = over_udp(running.v4, &message.to_vec().unwrap()).await.unwrap();
-        Message::from_vec(&reply).unwrap().metadata.response_code
+        u16::from(Message::from_vec(&reply).unwrap().metadata.response_code)
     };
-    assert_eq!(code(|_| {}).await, ResponseCode::NoError);
-    assert_eq!(code(|m| m.metadata.op_code = OpCode::Notify).await, ResponseCode::NotImp);
-    assert_eq!(code(|m| m.metadata.op_code = OpCode::Status).await, ResponseCode::NotImp);
-    assert_eq!(code(|m| m.queries.clear()).await, ResponseCode::FormErr);
-    assert_eq!(
-        code(|m| m.queries = vec![m.queries[0].clone(), m.queries[0].clone()]).await,
-        ResponseCode::FormErr
-    );
-    assert_eq!(
-        code(|m| {
-            m.queries[0].set_query_type(RecordType::AXFR);
-        })
-        .await,
-        ResponseCode::Refused
-    );
-    assert_eq!(
-        code(|m| {
-            m.queries[0].set_query_type(RecordType::OPT);
-        })
-        .await,
-        ResponseCode::FormErr
-    );
-    assert_eq!(
-        code(|m| {
-            m.queries[0].set_query_type(RecordType::Unknown(65_280));
-        })
-        .await,
-        ResponseCode::NoError
-    );
-    assert_eq!(
-        code(|m| {
-            m.queries[0].set_query_class(DNSClass::CH);
-        })
-        .await,
-        ResponseCode::Refused
-    );
-    assert_eq!(
-        code(|m| {
-            m.edns.as_mut().unwrap().set_version(1);
-        })
-        .await,
-        ResponseCode::BADVERS
-    );
+    let cases: [Case; 10] = [
+        (|_| {}, ResponseCode::NoError),
+        (|m| m.metadata.op_code = OpCode::Notify, ResponseCode::NotImp),
+        (|m| m.metadata.op_code = OpCode::Status, ResponseCode::NotImp),
+        (|m| m.queries.clear(), ResponseCode::FormErr),
+        (|m| m.queries.extend_from_within(..), ResponseCode::FormErr),
+        (|m| _ = m.queries[0].set_query_type(RecordType::AXFR), ResponseCode::Refused),
+        (|m| _ = m.queries[0].set_query_type(RecordType::OPT), ResponseCode::FormErr),
+        (|m| _ = m.queries[0].set_query_type(RecordType::Unknown(65_280)), ResponseCode::NoError),
+        (|m| _ = m.queries[0].set_query_class(DNSClass::CH), ResponseCode::Refused),
+        (|m| _ = m.edns.as_mut().unwrap().set_version(1), ResponseCode::BADVERS),
+    ];
+    for (at, (change, expected)) in cases.into_iter().enumerate() {
+        assert_eq!(code(change).await, u16::from(expected), "case {at}");
+    }
     // Without upstreams other names are refused, and an alias that leads there is told.
     let refused = ask(running.v4, "www.example.com.", RecordType::A).await;
     assert_eq!(
@@ -301,7 +276,7 @@ async fn rubbish_is_survived() {
     let mut stream = TcpStream::connect(running.v4).await.unwrap();
     stream.write_all(&[0, 3, 1, 2, 3]).await.unwrap();
     assert_eq!(timeout(Duration::from_secs(3), stream.read(&mut [0; 8])).await.unwrap().unwrap(), 0);
-    assert_eq!(metric(&running, "coredns_panics_total"), 0.0);
+    assert_eq!(metric(&running, "coredns_panics_total"), "0");
 }
 
 #[tokio::test]
@@ -339,7 +314,7 @@ async fn other_names_are_asked_upstream_once_and_remembered() {
     assert_eq!((denied.metadata.response_code, denied.authorities.len()), (ResponseCode::NXDomain, 1));
     ask(running.v4, "nothing.example.", RecordType::A).await;
     assert_eq!(resolver.asked(), 2);
-    assert_eq!(metric(&running, "coredns_cache_hits_total"), 2.0);
+    assert_eq!(metric(&running, "coredns_cache_hits_total"), "2");
     // Too large for UDP: asked again over TCP, from here and by the client.
     let large = ask(running.v4, "large.example.", RecordType::TXT).await;
     assert!(large.metadata.truncation);
@@ -418,7 +393,7 @@ async fn too_many_questions_upstream_are_refused_at_once() {
         codes.push(asked.await.unwrap().metadata.response_code);
     }
     assert_eq!(codes.iter().filter(|&&code| code == ResponseCode::Refused).count(), 2, "{codes:?}");
-    assert_eq!(metric(&running, "coredns_forward_max_concurrent_rejects_total"), 2.0);
+    assert_eq!(metric(&running, "coredns_forward_max_concurrent_rejects_total"), "2");
 }
 
 #[tokio::test]
@@ -431,7 +406,7 @@ async fn an_old_answer_serves_while_no_upstream_does() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let old = ask(running.v4, "short.example.", RecordType::A).await;
     assert_eq!((data(&old), old.answers[0].ttl), (vec!["192.0.2.1".to_owned()], 30));
-    assert_eq!(metric(&running, "coredns_cache_served_stale_total"), 1.0);
+    assert_eq!(metric(&running, "coredns_cache_served_stale_total"), "1");
 }
 
 #[tokio::test]
@@ -584,20 +559,8 @@ async fn dig_reads_the_answers() {
 }
 
 /// The sum over all labels of a counter.
-fn metric(running: &Running, name: &str) -> f64 {
+fn metric(running: &Running, name: &str) -> String {
     let families = running.registry.gather();
-    let family = families.iter().find(|family| family.name() == name);
-    family.map_or(0.0, |family| family.get_metric().iter().map(|metric| metric.get_counter().value()).sum())
-}
-
-#[test]
-fn hickory_reads_what_it_wrote() {
-    // The tests above trust this.
-    let mut message = question("a.example.", RecordType::A);
-    message.add_answer(hickory_proto::rr::Record::from_rdata(
-        Name::from_ascii("a.example.").unwrap(),
-        1,
-        RData::A([192, 0, 2, 1].into()),
-    ));
-    assert_eq!(Message::from_vec(&message.to_vec().unwrap()).unwrap(), message);
+    let counters = families.iter().filter(|family| family.name() == name).flat_map(MetricFamily::get_metric);
+    counters.map(|metric| metric.get_counter().get_value()).sum::<f64>().to_string()
 }

@@ -111,7 +111,7 @@ impl Meter {
         size: usize,
         dnssec_ok: bool,
     ) {
-        let set = &self.metrics.set;
+        let set = &self.metrics.set.questions;
         let (zone, proto) = (self.zone(scope), transport_name(transport));
         let type_at = TYPES.iter().position(|&known| known == kind).unwrap_or(TYPES.len());
         let cell = &self.requests[scope as usize][transport as usize][type_at];
@@ -138,7 +138,7 @@ impl Meter {
         size: usize,
         took: Duration,
     ) {
-        let set = &self.metrics.set;
+        let set = &self.metrics.set.questions;
         let (zone, proto) = (self.zone(scope), transport_name(transport));
         let code_at = usize::from(u16::from(code)).min(CODES - 1);
         let cell = &self.responses[scope as usize][source as usize][code_at];

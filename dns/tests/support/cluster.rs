@@ -68,7 +68,7 @@ fn service<'a>(key: ServiceKey, words: impl Iterator<Item = &'a str>) -> Service
                 service.ports.push(ServicePort { name, protocol, port, node_port: None, app_protocol: None });
             }
             target if service.kind == ServiceKind::ExternalName => {
-                service.external_name = Some(target.into())
+                service.external_name = Some(target.into());
             }
             addr => service.cluster_ips.push(addr.parse().unwrap()),
         }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::{SOA, TXT};
+use hickory_proto::rr::rdata::{A, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
@@ -74,7 +74,7 @@ async fn serve_udp(socket: UdpSocket, behaviour: Behaviour, asked: Arc<AtomicU32
             }
             Behaviour::ForgeFirst => {
                 let mut forged = answer.clone();
-                forged.answers[0].data = RData::A([198, 51, 100, 66].into());
+                forged.answers[0].data = RData::A(A::new(198, 51, 100, 66));
                 forged.metadata.id ^= 1;
                 socket.send_to(&forged.to_vec().unwrap(), client).await.unwrap();
                 forged.metadata.id ^= 1;
@@ -126,7 +126,7 @@ fn answer(packet: &[u8], tcp: bool) -> Message {
         }
         text => {
             let ttl = if text.starts_with("short") { 1 } else { 60 };
-            message.add_answer(Record::from_rdata(name, ttl, RData::A([192, 0, 2, 1].into())));
+            message.add_answer(Record::from_rdata(name, ttl, RData::A(A::new(192, 0, 2, 1))));
         }
     }
     message
