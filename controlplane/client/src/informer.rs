@@ -28,6 +28,7 @@ type Handler<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 pub struct Informer<K> {
     api: Api<K>,
     fields: Option<String>,
+    trim: fn(&mut K),
     store: Store<K>,
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
@@ -39,13 +40,20 @@ where
 {
     /// An informer on what `api` lists.
     pub fn new(api: Api<K>, store: Store<K>) -> Self {
-        Self { api, fields: None, store, handlers: RwLock::default(), synced: watch::Sender::new(false) }
+        Self { api, fields: None, trim: |_| (), store, handlers: RwLock::default(), synced: watch::Sender::new(false) }
     }
 
     /// The same for the objects that match a field selector only.
     #[must_use]
     pub fn fields(mut self, selector: impl Into<String>) -> Self {
         self.fields = Some(selector.into());
+        self
+    }
+
+    /// Lets `trim` drop parts of each object before it is kept.
+    #[must_use]
+    pub fn trim(mut self, trim: fn(&mut K)) -> Self {
+        self.trim = trim;
         self
     }
 
@@ -66,7 +74,8 @@ where
     }
 
     /// Tells the cache and the handlers of an object that a write returned.
-    pub fn wrote(&self, object: K) {
+    pub fn wrote(&self, mut object: K) {
+        (self.trim)(&mut object);
         self.notify(self.store.wrote(object));
     }
 
@@ -101,7 +110,8 @@ where
 
     async fn list(&self) -> Result<String, kube::Error> {
         let params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() };
-        let list = self.api.list(&params).await?;
+        let mut list = self.api.list(&params).await?;
+        list.items.iter_mut().for_each(self.trim);
         let version = list.metadata.resource_version.clone().unwrap_or_default();
         let changes = self.store.replace(list.items, version.parse().unwrap_or(0));
         for change in changes {
@@ -143,7 +153,8 @@ where
         let mut stream = self.api.watch(&params, version).await.map_err(WatchEnd::from)?.boxed();
         while let Some(event) = stream.next().await {
             match event.map_err(WatchEnd::from)? {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                WatchEvent::Added(mut object) | WatchEvent::Modified(mut object) => {
+                    (self.trim)(&mut object);
                     *version = object.resource_version().unwrap_or_default();
                     self.notify(self.store.observe(object));
                 }
