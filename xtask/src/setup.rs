@@ -52,18 +52,21 @@ pub fn run() -> Result<()> {
 /// The linker of the eBPF object, built against the LLVM that Debian packages.
 pub fn bpf_linker() -> Result<PathBuf> {
     let root = target_dir().join("tools");
-    let linker = root.join("bin/bpf-linker");
-    let version = output(Command::new(&linker).arg("--version")).unwrap_or_default();
-    if !version.contains(BPF_LINKER) {
-        process::run(
-            process::cargo()
-                .env("LLVM_PREFIX", "/usr/lib/llvm-22")
-                .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force"])
-                .args(["--no-default-features", "--features", "llvm-22", "--root"])
-                .arg(&root),
-        )?;
+    let ours = root.join("bin/bpf-linker");
+    let is_right = |linker: &PathBuf| {
+        output(Command::new(linker).arg("--version")).is_ok_and(|version| version.contains(BPF_LINKER))
+    };
+    if let Some(found) = [PathBuf::from("bpf-linker"), ours.clone()].into_iter().find(is_right) {
+        return Ok(found);
     }
-    Ok(linker)
+    process::run(
+        process::cargo()
+            .env("LLVM_PREFIX", "/usr/lib/llvm-22")
+            .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force"])
+            .args(["--no-default-features", "--features", "llvm-22", "--root"])
+            .arg(&root),
+    )?;
+    Ok(ours)
 }
 
 /// A kubectl that is new enough: the machine's own, else one unpacked below the target directory.
@@ -92,7 +95,7 @@ fn unpack_kubectl(into: &Path) -> Result<()> {
     let state = into.join("apt");
     fs::create_dir_all(state.join("lists/partial"))?;
     fs::create_dir_all(state.join("archives/partial"))?;
-    let sources = state.join("debian.sources");
+    let sources = state.join("debian.list");
     fs::write(&sources, newer_sources(KUBECTL_SUITE)?)?;
     let options = [
         format!("Dir::Etc::sourcelist={}", sources.display()),
