@@ -16,8 +16,9 @@
 //! step (rename, unlink). On ADD the index is written before it and on DEL after it, so a crash in between leaves at
 //! worst an index entry that names an owner without that address; whoever meets it next takes it as free.
 //!
-//! Reservations do not outlive the boot that they were made in: the pods do not either. So a power loss cannot
-//! double an address, and only the owner's file itself is synced to the disk.
+//! Reservations do not outlive the boot that they were made in: the pods do not either. What a killed process has
+//! written is there for the next one without `fsync`, and what a power loss tears is of another boot, and forgotten.
+//! So nothing is synced to the disk, which would cost more than the rest of ADD, and all of it under the lock.
 
 mod files;
 mod range;

@@ -6,15 +6,16 @@
 //!        default via 169.254.1.1 onlink      neighbour 169.254.1.1 -> ee:ee:ee:ee:ee:ee permanent
 //!        default via fe80::1                 neighbour fe80::1     -> ee:ee:ee:ee:ee:ee permanent
 //!  ──────┼──────────────────────────────────────────────────────────────────────────────────────
-//!  node: swXXXXXXXXXXX  ee:ee:ee:ee:ee:ee  fe80::1/64
+//!  node: swXXXXXXXXXXX  ee:ee:ee:ee:ee:ee  169.254.1.1/32 scope host  fe80::1/64
 //!        10.244.1.5/32 dev swXXXXXXXXXXX     fd00:10:244:1::5/128 dev swXXXXXXXXXXX
 //! ```
 //!
 //! The node's end has the same Ethernet address for every pod, and the pod has it as a permanent neighbour: the
-//! pod never asks who its gateway is, and there is nothing to answer (no `proxy_arp`). The other way round the
-//! pod's address is entered as *stale*: the first packet goes at once, and a pod whose Ethernet address was changed
-//! by a chained plugin is found again. fe80::1 stands on the node's end because the kernel asks for IPv6
-//! neighbours from a link-local address only.
+//! pod does not have to ask who its gateway is. The other way round the pod's address is entered as *stale*: the
+//! first packet goes at once, and the entry is verified soon after. A chained plugin may change the pod's Ethernet
+//! address, at which the kernel forgets the pod's neighbours, permanent ones too: then both sides find each other by
+//! asking, which is why the gateways' addresses stand on the node's end (and no `proxy_arp` is needed, which would
+//! answer only where the node has a default route). The IPv4 one has scope host: as a source it is never chosen.
 //!
 //! Names follow from (network, container, interface), so that a repeated DEL finds what a cut-short ADD has left.
 
@@ -237,6 +238,9 @@ impl Attachment {
         outer.set_up(host.index)?;
         if v6 {
             outer.add_address(host.index, Ipv6Net::new_assert(GATEWAY_V6, 64).into())?;
+        }
+        if wiring.addresses.iter().any(IpAddr::is_ipv4) {
+            outer.add_silent_address(host.index, IpNet::from(IpAddr::from(GATEWAY_V4)))?;
         }
         for addr in &wiring.addresses {
             outer.replace_route(&host_route(*addr, host.index))?;

@@ -263,3 +263,32 @@ fn what_somebody_deletes_comes_back() {
         routes(node).iter().filter(|route| route.gateway == Some(lab.node(1).addresses()[0])).count() == 1
     });
 }
+
+#[test]
+fn the_masquerade_comes_back_and_others_tables_are_left_alone() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    node.ok(&[
+        "nft",
+        "add table inet foreign; add chain inet foreign input { type filter hook input priority 0; }",
+    ]);
+    let all = snapshot(&lab, &[1], true);
+    let agent = Agent::start(node, config(node, Overlay::None), Arc::clone(&all));
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    let rules = || node.ok(&["nft", "list", "ruleset"]);
+    let complete = || rules().matches("daddr != @cluster masquerade fully-random").count() == 2;
+    wait_for(PATIENCE, "the rules", complete);
+    let before = rules();
+    for spoil in ["delete table ip seaway-masq", "flush chain ip6 seaway-masq postrouting", "flush ruleset"] {
+        node.ok(&["nft", spoil]);
+        assert!(!complete());
+        wait_for(PATIENCE, "the rules to come back", complete);
+    }
+    assert!(before.contains("table inet foreign") && !rules().contains("foreign"));
+    node.ok(&["nft", "add table inet foreign"]);
+    drop(agent);
+    let off = NodeNetworkConfig { masquerade: false, ..config(node, Overlay::None) };
+    let _agent = Agent::start(node, off, all);
+    wait_for(PATIENCE, "the tables to go", || !rules().contains("seaway-masq"));
+    assert!(rules().contains("table inet foreign"));
+}

@@ -4,20 +4,21 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::{FilesResult, IpamError};
 
 /// How long the lock is waited for. A holder needs less than a millisecond for itself.
-const LOCK_WAIT: Duration = Duration::from_secs(20);
+const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// Small files in one directory, by relative name.
 pub trait Files {
     /// The content, or none if there is no such file.
     fn read(&self, name: &str) -> FilesResult<Option<String>>;
-    /// Writes a file in one step: it has the old content or the new, and is there before this returns.
+    /// Writes a file in one step: it has the old content or the new.
     fn replace(&mut self, name: &str, content: &str) -> FilesResult<()>;
     /// Writes a file that may be found torn after a crash.
     fn write(&mut self, name: &str, content: &str) -> FilesResult<()>;
@@ -44,27 +45,43 @@ impl DirectoryFiles {
         let path = directory.join("lock");
         let failed = |source| IpamError::Io { action: "lock", path: path.clone(), source };
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        let deadline = Instant::now() + LOCK_WAIT;
-        let mut pause = Duration::from_micros(50);
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { directory: directory.to_owned(), _lock: lock }),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < deadline => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(2));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let waited_ms = u64::try_from(LOCK_WAIT.as_millis()).unwrap_or(u64::MAX);
-                    return Err(IpamError::Locked { path, waited_ms });
-                }
-                Err(error) => return Err(failed(error.into())),
-            }
-        }
+        let lock = match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => lock,
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => wait_for(lock, &path)?,
+            Err(error) => return Err(failed(error.into())),
+        };
+        Ok(Self { directory: directory.to_owned(), _lock: lock })
     }
 
     fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> IpamError + use<> {
         let path = self.directory.join(name);
         move |source| IpamError::Io { action, path, source }
+    }
+}
+
+/// Waits in the kernel's queue, which is fair, but not for ever: on a thread that is left behind if it takes too
+/// long, and gives the lock back if it gets it after all.
+fn wait_for(lock: File, path: &Path) -> FilesResult<File> {
+    let failed = |source| IpamError::Io { action: "lock", path: path.to_owned(), source };
+    let (locked, waiting) = mpsc::channel();
+    let wait = move || {
+        let outcome = loop {
+            match flock(&lock, FlockOperation::LockExclusive) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => break outcome,
+            }
+        };
+        // Nobody waits any more: the lock goes with the file.
+        drop(locked.send(outcome.map(|()| lock)));
+    };
+    std::thread::Builder::new().name("ipam-lock".to_owned()).spawn(wait).map_err(failed)?;
+    match waiting.recv_timeout(LOCK_WAIT) {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err(error)) => Err(failed(error.into())),
+        Err(_) => {
+            let waited_ms = u64::try_from(LOCK_WAIT.as_millis()).unwrap_or(u64::MAX);
+            Err(IpamError::Locked { path: path.to_owned(), waited_ms })
+        }
     }
 }
 
@@ -82,7 +99,7 @@ impl Files for DirectoryFiles {
         // Under the lock there is one writer, so one name does for what is being written.
         let new = self.directory.join("new");
         let written = File::create(&new)
-            .and_then(|mut file| file.write_all(content.as_bytes()).and_then(|()| file.sync_data()))
+            .and_then(|mut file| file.write_all(content.as_bytes()))
             .and_then(|()| fs::rename(&new, self.directory.join(name)));
         written.map_err(self.failed("write", name))
     }

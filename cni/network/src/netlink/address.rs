@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, Result, Write};
@@ -36,6 +36,15 @@ impl Netlink {
     /// already.
     pub fn add_address(&mut self, link: u32, net: IpNet) -> Result<()> {
         let message = address_message(link, net);
+        let object = format!("address {net} on link {link}");
+        self.execute(RouteNetlinkMessage::NewAddress(message), Write::Replace, "add", &object)
+    }
+
+    /// Makes this machine answer for an address on a link without ever choosing it as the source of what it sends
+    /// (scope host).
+    pub fn add_silent_address(&mut self, link: u32, net: IpNet) -> Result<()> {
+        let mut message = address_message(link, net);
+        message.header.scope = AddressScope::Host;
         let object = format!("address {net} on link {link}");
         self.execute(RouteNetlinkMessage::NewAddress(message), Write::Replace, "add", &object)
     }

@@ -46,3 +46,8 @@ pub fn write(key: &str, value: &str) -> Result<(), SysctlError> {
         Err(source) => Err(SysctlError { action: format!("set to {value}"), path, source }),
     }
 }
+
+/// As [`write`], but looks first. Some sysctls of all links reset the links' own ones even when nothing changes.
+pub fn ensure(key: &str, value: &str) -> Result<(), SysctlError> {
+    if read(key)? == value { Ok(()) } else { write(key, value) }
+}

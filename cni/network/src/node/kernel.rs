@@ -46,8 +46,8 @@ pub(super) fn enable_forwarding(links: &[Link]) -> Result<(), SysctlError> {
             }
         }
     }
-    sysctl::write("net/ipv4/ip_forward", "1")?;
-    match sysctl::write("net/ipv6/conf/all/forwarding", "1") {
+    sysctl::ensure("net/ipv4/ip_forward", "1")?;
+    match sysctl::ensure("net/ipv6/conf/all/forwarding", "1") {
         // A kernel without IPv6.
         Err(error) if error.is_missing() => Ok(()),
         outcome => outcome,
