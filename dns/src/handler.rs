@@ -12,7 +12,10 @@ use crate::cache::{Found, Key};
 use crate::forward::{Forwarder, NoAnswer};
 use crate::metrics::{Scope, Source};
 use crate::wire::{Request, Response};
-use crate::zone::{Answer, Question, Reply, Zone};
+use crate::zone::{Answer, Question, Reply, Window, Zone};
+
+/// An address record whose name is compressed; there is none shorter.
+const RECORD_BYTES_MIN: u16 = 16;
 
 /// Answers questions.
 #[derive(Debug)]
@@ -47,17 +50,21 @@ pub(crate) struct Pending {
 }
 
 impl Handler {
-    /// Answers what can be answered at once.
-    pub(crate) fn begin(&self, zone: &Zone, request: &Request) -> Step {
+    /// Answers what can be answered at once, with as many records as may fit into `limit` octets, and one more, so that it
+    /// shows that there are more.
+    pub(crate) fn begin(&self, zone: &Zone, request: &Request, limit: u16) -> Step {
         if let Some(code) = refusal(request) {
             return self.done(Response::empty(code), Scope::Other, Source::None);
         }
         let question = Question { name: request.query.name().clone(), kind: request.query.query_type() };
-        match zone.answer(&question) {
+        // A random number of the client's: the turn needs no memory.
+        let window =
+            Window { turn: request.id.into(), records_max: usize::from(limit / RECORD_BYTES_MIN) + 1 };
+        match zone.answer_within(&question, window) {
             Reply::Authoritative(answer) => {
                 let scope =
                     if zone.origin().zone_of(&question.name) { Scope::Cluster } else { Scope::Reverse };
-                self.done(authoritative(answer, request.id), scope, Source::Kubernetes)
+                self.done(authoritative(answer), scope, Source::Kubernetes)
             }
             Reply::Elsewhere { aliases, next } => self.forward(zone, request, next, aliases),
             Reply::NotOurs => self.forward(zone, request, question.name, Vec::new()),
@@ -126,9 +133,8 @@ fn refusal(request: &Request) -> Option<ResponseCode> {
     }
 }
 
-fn authoritative(answer: Answer, id: u16) -> Response {
-    let Answer { code, mut answers, authorities, additionals } = answer;
-    spread(&mut answers, id);
+fn authoritative(answer: Answer) -> Response {
+    let Answer { code, answers, authorities, additionals } = answer;
     // A failure is nobody's authority.
     let authoritative = code != ResponseCode::ServFail;
     Response {
@@ -139,16 +145,6 @@ fn authoritative(answer: Answer, id: u16) -> Response {
         answers,
         authorities,
         additionals,
-    }
-}
-
-/// Clients take the first address: let it be another one each time. Aliases stay in front.
-fn spread(answers: &mut [Record], id: u16) {
-    let aliases = answers.iter().take_while(|record| record.record_type() == RecordType::CNAME).count();
-    let addresses = &mut answers[aliases..];
-    if addresses.len() > 1 && matches!(addresses[0].record_type(), RecordType::A | RecordType::AAAA) {
-        let by = usize::from(id) % addresses.len();
-        addresses.rotate_left(by);
     }
 }
 

@@ -9,6 +9,7 @@ mod arpa;
 mod lookup;
 mod service;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -41,6 +42,28 @@ pub struct Question {
     pub name: Name,
     /// The record type.
     pub kind: RecordType,
+}
+
+/// Which part of a long list of addresses is wanted. A headless Service may have thousands; a packet takes some dozens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// With which address to begin (modulo their number): clients take the first one, so let it be another each time.
+    pub turn: usize,
+    /// How many records are of use, at most.
+    pub records_max: usize,
+}
+
+impl Window {
+    /// Everything, from the first on.
+    pub const ALL: Self = Self { turn: 0, records_max: usize::MAX };
+
+    fn of<T>(self, mut all: Vec<T>) -> impl Iterator<Item = T> {
+        if !all.is_empty() {
+            let turn = self.turn % all.len();
+            all.rotate_left(turn);
+        }
+        all.into_iter().take(self.records_max)
+    }
 }
 
 /// An answer of the zone, section by section.
@@ -180,11 +203,16 @@ impl Zone {
 
     /// Answers a question of class IN.
     pub fn answer(&self, question: &Question) -> Reply {
+        self.answer_within(question, Window::ALL)
+    }
+
+    /// Answers a question of class IN with the part of the records that `window` says.
+    pub fn answer_within(&self, question: &Question, window: Window) -> Reply {
         if let Some(labels) = lookup::relative(&self.settings.origin, &question.name) {
             if !self.synced() {
                 return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
             }
-            return self.in_zone(question, self.node(&labels));
+            return self.in_zone(question, self.node(&labels), window);
         }
         match arpa::parse(&question.name) {
             Some(range) => self.reverse(question, range),
@@ -228,7 +256,7 @@ impl Zone {
     }
 
     /// Answers for a node of the zone's tree, following aliases as long as they stay in the zone.
-    fn in_zone(&self, question: &Question, node: Node<'_>) -> Reply {
+    fn in_zone(&self, question: &Question, node: Node<'_>, window: Window) -> Reply {
         let mut aliases = Vec::new();
         let mut name = question.name.clone();
         let mut node = node;
@@ -251,7 +279,7 @@ impl Zone {
                 None => return Reply::Elsewhere { aliases, next: name },
             }
         }
-        let mut answer = self.records(&name, question.kind, &node);
+        let mut answer = self.records(&name, question.kind, &node, window);
         if answer.answers.is_empty() {
             answer.authorities.push(self.soa.clone());
         }
@@ -260,7 +288,7 @@ impl Zone {
     }
 
     /// The records of `kind` at a node that is no alias; `owner` is its name.
-    fn records(&self, owner: &Name, kind: RecordType, node: &Node<'_>) -> Answer {
+    fn records(&self, owner: &Name, kind: RecordType, node: &Node<'_>, window: Window) -> Answer {
         let mut answer = Answer::new(ResponseCode::NoError);
         let answers = &mut answer.answers;
         match (node, kind) {
@@ -285,17 +313,19 @@ impl Zone {
                 answers.push(Record::from_rdata(owner.clone(), FIXED_TTL_S, RData::TXT(text)));
             }
             (Node::Service(records), RecordType::A | RecordType::AAAA) => {
-                self.push_addresses(answers, owner, kind, records.addresses());
+                answers.extend(self.addresses(owner, kind, records.addresses(), window));
             }
-            (Node::Service(records), RecordType::SRV) => self.push_srv(&mut answer, owner, records, None),
+            (Node::Service(records), RecordType::SRV) => {
+                self.push_srv(&mut answer, owner, records, None, window);
+            }
             (Node::Port(records, port), RecordType::SRV) => {
-                self.push_srv(&mut answer, owner, records, Some(port));
+                self.push_srv(&mut answer, owner, records, Some(port), window);
             }
             (Node::Endpoint(addrs), RecordType::A | RecordType::AAAA) => {
-                self.push_addresses(answers, owner, kind, addrs.iter().copied());
+                answers.extend(self.addresses(owner, kind, addrs.iter().copied(), window));
             }
             (Node::Pod(addr), RecordType::A | RecordType::AAAA) => {
-                self.push_addresses(answers, owner, kind, [*addr]);
+                answers.extend(self.addresses(owner, kind, [*addr], window));
             }
             _ => {}
         }
@@ -309,33 +339,29 @@ impl Zone {
         owner: &Name,
         records: &ServiceRecords,
         port: Option<&lookup::Port<'_>>,
+        window: Window,
     ) {
         let weight = u16::try_from(100 / records.address_count().max(1)).unwrap_or(1).max(1);
-        for target in records.targets(port) {
+        let mut glued = HashSet::new();
+        for target in window.of(records.targets(port)) {
             let Some(name) = self.name_of(&records.key, target.label.as_deref()) else { continue };
             let srv = hickory_proto::rr::rdata::SRV::new(0, weight, target.port, name.clone());
-            let record = self.record(owner, RData::SRV(srv));
-            if !answer.answers.contains(&record) {
-                answer.answers.push(record);
-            }
-            for addr in target.addrs {
-                let glue = self.record(&name, address(addr));
-                if !answer.additionals.contains(&glue) {
-                    answer.additionals.push(glue);
-                }
-            }
+            answer.answers.push(self.record(owner, RData::SRV(srv)));
+            // An endpoint of several ports has its address told once.
+            let new = target.addrs.into_iter().filter(|addr| glued.insert((target.label.clone(), *addr)));
+            answer.additionals.extend(new.map(|addr| self.record(&name, address(addr))));
         }
     }
 
-    fn push_addresses(
+    fn addresses(
         &self,
-        answers: &mut Vec<Record>,
         owner: &Name,
         kind: RecordType,
         addrs: impl IntoIterator<Item = IpAddr>,
-    ) {
-        let wanted = addrs.into_iter().filter(|addr| addr.is_ipv4() == (kind == RecordType::A));
-        answers.extend(wanted.map(|addr| self.record(owner, address(addr))));
+        window: Window,
+    ) -> impl Iterator<Item = Record> {
+        let wanted = addrs.into_iter().filter(|addr| addr.is_ipv4() == (kind == RecordType::A)).collect();
+        window.of::<IpAddr>(wanted).map(move |addr| self.record(owner, address(addr)))
     }
 
     fn glue(&self, kind: RecordType) -> Vec<Record> {

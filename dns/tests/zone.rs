@@ -8,8 +8,8 @@ mod cluster;
 use std::path::Path;
 use std::sync::Arc;
 
-use hickory_proto::rr::{Name, RData, Record};
-use seaway_dns::zone::{Question, Reply, Zone};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use seaway_dns::zone::{Question, Reply, Window, Zone};
 use seaway_dns::{DnsConfig, PodRecords};
 
 #[test]
@@ -89,4 +89,25 @@ fn show(section: &str, record: &Record) -> String {
     let line =
         format!("  {section:<10} {} {} {} {data}", record.name.to_ascii(), record.ttl, record.record_type());
     line.trim_end().to_owned()
+}
+
+#[test]
+fn a_window_is_a_turn_of_the_whole() {
+    let endpoints: Vec<String> =
+        (0..20).map(|n| format!("endpoint a/b 10.0.0.{n} ports http/tcp/80")).collect();
+    let zone = zone(&format!("service a/b headless ports http/tcp/80\n{}", endpoints.join("\n")));
+    for kind in [RecordType::A, RecordType::SRV] {
+        let question = Question { name: Name::from_ascii("b.a.svc.cluster.local.").unwrap(), kind };
+        let within = |window| match zone.answer_within(&question, window) {
+            Reply::Authoritative(answer) => answer.answers,
+            other => panic!("{other:?}"),
+        };
+        let whole = within(Window::ALL);
+        assert_eq!(whole.len(), 20);
+        for (turn, records_max) in [(0, 20), (3, 20), (19, 5), (20, 1), (65_535, 100), (7, 0)] {
+            let expected: Vec<Record> =
+                whole.iter().cycle().skip(turn % 20).take(records_max.min(20)).cloned().collect();
+            assert_eq!(within(Window { turn, records_max }), expected, "{turn} {records_max}");
+        }
+    }
 }

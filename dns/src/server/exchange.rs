@@ -90,7 +90,7 @@ fn answer(
         }
     };
     let kind = request.query.query_type();
-    match shared.handler.begin(view.newest(), &request) {
+    match shared.handler.begin(view.newest(), &request, limit(&request, transport)) {
         Step::Done(answered) => {
             meter.request(answered.scope, transport, kind, packet.len(), request.dnssec_ok());
             write(&request, &answered, meter, transport, began, reply);
@@ -120,10 +120,7 @@ fn write(
     began: Instant,
     reply: &mut Vec<u8>,
 ) {
-    let limit = match transport {
-        Transport::Udp => request.udp_limit(),
-        Transport::Tcp => u16::MAX,
-    };
+    let limit = limit(request, transport);
     let mut code = answered.response.code;
     if encode(request, &answered.response, limit, reply).is_err() {
         code = ResponseCode::ServFail;
@@ -131,4 +128,12 @@ fn write(
         reply.extend_from_slice(&Bare::answering(request, code).encode());
     }
     meter.response(answered.scope, transport, (code, answered.source), reply.len(), began.elapsed());
+}
+
+/// The longest answer that the client takes.
+fn limit(request: &Request, transport: Transport) -> u16 {
+    match transport {
+        Transport::Udp => request.udp_limit(),
+        Transport::Tcp => u16::MAX,
+    }
 }

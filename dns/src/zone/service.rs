@@ -1,6 +1,6 @@
 //! What DNS tells about one Service.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -132,15 +132,21 @@ impl ServiceRecords {
             port.is_none_or(|port| port.protocol == protocol && port.name == name)
         };
         if let Kind::ClusterIp(addrs) = &self.kind {
-            let ports = self.ports.iter().filter(|port| wanted(&port.name, port.protocol));
-            return ports.map(|p| Target { label: None, port: p.port, addrs: addrs.clone() }).collect();
+            // The same number may serve several protocols: one record.
+            let ports: BTreeSet<u16> =
+                self.ports.iter().filter(|p| wanted(&p.name, p.protocol)).map(|p| p.port).collect();
+            return ports
+                .into_iter()
+                .map(|port| Target { label: None, port, addrs: addrs.clone() })
+                .collect();
         }
         // Endpoints that share a host name are one target with several addresses.
         let mut targets: BTreeMap<(String, u16), Vec<IpAddr>> = BTreeMap::new();
         for endpoint in self.usable() {
             for port in endpoint.ports.iter().filter(|port| wanted(&port.name, port.protocol)) {
                 let addrs = targets.entry((label(endpoint), port.port)).or_default();
-                if !addrs.contains(&endpoint.addr) {
+                // Endpoints are ordered by address.
+                if addrs.last() != Some(&endpoint.addr) {
                     addrs.push(endpoint.addr);
                 }
             }
