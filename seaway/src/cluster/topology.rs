@@ -74,6 +74,7 @@ fn attach(
     let peer = VethPeer { name: UPLINK, mac: None, netns: Some(namespace.as_fd()) };
     let port = lan.create_veth(&Veth { name, mac: None, mtu: None, group: 0, peer })?;
     lan.set_controller(port.index, Some(bridge))?;
+    lan.set_up(port.index)?;
     let mut netlink = Netlink::open_in(&namespace)?;
     let uplink = netlink.link(UPLINK)?.context("the veth's far end did not appear")?;
     for ip in ips {
