@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::programs::{CgroupSock, CgroupSockAddr, Program, SchedClassifier};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use seaway_ebpf_abi::maps::{self as names, capacity};
 use thiserror::Error;
@@ -104,7 +104,7 @@ pub enum LoadError {
         program: &'static str,
         /// aya's answer, with the verifier's log.
         #[source]
-        source: Box<aya::programs::ProgramError>,
+        source: Box<ProgramError>,
     },
     /// A program could not be attached.
     #[error("cannot attach {program} to {target}")]
@@ -287,7 +287,23 @@ impl Dataplane {
     }
 }
 
+/// Loads a program. The verifier gives up when a signal comes (a child of the agent ends, say): then it is asked again.
 fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
+    const ATTEMPTS: usize = 20;
+    for attempt in 1.. {
+        match try_load(ebpf, hook) {
+            Err(LoadError::Program { source, .. }) if attempt < ATTEMPTS && interrupted(&source) => {}
+            done => return done,
+        }
+    }
+    Ok(())
+}
+
+fn interrupted(e: &ProgramError) -> bool {
+    matches!(e, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
+}
+
+fn try_load(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
     let missing = LoadError::Missing { kind: "program", name: hook.program };
     let Some(program) = ebpf.program_mut(hook.program) else { return Err(missing) };
     let loaded = match hook.kind {

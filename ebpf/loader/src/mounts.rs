@@ -39,6 +39,11 @@ fn unescape(text: &str) -> PathBuf {
 pub(crate) fn ensure_bpffs(directory: &Path) -> Result<(), LoadError> {
     let root = Path::new("/sys/fs/bpf");
     let at = if directory.starts_with(root) { root } else { directory };
+    // Two agents that start at the same time must not mount one over the other's pins.
+    let above = at.parent().unwrap_or(root);
+    std::fs::create_dir_all(above).map_err(|e| LoadError::io("create", above, e))?;
+    let lock = std::fs::File::open(above).map_err(|e| LoadError::io("open", above, e))?;
+    lock.lock().map_err(|e| LoadError::io("lock", above, e))?;
     if !on_bpffs(directory).map_err(|e| LoadError::io("inspect", directory, e))? {
         std::fs::create_dir_all(at).map_err(|e| LoadError::io("create", at, e))?;
         sys::mount_bpffs(at).map_err(|e| LoadError::io("mount a BPF file system at", at, e))?;

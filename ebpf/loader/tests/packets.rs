@@ -1,0 +1,549 @@
+//! The packet programs, packet by packet, through `BPF_PROG_TEST_RUN`: what goes in, what comes out, with every
+//! checksum recomputed. Needs root.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, reason = "tests")]
+#![allow(unsafe_code, reason = "the test's own network namespace")]
+
+#[path = "support/node.rs"]
+mod node;
+#[path = "support/wire.rs"]
+mod wire;
+
+use node::{NODE_V4, NODE_V6, Node, external};
+use seaway_ebpf_loader::{AffinityClient, Counter, Direction, NodeConfig, Protocol, ServiceMaps, SourceRange};
+use wire::{Read, TCP, UDP, frame, icmp, ip, ip_raw, read, read_headers, read_ip, tcp, udp};
+
+const UNTOUCHED: i32 = -1;
+const PASS: i32 = 0;
+const DROP: i32 = 2;
+const REDIRECT: i32 = 7;
+
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const RST_ACK: u8 = 0x14;
+const ACK: u8 = 0x10;
+const FIN_ACK: u8 = 0x11;
+
+/// The addresses of a test, per family.
+#[derive(Clone, Copy)]
+struct Family {
+    client: &'static str,
+    vip: &'static str,
+    other_vip: &'static str,
+    local: &'static str,
+    remote: &'static str,
+    node: &'static str,
+    icmp: u8,
+}
+
+const V4: Family = Family {
+    client: "203.0.113.7",
+    vip: "172.30.0.200",
+    other_vip: "172.30.0.201",
+    local: "10.244.1.5",
+    remote: "10.244.2.9",
+    node: NODE_V4,
+    icmp: 1,
+};
+const V6: Family = Family {
+    client: "2001:db8::7",
+    vip: "fd00:10:30::c0",
+    other_vip: "fd00:10:30::c1",
+    local: "fd00:244:1::5",
+    remote: "fd00:244:2::9",
+    node: NODE_V6,
+    icmp: 58,
+};
+
+fn transport(protocol: Protocol, src: u16, dst: u16) -> (u8, Vec<u8>) {
+    match protocol {
+        Protocol::Tcp => (TCP, tcp(src, dst, SYN, 1000, 0, b"")),
+        Protocol::Udp => (UDP, udp(src, dst, b"hello")),
+    }
+}
+
+fn packet(protocol: Protocol, src: (&str, u16), dst: (&str, u16)) -> Vec<u8> {
+    let (proto, payload) = transport(protocol, src.1, dst.1);
+    frame(&ip(src.0, dst.0, proto, payload))
+}
+
+impl Node {
+    fn ingress(&self, packet: &[u8]) -> (i32, Vec<u8>) {
+        let run = self.dataplane.run_packet(Direction::Ingress, packet, self.uplink(), 1).unwrap();
+        (run.verdict, run.packet)
+    }
+
+    fn egress(&self, packet: &[u8]) -> (i32, Vec<u8>) {
+        let run = self.dataplane.run_packet(Direction::Egress, packet, self.uplink(), 1).unwrap();
+        (run.verdict, run.packet)
+    }
+}
+
+fn each_family_and_protocol(test: impl Fn(Family, Protocol)) {
+    for family in [V4, V6] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            test(family, protocol);
+        }
+    }
+}
+
+#[test]
+fn packets_that_address_no_service_are_not_touched() {
+    let node = Node::new("untouched").with_uplink();
+    each_family_and_protocol(|f, protocol| {
+        let sent = packet(protocol, (f.client, 4000), (f.node, 22));
+        assert_eq!(node.ingress(&sent), (UNTOUCHED, sent.clone()));
+        assert_eq!(node.egress(&sent), (UNTOUCHED, sent));
+    });
+    let mut arp = vec![0xff; 60];
+    arp[12..14].copy_from_slice(&[0x08, 0x06]);
+    assert_eq!(node.ingress(&arp).0, UNTOUCHED);
+    let garbage = frame(&[0x4f; 30]);
+    assert_eq!(node.ingress(&garbage).0, UNTOUCHED);
+}
+
+#[test]
+fn a_local_backend_sees_the_client_and_answers_as_the_frontend() {
+    each_family_and_protocol(|f, protocol| {
+        let mut node = Node::new("local").with_uplink();
+        node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true)], |_| {});
+        let (verdict, packet_in) = node.ingress(&packet(protocol, (f.client, 4000), (f.vip, 80)));
+        let seen = read(&packet_in);
+        assert_eq!(verdict, PASS);
+        assert_eq!(seen.ends(), format!("{} 4000 > {} 8080", f.client, f.local));
+        assert_eq!(seen.ttl, 64, "the stack forwards and counts down");
+        let (verdict, packet_out) = node.egress(&packet(protocol, (f.local, 8080), (f.client, 4000)));
+        assert_eq!(verdict, PASS);
+        assert_eq!(read(&packet_out).ends(), format!("{} 80 > {} 4000", f.vip, f.client));
+        let connections = node.maps.connections().unwrap();
+        assert_eq!(connections.len(), 2);
+        assert!(connections.iter().all(|c| c.seen_reply && !c.snat && !c.closing), "{connections:?}");
+        assert!(connections.iter().all(|c| c.backend() == (f.local.parse().unwrap(), 8080)));
+    });
+}
+
+#[test]
+fn a_remote_backend_sees_the_node_and_its_answer_finds_the_client() {
+    each_family_and_protocol(|f, protocol| {
+        let mut node = Node::new("remote").with_uplink();
+        node.service(external(f.vip, 80, protocol), &[(f.remote, 8080, false)], |_| {});
+        for client_port in [4000, 31_000, 45_000] {
+            let (verdict, sent) = node.ingress(&packet(protocol, (f.client, client_port), (f.vip, 80)));
+            let seen = read(&sent);
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!((seen.src.to_string(), seen.dst.to_string()), (f.node.into(), f.remote.into()));
+            assert_eq!((seen.dst_port, seen.ttl), (8080, 63));
+            assert!((1024..30_000).contains(&seen.src_port), "{} is a NodePort", seen.src_port);
+            if client_port == 4000 {
+                assert_eq!(seen.src_port, 4000, "kept where it may be");
+            }
+            let answer = packet(protocol, (f.remote, 8080), (f.node, seen.src_port));
+            assert_eq!(node.egress(&answer).0, UNTOUCHED);
+            let (verdict, answered) = node.ingress(&answer);
+            assert_eq!(verdict, REDIRECT);
+            assert_eq!(read(&answered).ends(), format!("{} 80 > {} {client_port}", f.vip, f.client));
+        }
+        assert_eq!(node.counter(Counter::FlowCreated), 3);
+        assert_eq!(node.counter(Counter::Forward), 3);
+        assert_eq!(node.counter(Counter::Reply), 3);
+    });
+}
+
+#[test]
+fn a_retried_syn_goes_to_the_same_backend_when_the_service_has_changed() {
+    let mut node = Node::new("retry").with_uplink();
+    let frontend = external(V4.vip, 80, Protocol::Tcp);
+    let entry = node.service(frontend, &[(V4.local, 8080, true)], |_| {});
+    let syn = packet(Protocol::Tcp, (V4.client, 4000), (V4.vip, 80));
+    let first = node.ingress(&syn);
+    node.write(frontend, entry.id, &[("10.244.1.6", 8080, true)], |_| {});
+    assert_eq!(node.ingress(&syn), first);
+    let other = read(&node.ingress(&packet(Protocol::Tcp, (V4.client, 4001), (V4.vip, 80))).1);
+    assert_eq!(other.dst.to_string(), "10.244.1.6");
+    // After an end of the connection the port may be used again, and is balanced anew.
+    let fin = frame(&ip(V4.client, V4.vip, TCP, tcp(4000, 80, FIN_ACK, 2000, 1, b"")));
+    assert_eq!(read(&node.ingress(&fin).1).dst.to_string(), V4.local);
+    assert_eq!(read(&node.ingress(&syn).1).dst.to_string(), "10.244.1.6");
+}
+
+#[test]
+fn connections_spread_over_all_backends_and_stay_when_the_table_forgets_them() {
+    let mut node = Node::new("spread").with_uplink();
+    let backends = [("10.244.1.5", 80, true), ("10.244.1.6", 80, true), ("10.244.1.7", 80, true)];
+    node.service(external(V4.vip, 80, Protocol::Udp), &backends, |_| {});
+    let choose = |node: &Node, port| read(&node.ingress(&packet(Protocol::Udp, (V4.client, port), (V4.vip, 80))).1).dst;
+    let first: Vec<_> = (1..=60).map(|port| choose(&node, port)).collect();
+    for backend in backends {
+        let hits = first.iter().filter(|dst| dst.to_string() == backend.0).count();
+        assert!((8..=35).contains(&hits), "{hits} of 60 for {backend:?}");
+    }
+    let connections = node.maps.connections().unwrap();
+    node.maps.remove_connections(&connections).unwrap();
+    assert!(node.maps.connections().unwrap().is_empty());
+    let second: Vec<_> = (1..=60).map(|port| choose(&node, port)).collect();
+    assert_eq!(first, second);
+}
+
+#[test]
+fn session_affinity_keeps_a_client_at_its_backend_while_that_serves() {
+    let mut node = Node::new("affinity").with_uplink();
+    let frontend = external(V4.vip, 80, Protocol::Tcp);
+    let backends = [("10.244.1.5", 80, true), ("10.244.1.6", 80, true), ("10.244.1.7", 80, true)];
+    let affinity = Some(std::time::Duration::from_secs(60));
+    let entry = node.service(frontend, &backends, |entry| entry.affinity = affinity);
+    let choose = |node: &Node, port| read(&node.ingress(&packet(Protocol::Tcp, (V4.client, port), (V4.vip, 80))).1).dst;
+    let chosen = choose(&node, 1);
+    assert!((2..40).all(|port| choose(&node, port) == chosen));
+    let affinities = node.maps.affinities().unwrap();
+    assert_eq!(affinities.len(), 1);
+    assert_eq!(affinities[0].client, AffinityClient::Address(V4.client.parse().unwrap()));
+    assert_eq!(affinities[0].backend, (chosen, 80));
+    // Another backend goes: nothing changes. Its own goes: another one is chosen, and kept.
+    let without = |gone: &str| backends.iter().copied().filter(|b| b.0 != gone).collect::<Vec<_>>();
+    let other = backends.iter().find(|b| b.0 != chosen.to_string()).unwrap().0;
+    node.write(frontend, entry.id, &without(other), |entry| entry.affinity = affinity);
+    assert!((50..70).all(|port| choose(&node, port) == chosen));
+    node.write(frontend, entry.id, &without(&chosen.to_string()), |entry| entry.affinity = affinity);
+    let next = choose(&node, 100);
+    assert_ne!(next, chosen);
+    assert!((101..130).all(|port| choose(&node, port) == next));
+}
+
+#[test]
+fn source_ranges_admit_only_what_they_cover() {
+    for (f, range, prefix, outside) in [(V4, "203.0.113.0", 24, "203.0.114.1"), (V6, "2001:db8::", 64, "2001:db8:1::1")] {
+        let mut node = Node::new("ranges").with_uplink();
+        let entry = node.service(external(f.vip, 80, Protocol::Tcp), &[(f.local, 8080, true)], |entry| {
+            entry.source_ranges = true;
+        });
+        let range = SourceRange { service: entry.id, addr: range.parse().unwrap(), prefix };
+        let foreign = SourceRange { service: entry.id + 1, addr: outside.parse().unwrap(), prefix };
+        node.maps.put_source_ranges(&[range, foreign]).unwrap();
+        assert_eq!(node.maps.source_ranges().unwrap().len(), 2);
+        assert_eq!(node.ingress(&packet(Protocol::Tcp, (f.client, 1), (f.vip, 80))).0, PASS);
+        assert_eq!(node.ingress(&packet(Protocol::Tcp, (outside, 1), (f.vip, 80))).0, DROP);
+        assert_eq!(node.counter(Counter::SourceRange), 1);
+        node.maps.remove_source_ranges(&[range, range]).unwrap();
+        assert_eq!(node.ingress(&packet(Protocol::Tcp, (f.client, 2), (f.vip, 80))).0, DROP);
+    }
+}
+
+#[test]
+fn a_service_without_backends_rejects_tcp_with_rst() {
+    for f in [V4, V6] {
+        let mut node = Node::new("rst").with_uplink();
+        node.service(external(f.vip, 80, Protocol::Tcp), &[], |_| {});
+        let syn = frame(&ip(f.client, f.vip, TCP, tcp(4000, 80, SYN, 1000, 0, b"early data")));
+        let (verdict, answer) = node.ingress(&syn);
+        assert_eq!(verdict, REDIRECT);
+        assert_eq!((&answer[..6], &answer[6..12]), (&syn[6..12], &syn[..6]));
+        let rst = read(&answer);
+        assert_eq!(rst.ends(), format!("{} 80 > {} 4000", f.vip, f.client));
+        assert_eq!(rst.payload[13], RST_ACK);
+        assert_eq!(rst.payload[8..12], 1011_u32.to_be_bytes(), "acknowledges SYN and data");
+        assert_eq!(rst.payload.len(), 20);
+        let ack = frame(&ip(f.client, f.vip, TCP, tcp(4000, 80, ACK, 1000, 77, b"x")));
+        let rst = read(&node.ingress(&ack).1);
+        assert_eq!((rst.payload[13], &rst.payload[4..8]), (RST, &77_u32.to_be_bytes()[..]));
+        let reset = frame(&ip(f.client, f.vip, TCP, tcp(4000, 80, RST, 1000, 0, b"")));
+        assert_eq!(node.ingress(&reset).0, DROP, "no answer to a reset");
+        assert_eq!(node.counter(Counter::NoBackend), 3);
+        assert!(node.maps.connections().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_service_without_backends_rejects_udp_with_port_unreachable() {
+    for (f, kind, code) in [(V4, 3, 3), (V6, 1, 4)] {
+        for data in [&b""[..], &[7; 900]] {
+            let mut node = Node::new("unreachable").with_uplink();
+            node.service(external(f.vip, 53, Protocol::Udp), &[], |_| {});
+            let sent = frame(&ip(f.client, f.vip, UDP, udp(4000, 53, data)));
+            let (verdict, answer) = node.ingress(&sent);
+            assert_eq!(verdict, REDIRECT);
+            let error = read(&answer);
+            assert_eq!((error.src.to_string(), error.dst.to_string()), (f.vip.into(), f.client.into()));
+            assert_eq!((error.proto, error.payload[0], error.payload[1]), (f.icmp, kind, code));
+            let quoted = read_ip(&error.payload[8..]);
+            assert_eq!(quoted.ends(), format!("{} 4000 > {} 53", f.client, f.vip));
+        }
+    }
+}
+
+#[test]
+fn a_local_policy_without_local_backends_drops() {
+    let mut node = Node::new("local-policy").with_uplink();
+    node.service(external(V4.vip, 80, Protocol::Tcp), &[], |entry| entry.drop_when_empty = true);
+    assert_eq!(node.ingress(&packet(Protocol::Tcp, (V4.client, 1), (V4.vip, 80))).0, DROP);
+    assert_eq!(node.counter(Counter::NoLocalBackend), 1);
+}
+
+#[test]
+fn what_cannot_be_forwarded_is_dropped_by_name() {
+    let mut node = Node::new("drops").with_uplink();
+    node.service(external(V4.vip, 80, Protocol::Tcp), &[(V4.remote, 8080, false)], |_| {});
+    node.service(external(V4.vip, 81, Protocol::Tcp), &[("198.51.100.1", 8080, false)], |_| {});
+    let syn = |port| packet(Protocol::Tcp, (V4.client, 4000), (V4.vip, port));
+    assert_eq!(node.ingress(&syn(81)).0, DROP);
+    assert_eq!(node.counter(Counter::NoRoute), 1);
+    let (src, dst) = (V4.client.parse().unwrap(), V4.vip.parse().unwrap());
+    let dying = ip_raw(src, dst, TCP, 1, 0, &wire::finish(src, dst, TCP, tcp(4001, 80, SYN, 1, 0, b"")));
+    assert_eq!(node.ingress(&frame(&dying)).0, DROP);
+    assert_eq!(node.counter(Counter::TtlExceeded), 1);
+    node.maps.set_config(&NodeConfig::default()).unwrap();
+    let fresh = packet(Protocol::Tcp, (V4.client, 4002), (V4.vip, 80));
+    assert_eq!(node.ingress(&fresh).0, DROP);
+    assert_eq!(node.counter(Counter::NoNodeAddress), 1);
+}
+
+#[test]
+fn one_client_port_to_two_frontends_of_one_backend_stays_two_connections() {
+    each_family_and_protocol(|f, protocol| {
+        for (backend, local) in [(f.local, true), (f.remote, false)] {
+            let mut node = Node::new("collision").with_uplink();
+            for vip in [f.vip, f.other_vip] {
+                node.service(external(vip, 80, protocol), &[(backend, 8080, local)], |_| {});
+            }
+            let mut ports = Vec::new();
+            for vip in [f.vip, f.other_vip] {
+                let seen = read(&node.ingress(&packet(protocol, (f.client, 4000), (vip, 80))).1);
+                ports.push(seen.src_port);
+                let answer = packet(protocol, (backend, 8080), (&seen.src.to_string(), seen.src_port));
+                let answered = if local { node.egress(&answer).1 } else { node.ingress(&answer).1 };
+                assert_eq!(read(&answered).ends(), format!("{vip} 80 > {} 4000", f.client));
+            }
+            assert_ne!(ports[0], ports[1]);
+            assert_eq!(node.counter(Counter::SnatCollision), 1);
+        }
+    });
+}
+
+#[test]
+fn source_ports_run_out_by_name() {
+    let mut node = Node::new("exhausted").with_uplink();
+    let config = NodeConfig { snat_ports: 5000..=5002, ..node.maps.config().unwrap() };
+    node.maps.set_config(&config).unwrap();
+    assert_eq!(node.maps.config().unwrap(), config);
+    node.service(external(V4.vip, 80, Protocol::Tcp), &[(V4.remote, 8080, false)], |_| {});
+    let verdicts: Vec<_> =
+        (1..=5).map(|port| node.ingress(&packet(Protocol::Tcp, (V4.client, port), (V4.vip, 80))).0).collect();
+    assert_eq!(verdicts, [REDIRECT, REDIRECT, REDIRECT, DROP, DROP]);
+    assert_eq!(node.counter(Counter::SnatExhausted), 2);
+    assert!(node.counter(Counter::SnatCollision) >= 48);
+}
+
+#[test]
+fn udp_without_a_checksum_stays_without() {
+    let mut node = Node::new("no-checksum").with_uplink();
+    node.service(external(V4.vip, 53, Protocol::Udp), &[(V4.local, 5353, true)], |_| {});
+    let (src, dst) = (V4.client.parse().unwrap(), V4.vip.parse().unwrap());
+    let sent = frame(&ip_raw(src, dst, UDP, 64, 0, &udp(4000, 53, b"data")));
+    let seen = read_headers(&node.ingress(&sent).1);
+    assert_eq!(seen.ends(), format!("{} 4000 > {} 5353", V4.client, V4.local));
+    assert_eq!(seen.payload[6..8], [0, 0]);
+}
+
+/// An ICMP error about `quoted`, as `from` would send it to `to`.
+fn error(f: Family, from: &str, to: &str, about: (u8, u8, u32), quoted: &[u8]) -> Vec<u8> {
+    let quoted = &quoted[..quoted.len().min(if f.icmp == 1 { 28 } else { 48 })];
+    frame(&ip(from, to, f.icmp, icmp(about.0, about.1, about.2, quoted)))
+}
+
+fn assert_error(packet: &[u8], ends: (&str, &str), quoted: &str) -> Read {
+    let outer = read(packet);
+    assert_eq!((outer.src.to_string(), outer.dst.to_string()), (ends.0.to_owned(), ends.1.to_owned()));
+    let inner = read_ip(&outer.payload[8..]);
+    assert_eq!(inner.ends(), quoted);
+    inner
+}
+
+#[test]
+fn icmp_errors_of_a_local_backend_reach_the_client_as_the_frontends() {
+    each_family_and_protocol(|f, protocol| {
+        let about = if f.icmp == 1 { (3, 3, 0) } else { (1, 4, 0) };
+        let mut node = Node::new("icmp-local").with_uplink();
+        node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true)], |_| {});
+        let seen = node.ingress(&packet(protocol, (f.client, 4000), (f.vip, 80))).1;
+        let (verdict, sent) = node.egress(&error(f, f.local, f.client, about, &seen[14..]));
+        assert_eq!(verdict, PASS);
+        let inner = assert_error(&sent, (f.vip, f.client), &format!("{} 4000 > {} 80", f.client, f.vip));
+        if protocol == Protocol::Udp {
+            // The quoted checksum is that of the datagram as the client sent it.
+            let original = read(&packet(protocol, (f.client, 4000), (f.vip, 80)));
+            assert_eq!(inner.payload[..8], original.payload[..8]);
+        }
+        // From a router on the way, with its own address.
+        let router = if f.icmp == 1 { "10.244.1.1" } else { "fd00:244:1::1" };
+        let (_, sent) = node.egress(&error(f, router, f.client, about, &seen[14..]));
+        assert_error(&sent, (router, f.client), &format!("{} 4000 > {} 80", f.client, f.vip));
+        assert_eq!(node.counter(Counter::IcmpTranslated), 2);
+    });
+}
+
+#[test]
+fn icmp_errors_on_the_way_to_the_client_reach_the_backend() {
+    each_family_and_protocol(|f, protocol| {
+        let about = if f.icmp == 1 { (3, 4, 1300) } else { (2, 0, 1300) };
+        let router = if f.icmp == 1 { "203.0.113.1" } else { "2001:db8::1" };
+        for (backend, local) in [(f.local, true), (f.remote, false)] {
+            let mut node = Node::new("icmp-client").with_uplink();
+            node.service(external(f.vip, 80, protocol), &[(backend, 8080, local)], |_| {});
+            let seen = read(&node.ingress(&packet(protocol, (f.client, 4000), (f.vip, 80))).1);
+            let answer = packet(protocol, (backend, 8080), (&seen.src.to_string(), seen.src_port));
+            let answered = if local { node.egress(&answer).1 } else { node.ingress(&answer).1 };
+            let (verdict, sent) = node.ingress(&error(f, router, f.vip, about, &answered[14..]));
+            assert_eq!(verdict, if local { PASS } else { REDIRECT });
+            let quoted = format!("{backend} 8080 > {} {}", seen.src, seen.src_port);
+            assert_error(&sent, (router, backend), &quoted);
+        }
+    });
+}
+
+#[test]
+fn icmp_errors_on_the_way_to_a_remote_backend_reach_the_client() {
+    each_family_and_protocol(|f, protocol| {
+        let about = if f.icmp == 1 { (3, 1, 0) } else { (1, 3, 0) };
+        let mut node = Node::new("icmp-remote").with_uplink();
+        node.service(external(f.vip, 80, protocol), &[(f.remote, 8080, false)], |_| {});
+        let seen = node.ingress(&packet(protocol, (f.client, 4000), (f.vip, 80))).1;
+        let (verdict, sent) = node.ingress(&error(f, f.remote, f.node, about, &seen[14..]));
+        assert_eq!(verdict, REDIRECT);
+        assert_error(&sent, (f.vip, f.client), &format!("{} 4000 > {} 80", f.client, f.vip));
+        // One that belongs to nothing here is the stack's.
+        let foreign = packet(protocol, (f.node, 1), (f.remote, 2));
+        assert_eq!(node.ingress(&error(f, f.remote, f.node, about, &foreign[14..])).0, UNTOUCHED);
+    });
+}
+
+#[test]
+fn ipv4_fragments_follow_their_first() {
+    for (backend, local, verdict) in [(V4.local, true, PASS), (V4.remote, false, REDIRECT)] {
+        let mut node = Node::new("fragments").with_uplink();
+        node.service(external(V4.vip, 53, Protocol::Udp), &[(backend, 5353, local)], |_| {});
+        let (src, dst) = (V4.client.parse().unwrap(), V4.vip.parse().unwrap());
+        let datagram = wire::finish(src, dst, UDP, udp(4000, 53, &[9; 2000]));
+        let first = frame(&ip_raw(src, dst, UDP, 64, 0x2000, &datagram[..1480]));
+        let last = frame(&ip_raw(src, dst, UDP, 64, 1480 / 8, &datagram[1480..]));
+        assert_eq!(node.ingress(&last).0, UNTOUCHED, "nothing is known yet");
+        let (first_verdict, first) = node.ingress(&first);
+        let (last_verdict, last) = node.ingress(&last);
+        assert_eq!((first_verdict, last_verdict), (verdict, verdict));
+        let (first, last) = (read_headers(&first), read_headers(&last));
+        assert_eq!((first.src, first.dst, first.dst_port), (last.src, last.dst, 5353));
+        assert_eq!(last.dst.to_string(), backend);
+        assert_eq!(last.payload, datagram[1480..]);
+        // Put together, the datagram has a right checksum.
+        let payload = [first.payload.clone(), last.payload].concat();
+        wire::assert_sum(&Read { payload, ..first });
+    }
+}
+
+#[test]
+fn ipv6_fragments_follow_their_first() {
+    let mut node = Node::new("fragments6").with_uplink();
+    node.service(external(V6.vip, 53, Protocol::Udp), &[(V6.local, 5353, true)], |_| {});
+    let (src, dst) = (V6.client.parse().unwrap(), V6.vip.parse().unwrap());
+    let datagram = wire::finish(src, dst, UDP, udp(4000, 53, &[9; 2000]));
+    let piece = |offset: u16, more: u16, data: &[u8]| {
+        let mut payload = vec![UDP, 0];
+        payload.extend((offset | more).to_be_bytes());
+        payload.extend([1, 2, 3, 4]);
+        payload.extend(data);
+        frame(&ip_raw(src, dst, 44, 64, 0, &payload))
+    };
+    let (first, last) = (piece(0, 1, &datagram[..1400]), piece(1400, 0, &datagram[1400..]));
+    let (verdict, first) = node.ingress(&first);
+    assert_eq!(verdict, PASS);
+    let (verdict, last) = node.ingress(&last);
+    assert_eq!(verdict, PASS);
+    let (first, last) = (read_headers(&first), read_headers(&last));
+    assert_eq!((first.dst.to_string(), last.dst.to_string()), (V6.local.into(), V6.local.into()));
+    let payload = [&first.payload[8..], &last.payload[8..]].concat();
+    wire::assert_sum(&Read { payload, proto: UDP, ..first });
+}
+
+#[test]
+fn ipv6_extension_headers_are_passed_over() {
+    let mut node = Node::new("extensions").with_uplink();
+    node.service(external(V6.vip, 80, Protocol::Tcp), &[(V6.local, 8080, true)], |_| {});
+    let (src, dst) = (V6.client.parse().unwrap(), V6.vip.parse().unwrap());
+    let segment = wire::finish(src, dst, TCP, tcp(4000, 80, SYN, 1, 0, b""));
+    let options = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[TCP, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let sent = frame(&ip_raw(src, dst, 0, 64, 0, &[options.clone(), segment].concat()));
+    let (verdict, seen) = node.ingress(&sent);
+    assert_eq!(verdict, PASS);
+    let seen = read_headers(&seen);
+    assert_eq!(seen.dst.to_string(), V6.local);
+    assert_eq!(seen.payload[..24], options);
+    let tcp = Read { payload: seen.payload[24..].to_vec(), proto: TCP, ..seen };
+    wire::assert_sum(&tcp);
+    assert_eq!(tcp.payload[2..4], 8080_u16.to_be_bytes());
+}
+
+#[test]
+fn ipv4_options_are_passed_over() {
+    let mut node = Node::new("options").with_uplink();
+    node.service(external(V4.vip, 80, Protocol::Tcp), &[(V4.local, 8080, true)], |_| {});
+    let (src, dst) = (V4.client.parse().unwrap(), V4.vip.parse().unwrap());
+    let segment = wire::finish(src, dst, TCP, tcp(4000, 80, SYN, 1, 0, b""));
+    let mut bytes = ip_raw(src, dst, TCP, 64, 0, &segment);
+    bytes.splice(20..20, [1, 1, 1, 1]);
+    bytes[0] = 0x46;
+    bytes[3] += 4;
+    bytes[10..12].fill(0);
+    let sum = wire::checksum(&[&bytes[..24]]);
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    let (verdict, seen) = node.ingress(&frame(&bytes));
+    assert_eq!(verdict, PASS);
+    let seen = &seen[14..];
+    assert_eq!(wire::checksum(&[&seen[..24]]), 0);
+    let tcp = Read {
+        src,
+        dst: V4.local.parse().unwrap(),
+        ttl: 64,
+        proto: TCP,
+        src_port: 4000,
+        dst_port: 8080,
+        payload: seen[24..].to_vec(),
+    };
+    assert_eq!(seen[16..20], [10, 244, 1, 5]);
+    wire::assert_sum(&tcp);
+}
+
+#[test]
+fn what_is_too_large_for_the_way_is_answered_with_the_mtu() {
+    let mut node = Node::new("mtu").with_uplink();
+    for command in ["ip link add tun0 mtu 1400 type veth peer name tun1", "ip link set tun0 up", "ip link set tun1 up"] {
+        node::run(command);
+    }
+    node::run("ip route add 10.244.3.0/24 dev tun0");
+    node::run("ip -6 route add fd00:244:3::/64 dev tun0");
+    for (f, backend, kind, code) in [(V4, "10.244.3.1", 3, 4), (V6, "fd00:244:3::1", 2, 0)] {
+        node.service(external(f.vip, 53, Protocol::Udp), &[(backend, 5353, false)], |_| {});
+        let (verdict, answer) = node.ingress(&frame(&ip(f.client, f.vip, UDP, udp(4000, 53, &[1; 1420]))));
+        assert_eq!(verdict, REDIRECT);
+        let error = read(&answer);
+        assert_eq!((error.src.to_string(), error.dst.to_string()), (f.vip.into(), f.client.into()));
+        assert_eq!((error.payload[0], error.payload[1]), (kind, code));
+        assert_eq!(u32::from_be_bytes(error.payload[4..8].try_into().unwrap()), 1400);
+        let small = node.ingress(&frame(&ip(f.client, f.vip, UDP, udp(4000, 53, &[1; 1000])))).1;
+        assert_eq!(read(&small).dst.to_string(), backend);
+    }
+    assert_eq!(node.counter(Counter::TooBig), 2);
+}
+
+#[test]
+fn an_old_slice_that_is_being_replaced_is_noticed() {
+    let mut node = Node::new("stale").with_uplink();
+    let frontend = external(V4.vip, 80, Protocol::Tcp);
+    let entry = node.service(frontend, &[(V4.local, 8080, true)], |_| {});
+    // Another service has taken the place, and the service still points there.
+    let foreign = seaway_ebpf_loader::BackendEntry {
+        addr: "10.244.1.99".parse().unwrap(),
+        port: 1,
+        service: entry.id + 7,
+        local: true,
+    };
+    node.maps.put_backends(&[(entry.base, vec![foreign])]).unwrap();
+    assert_eq!(node.ingress(&packet(Protocol::Tcp, (V4.client, 1), (V4.vip, 80))).0, DROP);
+    assert_eq!(node.counter(Counter::StaleSlice), 1);
+}
