@@ -18,6 +18,8 @@ pub(crate) async fn run(api: &Api, advertise: &[IpAddr], port: u16) -> Result<()
         ensure(api, ("", "v1", "namespaces"), None, json!({"metadata": {"name": name}})).await?;
     }
     let Some(service) = service(api, port).await? else { return Ok(()) };
+    // An endpoint on loopback would lead every node to itself.
+    let advertise: Vec<IpAddr> = advertise.iter().copied().filter(|ip| !ip.is_loopback()).collect();
     let primary_v4 = service["spec"]["clusterIP"].as_str().is_none_or(|ip| !ip.contains(':'));
     let metadata =
         json!({"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}});
