@@ -6,7 +6,7 @@ mod conform;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-pub(crate) use conform::{Findings, conform};
+pub(crate) use conform::conform;
 
 /// What a single value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

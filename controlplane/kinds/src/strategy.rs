@@ -58,6 +58,8 @@ pub(crate) struct Strategy {
     pub(crate) create: fn(&mut Value),
     /// Takes from the old object what the new one left to the server, before the defaults.
     pub(crate) carry: fn(&mut Value, &Value),
+    /// Takes from the old object what a new status left out.
+    pub(crate) carry_status: fn(&mut Value, &Value),
     pub(crate) default: fn(&mut Value),
     pub(crate) validate: fn(&Value, &mut Errors),
     pub(crate) validate_update: fn(&Value, &Value, &mut Errors),
@@ -74,6 +76,7 @@ impl Strategy {
         status_sets_labels: false,
         create: |_| {},
         carry: |_, _| {},
+        carry_status: |_, _| {},
         default: |_| {},
         validate: |_, _| {},
         validate_update: |_, _, _| {},
@@ -162,6 +165,8 @@ pub(crate) fn prepare_status_update(
     let mut object = old.clone();
     object["metadata"] = new["metadata"].take();
     copy(&mut object, &new, "status");
+    (kind.strategy.carry_status)(&mut object, old);
+    (kind.strategy.default)(&mut object);
     let mut errors = Errors::default();
     meta::validate(kind, &object, &mut errors);
     meta::validate_update(&object, old, &mut errors);

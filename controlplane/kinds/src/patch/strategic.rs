@@ -57,7 +57,7 @@ impl<'s> Merge<'s> {
         object: &Object,
         patch: &Object,
         owner: Option<&'s Type>,
-        path: &str,
+        trail: &str,
     ) -> Result<Object, StrategicError> {
         match directive(patch) {
             None | Some("merge") => {}
@@ -68,12 +68,15 @@ impl<'s> Merge<'s> {
             }
             Some("delete") => return Ok(Object::new()),
             Some(other) => {
-                return Err(StrategicError::Directive { path: path.to_owned(), directive: other.to_owned() });
+                return Err(StrategicError::Directive {
+                    path: trail.to_owned(),
+                    directive: other.to_owned(),
+                });
             }
         }
         let mut merged = object.clone();
         if let Some(retained) = patch.get(RETAIN_KEYS) {
-            retain(&mut merged, patch, elements(retained, path)?, path)?;
+            retain(&mut merged, patch, elements(retained, trail)?, trail)?;
         }
         for (key, value) in patch {
             let field = |name: &str| owner.and_then(|owner| self.schema.field(owner, name));
@@ -81,7 +84,7 @@ impl<'s> Merge<'s> {
                 continue;
             }
             if let Some(name) = key.strip_prefix(DELETE_PREFIX) {
-                let gone = elements(value, path)?;
+                let gone = elements(value, trail)?;
                 if let Some(list) = merged.get_mut(name).and_then(Value::as_array_mut) {
                     list.retain(|element| !gone.contains(element));
                 }
@@ -93,11 +96,11 @@ impl<'s> Merge<'s> {
                     && let Some(list) = merged.get_mut(name).and_then(Value::as_array_mut)
                 {
                     let merge_key = field(name).and_then(|field| field.merge).unwrap_or_default();
-                    *list = ordered(list, elements(value, path)?, list, merge_key);
+                    *list = ordered(list, elements(value, trail)?, list, merge_key);
                 }
                 continue;
             }
-            let below = format!("{path}.{key}");
+            let below = format!("{trail}.{key}");
             let order = patch.get(&format!("{ORDER_PREFIX}{key}"));
             match self.member(merged.get(key), value, field(key), order, &below)? {
                 Some(value) => merged.insert(key.clone(), value),
@@ -114,7 +117,7 @@ impl<'s> Merge<'s> {
         patch: &Value,
         field: Option<&'s Field>,
         order: Option<&Value>,
-        path: &str,
+        trail: &str,
     ) -> Result<Option<Value>, StrategicError> {
         let inner = field
             .filter(|field| field.container != Container::Map)
@@ -127,14 +130,14 @@ impl<'s> Merge<'s> {
                 if directive(patch) == Some("delete") {
                     return Ok(None);
                 }
-                self.object(known.unwrap_or(&empty), patch, inner, path)
+                self.object(known.unwrap_or(&empty), patch, inner, trail)
                     .map(|merged| Some(Value::Object(merged)))
             }
             Value::Array(patch) => {
                 let merge = field.and_then(|field| field.merge);
                 let old = old.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-                let order = order.map(|order| elements(order, path)).transpose()?;
-                self.list(old, patch, merge, inner, order, path).map(|merged| Some(Value::Array(merged)))
+                let order = order.map(|order| elements(order, trail)).transpose()?;
+                self.list(old, patch, merge, inner, order, trail).map(|merged| Some(Value::Array(merged)))
             }
             scalar => Ok(Some(scalar.clone())),
         }
@@ -147,7 +150,7 @@ impl<'s> Merge<'s> {
         merge: Option<&str>,
         element: Option<&'s Type>,
         order: Option<&[Value]>,
-        path: &str,
+        trail: &str,
     ) -> Result<Vec<Value>, StrategicError> {
         let said = |value: &Value| value.as_object().and_then(|object| directive(object).map(str::to_owned));
         let replaces = patch.iter().any(|value| said(value).as_deref() == Some("replace"));
@@ -156,7 +159,7 @@ impl<'s> Merge<'s> {
             let kept = patch
                 .iter()
                 .filter(|value| value.as_object().is_none_or(|object| !object.contains_key(DIRECTIVE)));
-            return kept.map(|value| self.fresh(value, element, path)).collect();
+            return kept.map(|value| self.fresh(value, element, trail)).collect();
         };
         if key.is_empty() {
             let mut merged = old.to_vec();
@@ -167,7 +170,7 @@ impl<'s> Merge<'s> {
         let mut present = Vec::with_capacity(patch.len());
         for value in patch {
             let Some(id) = value.get(key).filter(|id| !id.is_null()) else {
-                return Err(StrategicError::MergeKey { path: path.to_owned(), key: key.to_owned() });
+                return Err(StrategicError::MergeKey { path: trail.to_owned(), key: key.to_owned() });
             };
             if said(value).as_deref() == Some("delete") {
                 merged.retain(|known| known.get(key) != Some(id));
@@ -177,30 +180,35 @@ impl<'s> Merge<'s> {
             match merged.iter_mut().find(|known| known.get(key) == Some(id)) {
                 Some(known) => {
                     if let (Some(before), Some(value)) = (known.as_object(), value.as_object()) {
-                        *known = Value::Object(self.object(before, value, element, path)?);
+                        *known = Value::Object(self.object(before, value, element, trail)?);
                     }
                 }
-                None => merged.push(self.fresh(value, element, path)?),
+                None => merged.push(self.fresh(value, element, trail)?),
             }
         }
         Ok(ordered(&merged, order.unwrap_or(&present), old, key))
     }
 
     /// A value that was not there before, without directives.
-    fn fresh(&self, value: &Value, owner: Option<&'s Type>, path: &str) -> Result<Value, StrategicError> {
+    fn fresh(&self, value: &Value, owner: Option<&'s Type>, trail: &str) -> Result<Value, StrategicError> {
         match value {
-            Value::Object(object) => self.object(&Object::new(), object, owner, path).map(Value::Object),
+            Value::Object(object) => self.object(&Object::new(), object, owner, trail).map(Value::Object),
             other => Ok(other.clone()),
         }
     }
 }
 
 /// Removes what `retained` does not name; the patch may set nothing else.
-fn retain(object: &mut Object, patch: &Object, retained: &[Value], path: &str) -> Result<(), StrategicError> {
+fn retain(
+    object: &mut Object,
+    patch: &Object,
+    retained: &[Value],
+    trail: &str,
+) -> Result<(), StrategicError> {
     let named = |key: &str| retained.iter().any(|name| name.as_str() == Some(key));
     let foreign = patch.iter().find(|(key, value)| !key.starts_with('$') && !value.is_null() && !named(key));
     if let Some((key, _)) = foreign {
-        return Err(StrategicError::RetainKeys { path: path.to_owned(), key: key.clone() });
+        return Err(StrategicError::RetainKeys { path: trail.to_owned(), key: key.clone() });
     }
     object.retain(|key, _| named(key));
     Ok(())

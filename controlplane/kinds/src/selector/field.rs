@@ -49,9 +49,8 @@ impl FieldSelector {
         self.terms.iter().all(|term| {
             let equal = match lookup(object, &term.field) {
                 Some(Value::String(text)) => *text == term.value,
-                Some(Value::Bool(_) | Value::Number(_)) => {
-                    lookup(object, &term.field).is_some_and(|value| value.to_string() == term.value)
-                }
+                Some(Value::Bool(value)) => term.value.parse() == Ok(*value),
+                Some(Value::Number(number)) => term.value.parse().ok() == number.as_i64(),
                 _ => event_source(object, &term.field).unwrap_or(term.absent) == term.value,
             };
             equal == term.equal

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::access::{integer, is_set, list, text};
-use super::{Strategy, default_object, default_text};
+use super::{Strategy, default_object};
 use crate::field::Errors;
 use crate::names;
 
@@ -72,16 +72,6 @@ fn default_node(object: &mut Value) {
         (single, first) if single.is_empty() && !first.is_empty() => spec["podCIDR"] = first.into(),
         (single, first) if first.is_empty() && !single.is_empty() => spec["podCIDRs"] = json!([single]),
         _ => {}
-    }
-    super::access::list_mut(spec, "taints").iter_mut().for_each(|taint| {
-        // Absent and empty values are the same.
-        if text(taint, "value").is_empty() {
-            super::remove(taint, "value");
-        }
-    });
-    let addresses = object.get_mut("status").map(|status| super::access::list_mut(status, "addresses"));
-    for address in addresses.into_iter().flatten() {
-        default_text(address, "type", "InternalIP");
     }
 }
 

@@ -17,11 +17,18 @@ pub(crate) const POD: Strategy = Strategy {
         let spec = &mut object["spec"];
         default_text(spec, "serviceAccountName", "default");
         spec["serviceAccount"] = spec["serviceAccountName"].clone();
+        default_to(spec, "enableServiceLinks", true);
         default_to(spec, "priority", 0);
         default_text(spec, "preemptionPolicy", "PreemptLowerPriority");
         container::default_requests(spec);
         scheduling::default_tolerations(spec);
         object["status"] = json!({"phase": "Pending", "qosClass": qos_class(&object["spec"])});
+    },
+    carry_status: |new, old| {
+        if text(&new["status"], "qosClass").is_empty() {
+            default_object(new, "status");
+            super::copy(&mut new["status"], &old["status"], "qosClass");
+        }
     },
     default: |object| {
         default_object(object, "spec");

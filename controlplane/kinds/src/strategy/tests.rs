@@ -1,4 +1,6 @@
 //! What each kind gets and what it refuses, as tables.
+#![allow(clippy::needless_raw_string_hashes, reason = "snapshots are written by expect-test")]
+#![allow(clippy::too_many_lines, reason = "tables and snapshots")]
 
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
@@ -77,87 +79,93 @@ fn a_new_pod() {
         }),
     )
     .unwrap();
-    check(&pod, expect![[r#"
-        {
-          "apiVersion": "v1",
-          "kind": "Pod",
-          "metadata": {
-            "creationTimestamp": "2026-11-21T07:00:00Z",
-            "generateName": "web-",
-            "name": "web-x7k2p",
-            "namespace": "default",
-            "uid": "uid-1"
-          },
-          "spec": {
-            "containers": [
-              {
-                "image": "seaway/echo:1",
-                "imagePullPolicy": "IfNotPresent",
-                "name": "c",
-                "ports": [
+    check(
+        &pod,
+        expect![[r#"
+            {
+              "apiVersion": "v1",
+              "kind": "Pod",
+              "metadata": {
+                "creationTimestamp": "2026-11-21T07:00:00Z",
+                "generateName": "web-",
+                "name": "web-x7k2p",
+                "namespace": "default",
+                "uid": "uid-1"
+              },
+              "spec": {
+                "containers": [
                   {
-                    "containerPort": 80,
-                    "protocol": "TCP"
+                    "image": "seaway/echo:1",
+                    "imagePullPolicy": "IfNotPresent",
+                    "name": "c",
+                    "ports": [
+                      {
+                        "containerPort": 80,
+                        "protocol": "TCP"
+                      }
+                    ],
+                    "readinessProbe": {
+                      "failureThreshold": 3,
+                      "httpGet": {
+                        "path": "/",
+                        "port": 80,
+                        "scheme": "HTTP"
+                      },
+                      "periodSeconds": 10,
+                      "successThreshold": 1,
+                      "timeoutSeconds": 1
+                    },
+                    "resources": {
+                      "limits": {
+                        "cpu": "1"
+                      },
+                      "requests": {
+                        "cpu": "1"
+                      }
+                    },
+                    "terminationMessagePath": "/dev/termination-log",
+                    "terminationMessagePolicy": "File"
                   }
                 ],
-                "readinessProbe": {
-                  "failureThreshold": 3,
-                  "httpGet": {
-                    "path": "/",
-                    "port": 80,
-                    "scheme": "HTTP"
+                "dnsPolicy": "ClusterFirst",
+                "enableServiceLinks": true,
+                "preemptionPolicy": "PreemptLowerPriority",
+                "priority": 0,
+                "restartPolicy": "Always",
+                "schedulerName": "default-scheduler",
+                "securityContext": {},
+                "serviceAccount": "default",
+                "serviceAccountName": "default",
+                "terminationGracePeriodSeconds": 30,
+                "tolerations": [
+                  {
+                    "effect": "NoExecute",
+                    "key": "node.kubernetes.io/not-ready",
+                    "operator": "Exists",
+                    "tolerationSeconds": 300
                   },
-                  "periodSeconds": 10,
-                  "successThreshold": 1,
-                  "timeoutSeconds": 1
-                },
-                "resources": {
-                  "limits": {
-                    "cpu": "1"
-                  },
-                  "requests": {
-                    "cpu": "1"
+                  {
+                    "effect": "NoExecute",
+                    "key": "node.kubernetes.io/unreachable",
+                    "operator": "Exists",
+                    "tolerationSeconds": 300
                   }
-                },
-                "terminationMessagePath": "/dev/termination-log",
-                "terminationMessagePolicy": "File"
-              }
-            ],
-            "dnsPolicy": "ClusterFirst",
-            "preemptionPolicy": "PreemptLowerPriority",
-            "priority": 0,
-            "restartPolicy": "Always",
-            "schedulerName": "default-scheduler",
-            "securityContext": {},
-            "serviceAccount": "default",
-            "serviceAccountName": "default",
-            "terminationGracePeriodSeconds": 30,
-            "tolerations": [
-              {
-                "effect": "NoExecute",
-                "key": "node.kubernetes.io/not-ready",
-                "operator": "Exists",
-                "tolerationSeconds": 300
+                ]
               },
-              {
-                "effect": "NoExecute",
-                "key": "node.kubernetes.io/unreachable",
-                "operator": "Exists",
-                "tolerationSeconds": 300
+              "status": {
+                "phase": "Pending",
+                "qosClass": "Burstable"
               }
-            ]
-          },
-          "status": {
-            "phase": "Pending",
-            "qosClass": "Burstable"
-          }
-        }"#]]);
+            }"#]],
+    );
 }
 
 #[test]
 fn a_new_deployment() {
     let deployment = create("apps/v1", "Deployment", deployment()).unwrap();
-    check(&deployment["spec"], expect![[r#"
+    check(
+        &deployment["spec"],
+        expect![[r#"
         {
           "progressDeadlineSeconds": 600,
           "replicas": 1,
@@ -198,7 +206,8 @@ fn a_new_deployment() {
               "terminationGracePeriodSeconds": 30
             }
           }
-        }"#]]);
+        }"#]],
+    );
     assert_eq!(deployment["metadata"]["generation"], 1);
 }
 
@@ -219,7 +228,9 @@ fn new_services() {
         "ports": [{"port": 80}],
     }))
     .unwrap();
-    check(&balancer["spec"], expect![[r#"
+    check(
+        &balancer["spec"],
+        expect![[r#"
         {
           "allocateLoadBalancerNodePorts": true,
           "externalTrafficPolicy": "Cluster",
@@ -241,9 +252,12 @@ fn new_services() {
             }
           },
           "type": "LoadBalancer"
-        }"#]]);
+        }"#]],
+    );
     let plain = service(json!({"clusterIP": "None", "selector": {"app": "web"}})).unwrap();
-    check(&plain["spec"], expect![[r#"
+    check(
+        &plain["spec"],
+        expect![[r#"
         {
           "clusterIP": "None",
           "clusterIPs": [
@@ -255,13 +269,16 @@ fn new_services() {
           },
           "sessionAffinity": "None",
           "type": "ClusterIP"
-        }"#]]);
+        }"#]],
+    );
 }
 
 #[test]
 fn small_kinds() {
     let namespace = create("v1", "Namespace", json!({})).unwrap();
-    check(&namespace, expect![[r#"
+    check(
+        &namespace,
+        expect![[r#"
         {
           "apiVersion": "v1",
           "kind": "Namespace",
@@ -281,7 +298,8 @@ fn small_kinds() {
           "status": {
             "phase": "Active"
           }
-        }"#]]);
+        }"#]],
+    );
     let secret = create("v1", "Secret", json!({"stringData": {"a": "b"}, "data": {"c": "ZA=="}})).unwrap();
     assert_eq!((&secret["type"], &secret["data"]), (&json!("Opaque"), &json!({"a": "Yg==", "c": "ZA=="})));
     assert!(secret.get("stringData").is_none());
@@ -524,6 +542,22 @@ fn status_updates_change_nothing_else() {
     assert_eq!(got["metadata"]["generation"], 1);
     assert!(got["metadata"].get("labels").is_none());
     assert_eq!(got["metadata"]["annotations"]["revision"], "1");
+}
+
+#[test]
+fn a_status_keeps_what_its_writer_left_out() {
+    let registry = Registry::builtin();
+    let old = create("v1", "Pod", json!({"spec": {"containers": [{"name": "c", "image": "a"}]}})).unwrap();
+    let mut new = old.clone();
+    new["status"] = json!({"phase": "Running"});
+    let got = registry.kind("v1", "Pod").unwrap().prepare_status_update(new, &old, now()).unwrap();
+    assert_eq!(got["status"], json!({"phase": "Running", "qosClass": "BestEffort"}));
+    let old = service(json!({"type": "LoadBalancer", "ports": [{"port": 80}]})).unwrap();
+    let mut new = old.clone();
+    new["status"] = json!({"loadBalancer": {"ingress": [{"ip": "172.30.0.192"}]}});
+    let got = registry.kind("v1", "Service").unwrap().prepare_status_update(new, &old, now()).unwrap();
+    assert_eq!(got["status"]["loadBalancer"]["ingress"][0]["ipMode"], "VIP");
+    assert_eq!(got["spec"], old["spec"]);
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! What `kubectl get -o wide` prints, as snapshots.
+#![allow(clippy::needless_raw_string_hashes, reason = "snapshots are written by expect-test")]
+#![allow(clippy::too_many_lines, reason = "tables and snapshots")]
 
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
@@ -118,7 +120,11 @@ fn pods() {
             "containerStatuses": [running(0), running(0)]}),
         ),
     ];
-    check("v1", "Pod", &objects, expect![[r#"
+    check(
+        "v1",
+        "Pod",
+        &objects,
+        expect![[r#"
         NAME          READY   STATUS              RESTARTS     AGE   IP         NODE     NOMINATED NODE   READINESS GATES
         pending       0/2     Pending             0            5m    <none>     <none>   <none>           <none>
         running       2/2     Running             3 (2m ago)   5m    10.0.0.1   n1       <none>           0/1
@@ -130,7 +136,8 @@ fn pods() {
         leaving       2/2     Terminating         0            5m    <none>     <none>   <none>           <none>
         init          0/2     Init:1/2            0            5m    <none>     <none>   <none>           <none>
         init-failed   0/2     Init:Error          0            5m    <none>     <none>   <none>           <none>
-        sidecar       3/3     Running             1 (2m ago)   5m    <none>     <none>   <none>           <none>"#]]);
+        sidecar       3/3     Running             1 (2m ago)   5m    <none>     <none>   <none>           <none>"#]],
+    );
 }
 
 #[test]
@@ -158,28 +165,43 @@ fn network() {
         ),
         service("named", json!({"type": "ExternalName", "externalName": "example.com"}), json!([])),
     ];
-    check("v1", "Service", &objects, expect![[r#"
+    check(
+        "v1",
+        "Service",
+        &objects,
+        expect![[r#"
         NAME       TYPE           CLUSTER-IP   EXTERNAL-IP                    PORT(S)               AGE   SELECTOR
         plain      ClusterIP      10.96.0.1    <none>                         80:30080/TCP,53/UDP   5m    app=web,tier=x
         headless   ClusterIP      None         <none>                         <none>                5m    <none>
         waiting    LoadBalancer   10.96.0.2    <pending>                      80:30080/TCP,53/UDP   5m    <none>
         balanced   LoadBalancer   10.96.0.3    172.30.0.192,fd00::1,1.2.3.4   80:30080/TCP,53/UDP   5m    <none>
-        named      ExternalName   <none>       example.com                    <none>                5m    <none>"#]]);
+        named      ExternalName   <none>       example.com                    <none>                5m    <none>"#]],
+    );
     let slice = json!({"metadata": meta("s"), "addressType": "IPv4",
         "ports": [{"port": 80}, {"name": "any"}],
         "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.3"]},
             {"addresses": ["10.0.0.4"]}]});
     let empty = json!({"metadata": meta("e"), "addressType": "IPv6"});
-    check("discovery.k8s.io/v1", "EndpointSlice", &[slice, empty], expect![[r#"
+    check(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        &[slice, empty],
+        expect![[r#"
         NAME   ADDRESSTYPE   PORTS     ENDPOINTS                                AGE
         s      IPv4          80,any    10.0.0.1,10.0.0.2,10.0.0.3 + 1 more...   5m
-        e      IPv6          <unset>   <unset>                                  5m"#]]);
+        e      IPv6          <unset>   <unset>                                  5m"#]],
+    );
     let endpoints = json!({"metadata": meta("e"), "subsets": [
         {"addresses": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "ports": [{"port": 80}, {"port": 81}]}]});
-    check("v1", "Endpoints", &[endpoints, json!({"metadata": meta("none")})], expect![[r#"
+    check(
+        "v1",
+        "Endpoints",
+        &[endpoints, json!({"metadata": meta("none")})],
+        expect![[r#"
         NAME   ENDPOINTS                                          AGE
         e      10.0.0.1:80,10.0.0.1:81,[fd00::1]:80 + 1 more...   5m
-        none   <none>                                             5m"#]]);
+        none   <none>                                             5m"#]],
+    );
 }
 
 #[test]
@@ -194,17 +216,32 @@ fn workloads() {
             "numberAvailable": 1},
     });
     let new = json!({"metadata": meta("new"), "spec": {"replicas": 1}});
-    check("apps/v1", "Deployment", &[object.clone(), new.clone()], expect![[r#"
+    check(
+        "apps/v1",
+        "Deployment",
+        &[object.clone(), new.clone()],
+        expect![[r#"
         NAME   READY   UP-TO-DATE   AVAILABLE   AGE   CONTAINERS   IMAGES    SELECTOR
         web    2/3     1            2           5m    a,b          x:1,y:2   app=web
-        new    0/1     0            0           5m                           <none>"#]]);
-    check("apps/v1", "ReplicaSet", &[object.clone(), new], expect![[r#"
+        new    0/1     0            0           5m                           <none>"#]],
+    );
+    check(
+        "apps/v1",
+        "ReplicaSet",
+        &[object.clone(), new],
+        expect![[r#"
         NAME   DESIRED   CURRENT   READY   AGE   CONTAINERS   IMAGES    SELECTOR
         web    3         3         2       5m    a,b          x:1,y:2   app=web
-        new    1         0         0       5m                           <none>"#]]);
-    check("apps/v1", "DaemonSet", &[object], expect![[r#"
+        new    1         0         0       5m                           <none>"#]],
+    );
+    check(
+        "apps/v1",
+        "DaemonSet",
+        &[object],
+        expect![[r#"
         NAME   DESIRED   CURRENT   READY   UP-TO-DATE   AVAILABLE   NODE SELECTOR   AGE   CONTAINERS   IMAGES    SELECTOR
-        web    3         3         2       3            1           os=linux        5m    a,b          x:1,y:2   app=web"#]]);
+        web    3         3         2       3            1           os=linux        5m    a,b          x:1,y:2   app=web"#]],
+    );
 }
 
 #[test]
@@ -218,11 +255,16 @@ fn cluster() {
             "nodeInfo": {"kubeletVersion": "v1.33.0", "osImage": "Debian 12", "kernelVersion": "6.18"}},
     });
     let gone = json!({"metadata": {"name": "n2"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
-    check("v1", "Node", &[node, gone, json!({"metadata": {"name": "n3"}})], expect![[r#"
+    check(
+        "v1",
+        "Node",
+        &[node, gone, json!({"metadata": {"name": "n3"}})],
+        expect![[r#"
         NAME   STATUS                     ROLES                  AGE         VERSION   INTERNAL-IP   EXTERNAL-IP   OS-IMAGE    KERNEL-VERSION   CONTAINER-RUNTIME
         n1     Ready,SchedulingDisabled   control-plane,worker   10d         v1.33.0   172.30.0.11   <none>        Debian 12   6.18             <unknown>
         n2     NotReady                   <none>                 <unknown>             <none>        <none>        <unknown>   <unknown>        <unknown>
-        n3     Unknown                    <none>                 <unknown>             <none>        <none>        <unknown>   <unknown>        <unknown>"#]]);
+        n3     Unknown                    <none>                 <unknown>             <none>        <none>        <unknown>   <unknown>        <unknown>"#]],
+    );
     check(
         "v1",
         "Namespace",
@@ -231,9 +273,14 @@ fn cluster() {
             NAME   STATUS   AGE
             a      Active   5m"#]],
     );
-    check("v1", "ConfigMap", &[json!({"metadata": meta("a"), "data": {"x": "", "y": ""}})], expect![[r#"
+    check(
+        "v1",
+        "ConfigMap",
+        &[json!({"metadata": meta("a"), "data": {"x": "", "y": ""}})],
+        expect![[r#"
         NAME   DATA   AGE
-        a      2      5m"#]]);
+        a      2      5m"#]],
+    );
     check(
         "v1",
         "Secret",
@@ -242,19 +289,34 @@ fn cluster() {
             NAME   TYPE     DATA   AGE
             a      Opaque   1      5m"#]],
     );
-    check("v1", "ServiceAccount", &[json!({"metadata": meta("a")})], expect![[r#"
+    check(
+        "v1",
+        "ServiceAccount",
+        &[json!({"metadata": meta("a")})],
+        expect![[r#"
         NAME   SECRETS   AGE
-        a      0         5m"#]]);
+        a      0         5m"#]],
+    );
     let lease = json!({"metadata": meta("a"), "spec": {"holderIdentity": "n1"}});
-    check("coordination.k8s.io/v1", "Lease", &[lease], expect![[r#"
+    check(
+        "coordination.k8s.io/v1",
+        "Lease",
+        &[lease],
+        expect![[r#"
         NAME   HOLDER   AGE
-        a      n1       5m"#]]);
+        a      n1       5m"#]],
+    );
     let mut owned = json!({"metadata": meta("a"), "revision": 2});
     owned["metadata"]["ownerReferences"] =
         json!([{"controller": true, "apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d"}]);
-    check("apps/v1", "ControllerRevision", &[owned], expect![[r#"
+    check(
+        "apps/v1",
+        "ControllerRevision",
+        &[owned],
+        expect![[r#"
         NAME   CONTROLLER         REVISION   AGE
-        a      daemonset.apps/d   2          5m"#]]);
+        a      daemonset.apps/d   2          5m"#]],
+    );
 }
 
 #[test]
@@ -266,10 +328,15 @@ fn events() {
     let new = json!({"metadata": meta("b"), "type": "Warning", "reason": "FailedScheduling", "message": "no node",
         "involvedObject": {"kind": "Pod", "name": "web"}, "eventTime": "2026-11-21T06:50:00.000000Z",
         "reportingComponent": "scheduler", "series": {"count": 7, "lastObservedTime": "2026-11-21T06:59:00.000000Z"}});
-    check("v1", "Event", &[old.clone(), new], expect![[r#"
+    check(
+        "v1",
+        "Event",
+        &[old.clone(), new],
+        expect![[r#"
         LAST SEEN   TYPE      REASON             OBJECT    SUBOBJECT            SOURCE        MESSAGE   FIRST SEEN   COUNT   NAME
         30s         Normal    Pulled             pod/web   spec.containers{a}   kubelet, n1   pulled    60m          4       a
-        60s         Warning   FailedScheduling   pod/web                        scheduler     no node   10m          7       b"#]]);
+        60s         Warning   FailedScheduling   pod/web                        scheduler     no node   10m          7       b"#]],
+    );
     let registry = Registry::builtin();
     let shown = registry.kind("events.k8s.io/v1", "Event").unwrap().from_storage(old.clone());
     assert_eq!(wide("events.k8s.io/v1", "Event", &[shown]), wide("v1", "Event", &[old]));

@@ -1,4 +1,5 @@
 //! Each rule of strategic merge patch, as object + patch = result.
+#![allow(clippy::too_many_lines, reason = "a table")]
 
 use proptest::prelude::*;
 use serde_json::json;
