@@ -17,8 +17,9 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Cn
     };
     let netns = open_netns(environment)?;
     let told = addresses_of(prev_result, &attachment.ifname)?;
-    let held = Ipam::open(&config.data_dir, &config.name)?.reservation(&owner(environment))?;
-    let Some(held) = held else {
+    let ipam = Ipam::open_if_there(&config.data_dir, &config.name)?;
+    let held = ipam.map(|ipam| ipam.reservation(&owner(environment))).transpose()?;
+    let Some(held) = held.flatten() else {
         let message =
             format!("container {} holds no addresses in network {}", attachment.container_id, config.name);
         return Err(CniError::new(Code::UnknownContainer, message));

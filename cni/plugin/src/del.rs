@@ -11,6 +11,8 @@ use crate::error::CniError;
 /// files follow from the ids. The addresses are freed last, when nothing leads to them any more.
 pub(crate) fn del(environment: &Environment, config: &Config) -> Result<(), CniError> {
     attachment(environment, config).unwire()?;
-    Ipam::open(&config.data_dir, &config.name)?.release(&owner(environment))?;
+    if let Some(mut ipam) = Ipam::open_if_there(&config.data_dir, &config.name)? {
+        ipam.release(&owner(environment))?;
+    }
     Ok(())
 }

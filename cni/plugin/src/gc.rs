@@ -33,9 +33,11 @@ pub(crate) fn gc(config: &Config) -> Result<(), CniError> {
     let in_use = |container_id: &str, ifname: &str| {
         stuck.iter().any(|one| one.container_id == container_id && one.ifname == ifname)
     };
-    let released = Ipam::open(&config.data_dir, &config.name).and_then(|mut ipam| {
-        ipam.release_unless(|owner| {
-            keep(&owner.container_id, &owner.ifname) || in_use(&owner.container_id, &owner.ifname)
+    let released = Ipam::open_if_there(&config.data_dir, &config.name).and_then(|ipam| {
+        ipam.map_or(Ok(Vec::new()), |mut ipam| {
+            ipam.release_unless(|owner| {
+                keep(&owner.container_id, &owner.ifname) || in_use(&owner.container_id, &owner.ifname)
+            })
         })
     });
     errors.extend(released.err().map(CniError::from));

@@ -146,6 +146,7 @@ fn verbs_may_be_repeated() {
     let runtime = Runtime::new(lab.node(0), &BOTH);
     let a = Sandbox::new("pod-a");
     runtime.del(&a);
+    assert!(!lab.node(0).state_dir().join("cni").exists(), "there was nothing, and there is nothing");
     let first = runtime.add(&a);
     let error = runtime.call("ADD", &a, json!({})).unwrap_err();
     assert_eq!(error["code"], 103, "{error}");

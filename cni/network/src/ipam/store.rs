@@ -31,6 +31,15 @@ impl Ipam {
         let files = DirectoryFiles::lock(&data_dir.join(network))?;
         Self::new(files, &boot_id, now_ms())
     }
+
+    /// As [`Self::open`], but makes nothing: none if there never was a reservation of `network`.
+    pub fn open_if_there(data_dir: &Path, network: &str) -> FilesResult<Option<Self>> {
+        if data_dir.join(network).join(BOOT).exists() {
+            Self::open(data_dir, network).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
 }
 
 impl<F: Files> Ipam<F> {
