@@ -192,3 +192,6 @@ async fn respond(mut connection: TcpStream, answer: &str) -> std::io::Result<()>
     };
     tokio::time::timeout(READ_TIMEOUT, exchange).await.map_err(std::io::Error::from)?
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,9 @@ pub struct Reconciler {
     /// Frontends that may differ from what is held.
     pending: BTreeSet<FrontendKey>,
     links: Vec<Link>,
+    /// The own Node as last seen. Before it is seen nothing is written: without its addresses half of what the kernel
+    /// holds would be taken away. When it vanishes later, its addresses are still there.
+    node: Option<Arc<Node>>,
     failures: u32,
     /// The last failure that was logged, so that a lasting one is logged once.
     logged: Option<String>,
@@ -58,6 +61,7 @@ impl Reconciler {
             actual: None,
             pending: BTreeSet::new(),
             links: Vec::new(),
+            node: None,
             failures: 0,
             logged: None,
         }
@@ -107,9 +111,16 @@ impl Reconciler {
         if self.links.is_empty() {
             self.links_changed();
         }
-        let node = snapshot.nodes.get(&*self.config.node_name).map(AsRef::as_ref);
-        let view = view(&self.config, node, &self.links);
-        let host = host(&self.config, node, &self.links);
+        if let Some(node) = snapshot.nodes.get(&*self.config.node_name) {
+            self.node = Some(Arc::clone(node));
+        }
+        let Some(node) = self.node.clone() else {
+            let text = format!("waiting for the Node object {:?}", self.config.node_name);
+            self.config.status.update(|status| status.last_error = Some(text));
+            return true;
+        };
+        let view = view(&self.config, Some(&node), &self.links);
+        let host = host(&self.config, Some(&node), &self.links);
         self.pending.append(&mut self.computation.update(snapshot, &view));
         let result = self.bring_in_line(&host).await;
         let ok = match result {
@@ -314,3 +325,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_loader as loader;
 use seaway_ebpf_loader::{DropReason, FakeMaps, KernelMaps, ServiceMaps};
 
@@ -36,21 +35,10 @@ pub struct Loaded {
     maps: KernelMaps,
 }
 
-/// The sizes of the maps that are made; maps that exist keep theirs.
-const CAPACITIES: loader::Capacities = loader::Capacities {
-    services: capacity::SERVICES,
-    backends: capacity::BACKENDS,
-    source_ranges: capacity::SOURCE_RANGES,
-    affinity: capacity::AFFINITY,
-    sockets: capacity::SOCKETS,
-    flows: capacity::FLOWS,
-    fragments: capacity::FRAGMENTS,
-};
-
 impl Loaded {
     /// Loads the programs, adopts the maps, attaches the socket hooks.
     pub(super) fn open(bpffs: &Path, cgroup: &Path) -> Result<Self, DataplaneError> {
-        let mut dataplane = loader::Dataplane::open(bpffs, &CAPACITIES)
+        let mut dataplane = loader::Dataplane::open(bpffs, &loader::Capacities::default())
             .map_err(failed("cannot load the eBPF programs"))?;
         dataplane.attach_cgroup(cgroup).map_err(failed("cannot attach the socket programs to the cgroup"))?;
         let maps = dataplane.maps();

@@ -342,3 +342,6 @@ impl Placed {
 fn range(id: u32, net: IpNet) -> loader::SourceRange {
     loader::SourceRange { service: id, addr: net.addr(), prefix: net.prefix_len() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! The loop over data planes in memory.
+
+use seaway_model::{Service, ServiceKey, ServicePort};
+
+use super::*;
+use crate::dataplane::fake::Fake;
+use crate::dataplane::faulty::Faulty;
+
+const NODE: &str = "node-a";
+
+fn cluster(services: u8) -> Snapshot {
+    let mut snapshot = Snapshot { version: 1, synced: true, ..Snapshot::default() };
+    let node = Node {
+        name: NODE.into(),
+        addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+        zone: None,
+        ready: true,
+        excluded_from_load_balancers: false,
+        vtep_mac: None,
+    };
+    snapshot.nodes.insert(NODE.into(), Arc::new(node));
+    for index in 0..services {
+        let mut service = Service::new(ServiceKey::new("default", &format!("web-{index}")));
+        service.cluster_ips = vec![IpAddr::from([10, 96, 0, index])];
+        service.ports = vec![ServicePort {
+            name: "".into(),
+            protocol: seaway_model::Protocol::Tcp,
+            port: 80,
+            node_port: None,
+            app_protocol: None,
+        }];
+        snapshot.services.insert(service.key.clone(), Arc::new(service));
+    }
+    snapshot
+}
+
+fn config() -> ProxyConfig {
+    let mut config = ProxyConfig::new(NODE, "", "");
+    config.node_port_loopback = false;
+    config.resync_interval = Duration::from_secs(1000);
+    config
+}
+
+fn metrics() -> Metrics {
+    Metrics::new(&prometheus::Registry::new())
+}
+
+/// A running loop with what a test holds on to.
+struct Loop {
+    sender: watch::Sender<Arc<Snapshot>>,
+    config: ProxyConfig,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn start(config: ProxyConfig, dataplane: Box<dyn Dataplane>) -> Loop {
+    let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
+    let stop = CancellationToken::new();
+    let reconciler = Reconciler::new(config.clone(), metrics(), dataplane);
+    let task = tokio::spawn(reconciler.run(receiver, stop.clone()));
+    Loop { sender, config, stop, task }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..200_000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_before_every_list_has_been_read() {
+    let fake = Fake::default();
+    let mut former = Reconciler::new(config(), metrics(), Box::new(fake.clone()));
+    assert!(former.sync(&cluster(3)).await);
+    let held = fake.held();
+    assert_eq!(held.frontends.len(), 6);
+
+    let running = start(config(), Box::new(fake.clone()));
+    running.sender.send_replace(Arc::new(Snapshot { synced: false, ..cluster(1) }));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.held(), held, "the former process's state stands");
+    assert!(!running.config.status.healthy());
+    running.sender.send_replace(Arc::new(cluster(1)));
+    until("pruned once synced", || fake.held().frontends.len() == 2).await;
+    until("healthy", || running.config.status.healthy()).await;
+    running.stop.cancel();
+    running.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_node_it_waits() {
+    let fake = Fake::default();
+    let mut reconciler = Reconciler::new(config(), metrics(), Box::new(fake.clone()));
+    let mut unknown = cluster(1);
+    unknown.nodes.clear();
+    assert!(reconciler.sync(&unknown).await);
+    assert!(fake.held().frontends.is_empty());
+    let error = reconciler.config.status.status().last_error.unwrap();
+    assert_eq!(error, "waiting for the Node object \"node-a\"");
+    reconciler.sync(&cluster(1)).await;
+    reconciler.sync(&unknown).await;
+    assert_eq!(fake.held().frontends.len(), 2, "once seen, it is known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_it_comes_through() {
+    let fake = Fake::default();
+    let running = start(config(), Box::new(Faulty::new(fake.clone(), 30, 42)));
+    for services in [5, 1, 9, 0, 4] {
+        running.sender.send_replace(Arc::new(cluster(services)));
+        until("in line", || fake.held().frontends.len() == 2 * usize::from(services)).await;
+    }
+    running.stop.cancel();
+    running.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_else_broke_is_repaired() {
+    let fake = Fake::default();
+    let mut config = config();
+    config.resync_interval = Duration::from_secs(30);
+    let running = start(config, Box::new(fake.clone()));
+    running.sender.send_replace(Arc::new(cluster(2)));
+    until("in line", || fake.held().frontends.len() == 4).await;
+    let held = fake.held();
+    let broken = Plan { removals: held.frontends.keys().copied().collect(), ..Plan::default() };
+    fake.clone().apply(&broken).unwrap();
+    assert!(fake.held().frontends.is_empty());
+    until("repaired", || fake.held() == held).await;
+    running.stop.cancel();
+    running.task.await.unwrap();
+}
+
+#[test]
+fn uplinks_are_the_links_of_the_nodes_own_addresses() {
+    let link = |name: &str, index, addr: &str| Link {
+        name: name.into(),
+        index,
+        mac: None,
+        addrs: [addr.parse().unwrap()].into(),
+    };
+    let links = [link("lo", 1, "127.0.0.1"), link("eth0", 2, "192.0.2.1"), link("eth1", 3, "192.0.2.65")];
+    let mut node = (**cluster(0).nodes.get(NODE).unwrap()).clone();
+    let address = |text: &str| seaway_model::NodeAddress {
+        addr: text.parse().unwrap(),
+        kind: seaway_model::NodeAddressKind::Internal,
+    };
+    node.addresses = vec![address("192.0.2.1"), address("fd00::1")];
+    let mut config = config();
+    let names = |host: Host| host.uplinks.iter().map(|d| d.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(host(&config, Some(&node), &links)), ["eth0"]);
+    assert_eq!(host(&config, Some(&node), &links).node_v6, Some("fd00::1".parse().unwrap()));
+    config.devices = vec!["eth1".into()];
+    assert_eq!(names(host(&config, Some(&node), &links)), ["eth1"]);
+    config.node_port_addresses = vec!["192.0.2.64/26".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];
+    let own: Vec<IpAddr> = vec!["192.0.2.65".parse().unwrap()];
+    assert_eq!(view(&config, Some(&node), &links).node_port_addresses, own);
+}

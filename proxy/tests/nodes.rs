@@ -1,0 +1,274 @@
+//! The proxy of one node, end to end, in namespaces: from the node and a pod through the socket hooks, from a client
+//! outside through NodePort and load balancer addresses that the node answers for. Needs root.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "support/kernel.rs"]
+mod kernel;
+#[path = "support/net.rs"]
+mod net;
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::Place;
+use net::{Net, eventually, talk};
+use seaway_model::{
+    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress, NodeAddressKind,
+    Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
+};
+use seaway_proxy::{Metrics, Mode, ProxyConfig, StatusHandle};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const LOCAL: [&str; 2] = ["10.244.1.5", "fd00:10:244:1::5"];
+const REMOTE: [&str; 2] = ["10.244.2.5", "fd00:10:244:2::5"];
+const NODE_ADDRS: [&str; 2] = ["172.30.7.11", "fd00:7::11"];
+const CLIENT_ADDRS: [&str; 2] = ["172.30.7.100", "fd00:7::100"];
+
+/// A proxy that runs in the node's namespace.
+struct Running {
+    stop: CancellationToken,
+    status: StatusHandle,
+    ended: std::sync::mpsc::Receiver<()>,
+}
+
+impl Running {
+    fn start(net: &Net, place: &Place, snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
+        let mut config = ProxyConfig::new("node", &place.cgroup, &place.bpffs);
+        config.mode = Mode::Ebpf;
+        config.resync_interval = Duration::from_secs(1);
+        let (stop, status) = (CancellationToken::new(), config.status.clone());
+        let (sender, ended) = std::sync::mpsc::channel();
+        let shutdown = stop.clone();
+        net.spawn_within("node", move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let metrics = Metrics::new(&prometheus::Registry::new());
+            runtime.block_on(seaway_proxy::run(config, snapshots, metrics, shutdown)).unwrap();
+            sender.send(()).unwrap();
+        });
+        Self { stop, status, ended }
+    }
+
+    fn stop(self) {
+        self.stop.cancel();
+        self.ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+}
+
+fn endpoint(addr: &str, node: &str) -> Endpoint {
+    Endpoint {
+        addr: addr.parse().unwrap(),
+        hostname: None,
+        node: Some(node.into()),
+        zone: None,
+        pod: None,
+        ready: true,
+        serving: true,
+        terminating: false,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+        ports: [Protocol::Tcp, Protocol::Udp].map(|p| EndpointPort { name: name(p), protocol: p, port: 8080 }).into(),
+    }
+}
+
+fn name(protocol: Protocol) -> Arc<str> {
+    protocol.as_str().to_lowercase().into()
+}
+
+/// A Service of every kind of address in both families; `index` tells Services apart.
+fn service(snapshot: &mut Snapshot, index: u16, policy: TrafficPolicy, endpoints: &[(&str, &str)]) -> ServiceKey {
+    let key = ServiceKey::new("default", &format!("web-{index}"));
+    let mut service = Service::new(key.clone());
+    service.kind = ServiceKind::LoadBalancer;
+    service.external_policy = policy;
+    let addr = |text: String| text.parse::<IpAddr>().unwrap();
+    service.cluster_ips = vec![addr(format!("10.96.7.{index}")), addr(format!("fd00:10:96::{index:x}"))];
+    let vips = [addr(format!("172.30.7.{}", 200 + index)), addr(format!("fd00:7::c{index:x}"))];
+    service.load_balancer =
+        vips.into_iter().map(|addr| LoadBalancerIngress { addr, mode: IngressMode::Vip }).collect();
+    service.ports = [Protocol::Tcp, Protocol::Udp]
+        .map(|protocol| ServicePort {
+            name: name(protocol),
+            protocol,
+            port: 80,
+            node_port: Some(30_000 + index),
+            app_protocol: None,
+        })
+        .into();
+    snapshot.services.insert(key.clone(), Arc::new(service));
+    let endpoints = endpoints.iter().map(|(addr, node)| endpoint(addr, node)).collect();
+    snapshot.endpoints.insert(key.clone(), Arc::new(EndpointSet { endpoints }));
+    key
+}
+
+fn cluster() -> Snapshot {
+    let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+    for (node, addrs) in [("node", NODE_ADDRS), ("other", ["172.30.7.12", "fd00:7::12"])] {
+        let address =
+            |text: &str| NodeAddress { addr: text.parse().unwrap(), kind: NodeAddressKind::Internal };
+        let node = Node {
+            name: node.into(),
+            addresses: addrs.map(address).into(),
+            pod_cidrs: Vec::new(),
+            zone: None,
+            ready: node == "node",
+            excluded_from_load_balancers: false,
+            vtep_mac: None,
+        };
+        snapshot.nodes.insert(node.name.clone(), Arc::new(node));
+    }
+    let local = LOCAL.map(|addr| (addr, "node"));
+    let remote = REMOTE.map(|addr| (addr, "other"));
+    service(&mut snapshot, 1, TrafficPolicy::Cluster, &local);
+    service(&mut snapshot, 2, TrafficPolicy::Cluster, &remote);
+    service(&mut snapshot, 3, TrafficPolicy::Cluster, &[]);
+    service(&mut snapshot, 4, TrafficPolicy::Local, &[local[0], local[1], remote[0], remote[1]]);
+    snapshot
+}
+
+fn at(addr: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(addr.parse().unwrap(), port)
+}
+
+fn family(v6: bool, pair: [&str; 2]) -> &str {
+    pair[usize::from(v6)]
+}
+
+struct World {
+    net: Net,
+    place: Place,
+    sender: watch::Sender<Arc<Snapshot>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (net, place) = (Net::new(), Place::new());
+        for (ns, name, addrs) in [("pod", "local", LOCAL), ("other", "remote", REMOTE)] {
+            for addr in addrs {
+                net.serve(ns, name, at(addr, 8080));
+            }
+        }
+        let (sender, _) = watch::channel(Arc::new(Snapshot::default()));
+        Self { net, place, sender }
+    }
+
+    fn start(&self) -> Running {
+        let running = Running::start(&self.net, &self.place, self.sender.subscribe());
+        self.sender.send_replace(Arc::new(cluster()));
+        eventually("the first sync", || running.status.status().synced.then_some(()).ok_or(running.status.status()));
+        running
+    }
+
+    fn inside(&self, ns: &str, protocol: &str, to: SocketAddr) -> String {
+        let ask = || self.net.ask_from_cgroup(ns, &self.place.cgroup, protocol, to);
+        eventually(&format!("{protocol} from {ns} to {to}"), ask)
+    }
+
+    fn outside(&self, protocol: &str, to: SocketAddr) -> String {
+        let ask = || match protocol {
+            "tcp" => self.net.ask_tcp("client", to),
+            _ => self.net.ask_udp("client", to),
+        };
+        eventually(&format!("{protocol} from outside to {to}"), ask)
+    }
+}
+
+#[test]
+fn traffic_follows_from_inside_and_outside() {
+    let world = World::new();
+    let running = world.start();
+    for v6 in [false, true] {
+        for protocol in ["tcp", "udp"] {
+            let ip = |index: u16| if v6 { format!("fd00:10:96::{index:x}") } else { format!("10.96.7.{index}") };
+            let vip = |index: u16| if v6 { format!("fd00:7::c{index:x}") } else { format!("172.30.7.{}", 200 + index) };
+            let (node, client) = (family(v6, NODE_ADDRS), family(v6, CLIENT_ADDRS));
+            // From the node and from a pod to ClusterIPs: local and remote backends.
+            for ns in ["node", "pod"] {
+                assert!(world.inside(ns, protocol, at(&ip(1), 80)).starts_with("local "));
+            }
+            assert!(world.inside("node", protocol, at(&ip(2), 80)).starts_with("remote "));
+            // The node's own NodePort, at its address and at loopback.
+            assert!(world.inside("node", protocol, at(node, 30_001)).starts_with("local "));
+            assert!(world.inside("node", protocol, at(if v6 { "::1" } else { "127.0.0.1" }, 30_001)).starts_with("local "));
+            // From outside: a local backend sees the client, a remote one sees the node.
+            assert_eq!(world.outside(protocol, at(node, 30_001)), format!("local {client}"));
+            assert_eq!(world.outside(protocol, at(node, 30_002)), format!("remote {node}"));
+            // Load balancer addresses, which stand on no interface: ARP and NDP are answered.
+            assert_eq!(world.outside(protocol, at(&vip(1), 80)), format!("local {client}"));
+            assert_eq!(world.outside(protocol, at(&vip(2), 80)), format!("remote {node}"));
+            // Policy Local: from outside the local endpoint only, and it sees the client.
+            for _ in 0..4 {
+                assert_eq!(world.outside(protocol, at(&vip(4), 80)), format!("local {client}"));
+            }
+        }
+    }
+    let status = running.status.status();
+    assert_eq!((status.mode.as_str(), status.services), ("ebpf", 4));
+    assert_eq!(status.announced.len(), 8);
+    assert_eq!(status.devices, ["eth0"]);
+    running.stop();
+}
+
+#[test]
+fn what_nobody_serves_is_refused_at_once() {
+    let world = World::new();
+    let running = world.start();
+    for addr in ["10.96.7.3", "fd00:10:96::3"] {
+        for (what, port) in [("without endpoints", 80), ("undefined port", 81)] {
+            let started = std::time::Instant::now();
+            let refused = world.net.ask_from_cgroup("node", &world.place.cgroup, "tcp", at(addr, port));
+            assert!(refused.is_err(), "{what} {addr}: {refused:?}");
+            assert!(started.elapsed() < Duration::from_secs(2), "{what} {addr}");
+        }
+    }
+    for addr in NODE_ADDRS {
+        let refused = world.net.ask_tcp("client", at(addr, 30_003)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{addr}");
+    }
+    running.stop();
+}
+
+#[test]
+fn changes_are_followed_and_a_restart_breaks_nothing() {
+    let world = World::new();
+    let running = world.start();
+    let vip = at("172.30.7.201", 80);
+    assert!(world.outside("tcp", vip).starts_with("local "));
+    let mut open = world.net.within("client", || TcpStream::connect(vip).unwrap());
+    assert!(talk(&mut open).unwrap().starts_with("local "));
+
+    // Stopped: what is in the kernel goes on, for open connections and for new ones.
+    running.stop();
+    assert!(talk(&mut open).unwrap().starts_with("local "));
+    assert!(world.net.ask_tcp("client", vip).unwrap().starts_with("local "));
+    assert!(world.inside("node", "tcp", at("10.96.7.1", 80)).starts_with("local "));
+
+    // Started again, before the lists are read: nothing is taken away.
+    world.sender.send_replace(Arc::new(Snapshot::default()));
+    let running = Running::start(&world.net, &world.place, world.sender.subscribe());
+    eventually("the data plane is open", || (!running.status.status().mode.is_empty()).then_some(()).ok_or("not yet"));
+    assert!(world.net.ask_tcp("client", vip).unwrap().starts_with("local "));
+    assert!(talk(&mut open).unwrap().starts_with("local "));
+
+    // The endpoints move to the other node: new connections follow, the open one stays.
+    let mut moved = cluster();
+    service(&mut moved, 1, TrafficPolicy::Cluster, &REMOTE.map(|addr| (addr, "other")));
+    world.sender.send_replace(Arc::new(moved));
+    eventually("new connections follow", || {
+        let answer = world.net.ask_tcp("client", vip).unwrap();
+        if answer.starts_with("remote ") { Ok(()) } else { Err(answer) }
+    });
+    assert!(talk(&mut open).unwrap().starts_with("local "));
+
+    // All goes: the addresses are nobody's any more.
+    world.sender.send_replace(Arc::new(Snapshot { synced: true, ..Snapshot::default() }));
+    eventually("nothing is left", || {
+        let status = running.status.status();
+        if status.frontends == 0 && status.announced.is_empty() { Ok(()) } else { Err(status) }
+    });
+    running.stop();
+    let config = ProxyConfig::new("node", &world.place.cgroup, &world.place.bpffs);
+    seaway_proxy::cleanup(&config).unwrap();
+    assert!(!world.place.bpffs.exists());
+}
