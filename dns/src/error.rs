@@ -30,4 +30,11 @@ pub enum DnsError {
         #[source]
         source: io::Error,
     },
+    /// One of the server's tasks panicked. The caller should start the server again.
+    #[error("a task of the DNS server ended badly")]
+    Task {
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
 }

@@ -68,7 +68,7 @@ impl Server {
     /// Serves until `shutdown`.
     ///
     /// # Errors
-    /// When the runtime does not take the sockets.
+    /// When the runtime does not take the sockets, or one of the server's tasks panicked.
     pub async fn serve(
         self,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -84,7 +84,7 @@ impl Server {
             handler: Handler { forwarder: Forwarder::new(&self.config, &listening, metrics.clone()) },
             zones,
             pending: TaskTracker::new(),
-            stop: shutdown.clone(),
+            stop: shutdown.child_token(),
             tcp_connections_max: self.config.tcp_connections_max,
             tcp_idle_timeout: self.config.tcp_idle_timeout,
         });
@@ -94,15 +94,20 @@ impl Server {
             start(bound, &shared, &meter, &mut tasks)?;
         }
         info!(?listening, zone = %origin, upstreams = ?self.config.upstreams, "DNS serves");
-        keep_up(&publish, &mut snapshots, &shared.handler.forwarder, &metrics, &shutdown).await;
+        let failed = tokio::select! {
+            () = keep_up(&publish, &mut snapshots, &shared.handler.forwarder, &metrics, &shutdown) => None,
+            // Before the shutdown none ends of its own accord.
+            Some(Err(source)) = tasks.join_next() => Some(DnsError::Task { source }),
+        };
         metrics.set_state(false, false, 0);
+        shared.stop.cancel();
         shared.pending.close();
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
                 warn!(%error, "a DNS task ended badly");
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }
 
