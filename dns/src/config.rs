@@ -19,7 +19,8 @@ pub enum PodRecords {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsConfig {
     /// The addresses to listen at, UDP and TCP each. Several processes may share them (SO_REUSEPORT), so that a new one
-    /// can take over from an old one.
+    /// can take over from an old one. Name single addresses: at an unspecified one (`0.0.0.0`, `::`) the kernel picks the
+    /// source of UDP answers, which on a machine with several addresses need not be the one that was asked.
     pub listen: Vec<SocketAddr>,
     /// The cluster's zone, such as `cluster.local`.
     pub zone: String,

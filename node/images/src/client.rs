@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::arguments::Arguments;
 use crate::echo::listen_tcp;
 use crate::identity::Identity;
-use crate::process::{ImageError, block_on, stop_on_signals};
+use crate::process::{ImageError, block_on, say, stop_on_signals};
 
 /// Serves until SIGTERM.
 pub(crate) fn run(args: &[String]) -> Result<(), ImageError> {
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), ImageError> {
         let terminated = stop_on_signals()?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         if let Some((listener, address)) = listen_tcp(port)? {
-            println!("{} listens on http {address}", Identity::of_this_process().pod);
+            say(&format!("{} listens on http {address}", Identity::of_this_process().pod));
             let service = Arc::new(dial::Dial::default());
             tasks.spawn(crate::http::serve(listener, service, tasks.clone(), stop.clone()));
         }
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), ImageError> {
         stop.cancel();
         tasks.close();
         if tokio::time::timeout(drain, tasks.wait()).await.is_err() {
-            println!("{} probes are still under way after {drain:?}: leaving", tasks.len());
+            say(&format!("{} probes are still under way after {drain:?}: leaving", tasks.len()));
         }
         Ok(())
     })

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::arguments::Arguments;
 use crate::identity::Identity;
-use crate::process::{ImageError, block_on, stop_on_signals};
+use crate::process::{ImageError, block_on, say, stop_on_signals};
 
 /// What all of the servers share.
 pub(crate) struct Shared {
@@ -76,15 +76,15 @@ async fn serve(options: &Options, terminated: &CancellationToken) -> Result<(), 
         listening.push(format!("udp {address}"));
         tasks.spawn(datagram::serve(socket, address, Arc::clone(&shared), stop.clone()));
     }
-    println!("{} listens on {}", shared.identity.pod, listening.join(", "));
+    say(&format!("{} listens on {}", shared.identity.pod, listening.join(", ")));
     terminated.cancelled().await;
-    println!("terminating");
+    say("terminating");
     shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
     tokio::time::sleep(options.lameduck).await;
     stop.cancel();
     tasks.close();
     if tokio::time::timeout(options.drain, tasks.wait()).await.is_err() {
-        println!("{} connections are still open after {:?}: leaving", tasks.len(), options.drain);
+        say(&format!("{} connections are still open after {:?}: leaving", tasks.len(), options.drain));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod pause;
 pub mod probe;
 mod process;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 pub use image::{Image, is_builtin};
@@ -27,15 +28,22 @@ pub fn run(image: &str, args: &[String]) -> ExitCode {
         Some(Image::Client) => client::run(args),
         Some(Image::Pause) => pause::run(),
         None => {
-            eprintln!("{image:?} is not a built-in image: want seaway/echo, seaway/client or seaway/pause");
+            complain(&format!(
+                "{image:?} is no built-in image: want seaway/echo, seaway/client or seaway/pause"
+            ));
             return ExitCode::from(127);
         }
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{image}: {}", process::chain(&error));
+            complain(&format!("{image}: {}", process::chain(&error)));
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Writes a line to stderr, whether or not anybody reads it.
+fn complain(line: &str) {
+    writeln!(std::io::stderr(), "{line}").ok();
 }

@@ -1,7 +1,7 @@
 //! What every built-in image shares as a process: its errors, its small runtime, and how it is asked to stop.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 
 use thiserror::Error;
@@ -44,6 +44,11 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         source = cause.source();
     }
     line
+}
+
+/// Writes a line to stdout. Nobody may be reading any more: that is no reason to end.
+pub(crate) fn say(line: &str) {
+    writeln!(io::stdout(), "{line}").ok();
 }
 
 /// Runs `work` on a runtime of one thread: a pod of these needs little memory.

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::probe::{self, Kind, ProbeRequest, ProbeResult};
+use crate::process::say;
 
 /// Requests that may be under way at once; beyond it a request counts as failed without being sent.
 const IN_FLIGHT_MAX: usize = 512;
@@ -78,7 +79,7 @@ pub(super) async fn run(plan: Plan, target: String, stop: CancellationToken) {
             () = stop.cancelled() => break,
             _ = report.tick() => {
                 let mut ended = std::mem::take(&mut *lock(&window));
-                println!("{}", ended.line(&target));
+                say(&ended.line(&target));
             }
             _ = tick.tick() => {
                 if under_way.len() >= IN_FLIGHT_MAX {
@@ -96,7 +97,7 @@ pub(super) async fn run(plan: Plan, target: String, stop: CancellationToken) {
         }
     }
     let mut last = std::mem::take(&mut *lock(&window));
-    println!("{}", last.line(&target));
+    say(&last.line(&target));
 }
 
 fn request(plan: Plan, target: &str) -> ProbeRequest {
