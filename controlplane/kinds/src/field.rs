@@ -95,13 +95,18 @@ impl std::fmt::Display for FieldError {
     }
 }
 
+/// More faults than this are not collected: a hostile object shall not make a long answer.
+const FAULTS_MAX: usize = 128;
+
 /// Collects the faults of one object.
 #[derive(Debug, Default)]
 pub struct Errors(Vec<FieldError>);
 
 impl Errors {
     fn push(&mut self, fault: Fault, path: &str, value: Option<Value>, detail: impl Into<String>) {
-        self.0.push(FieldError { fault, path: path.to_owned(), value, detail: detail.into() });
+        if self.0.len() < FAULTS_MAX {
+            self.0.push(FieldError { fault, path: path.to_owned(), value, detail: detail.into() });
+        }
     }
 
     /// The field has to be there.

@@ -1,5 +1,7 @@
 //! Bodies as clients send them, and as nobody should.
 
+mod random;
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,5 +1,8 @@
 //! Strategic merge patch: objects merge member by member, lists by the keys that the schema names.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::schema::{Container, Field, Schema, Type};
@@ -84,9 +87,10 @@ impl<'s> Merge<'s> {
                 continue;
             }
             if let Some(name) = key.strip_prefix(DELETE_PREFIX) {
-                let gone = elements(value, trail)?;
+                let gone: HashSet<String> =
+                    elements(value, trail)?.iter().map(|value| id(value, "")).collect();
                 if let Some(list) = merged.get_mut(name).and_then(Value::as_array_mut) {
-                    list.retain(|element| !gone.contains(element));
+                    list.retain(|element| !gone.contains(&id(element, "")));
                 }
                 continue;
             }
@@ -162,31 +166,36 @@ impl<'s> Merge<'s> {
             return kept.map(|value| self.fresh(value, element, trail)).collect();
         };
         if key.is_empty() {
+            let known: HashSet<String> = old.iter().map(|value| id(value, key)).collect();
             let mut merged = old.to_vec();
-            merged.extend(patch.iter().filter(|value| !old.contains(value)).cloned());
+            merged.extend(patch.iter().filter(|value| !known.contains(&id(value, key))).cloned());
             return Ok(ordered(&merged, order.unwrap_or(patch), old, key));
         }
-        let mut merged = old.to_vec();
-        let mut present = Vec::with_capacity(patch.len());
-        for value in patch {
-            let Some(id) = value.get(key).filter(|id| !id.is_null()) else {
-                return Err(StrategicError::MergeKey { path: trail.to_owned(), key: key.to_owned() });
-            };
-            if said(value).as_deref() == Some("delete") {
-                merged.retain(|known| known.get(key) != Some(id));
-                continue;
-            }
-            present.push(value.clone());
-            match merged.iter_mut().find(|known| known.get(key) == Some(id)) {
-                Some(known) => {
+        if patch.iter().any(|value| value.get(key).is_none_or(Value::is_null)) {
+            return Err(StrategicError::MergeKey { path: trail.to_owned(), key: key.to_owned() });
+        }
+        let (gone, set): (Vec<&Value>, Vec<&Value>) =
+            patch.iter().partition(|value| said(value).as_deref() == Some("delete"));
+        let gone: HashSet<String> = gone.into_iter().map(|value| id(value, key)).collect();
+        let mut merged: Vec<Value> =
+            old.iter().filter(|value| !gone.contains(&id(value, key))).cloned().collect();
+        let mut places = places(&merged, key);
+        for value in &set {
+            match places.entry(id(value, key)) {
+                Entry::Occupied(place) => {
+                    let known = &mut merged[*place.get()];
                     if let (Some(before), Some(value)) = (known.as_object(), value.as_object()) {
                         *known = Value::Object(self.object(before, value, element, trail)?);
                     }
                 }
-                None => merged.push(self.fresh(value, element, trail)?),
+                Entry::Vacant(place) => {
+                    place.insert(merged.len());
+                    merged.push(self.fresh(value, element, trail)?);
+                }
             }
         }
-        Ok(ordered(&merged, order.unwrap_or(&present), old, key))
+        let set: Vec<Value> = set.into_iter().cloned().collect();
+        Ok(ordered(&merged, order.unwrap_or(&set), old, key))
     }
 
     /// A value that was not there before, without directives.
@@ -205,38 +214,47 @@ fn retain(
     retained: &[Value],
     trail: &str,
 ) -> Result<(), StrategicError> {
-    let named = |key: &str| retained.iter().any(|name| name.as_str() == Some(key));
-    let foreign = patch.iter().find(|(key, value)| !key.starts_with('$') && !value.is_null() && !named(key));
+    let named: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+    let foreign = patch
+        .iter()
+        .find(|(key, value)| !key.starts_with('$') && !value.is_null() && !named.contains(key.as_str()));
     if let Some((key, _)) = foreign {
         return Err(StrategicError::RetainKeys { path: trail.to_owned(), key: key.clone() });
     }
-    object.retain(|key, _| named(key));
+    object.retain(|key, _| named.contains(key.as_str()));
     Ok(())
 }
 
-/// Whether two list elements are the same one.
-fn same(left: &Value, right: &Value, key: &str) -> bool {
-    if key.is_empty() { left == right } else { left.get(key).is_some() && left.get(key) == right.get(key) }
+/// What makes a list element the same one: its merge key, or itself in a list of plain values.
+fn id(value: &Value, key: &str) -> String {
+    if key.is_empty() { value.to_string() } else { value.get(key).map(Value::to_string).unwrap_or_default() }
+}
+
+/// Where each element of a list is; of several equal ones, the first.
+fn places(list: &[Value], key: &str) -> HashMap<String, usize> {
+    list.iter().enumerate().rev().map(|(at, value)| (id(value, key), at)).collect()
 }
 
 /// Puts the elements that `order` names into that order, among those that it does not name, which keep the order that
 /// they had in `before`.
 fn ordered(list: &[Value], order: &[Value], before: &[Value], key: &str) -> Vec<Value> {
-    let place = |within: &[Value], value: &Value| within.iter().position(|other| same(other, value, key));
-    let (mut named, mut others): (Vec<&Value>, Vec<&Value>) =
-        list.iter().partition(|value| place(order, value).is_some());
-    named.sort_by_key(|value| place(order, value));
-    others.sort_by_key(|value| place(before, value));
+    let (order, before) = (places(order, key), places(before, key));
+    // Each element with its place in `order` and in `before`.
+    let placed = list.iter().map(|value| {
+        let id = id(value, key);
+        (value, order.get(&id).copied(), before.get(&id).copied())
+    });
+    let (mut named, mut others): (Vec<_>, Vec<_>) = placed.partition(|(_, wanted, _)| wanted.is_some());
+    named.sort_by_key(|(_, wanted, _)| *wanted);
+    others.sort_by_key(|(.., was)| *was);
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
     let mut result = Vec::with_capacity(list.len());
-    while let (Some(left), Some(right)) = (named.peek(), others.peek()) {
-        let earlier = match (place(before, left), place(before, right)) {
-            (Some(left), Some(right)) => left < right,
-            _ => false,
-        };
-        result.extend(if earlier { named.next() } else { others.next() }.cloned());
+    while let (Some((.., left)), Some((.., right))) = (named.peek(), others.peek()) {
+        let earlier = left.zip(*right).is_some_and(|(left, right)| left < right);
+        let next = if earlier { named.next() } else { others.next() };
+        result.extend(next.map(|(value, ..)| value.clone()));
     }
-    result.extend(named.chain(others).cloned());
+    result.extend(named.chain(others).map(|(value, ..)| value.clone()));
     result
 }
 

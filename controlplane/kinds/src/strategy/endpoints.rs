@@ -1,5 +1,6 @@
 //! Endpoints and EndpointSlices.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
@@ -126,10 +127,11 @@ fn validate_slice(object: &Value, errors: &mut Errors) {
         errors.too_many("ports", ports.len(), 20_000);
         return;
     }
+    let mut seen = HashSet::new();
     for (at, port) in ports.iter().enumerate() {
         let path = format!("ports[{at}]");
         port_common(port, &path, errors);
-        if ports[..at].iter().any(|other| text(other, "name") == text(port, "name")) {
+        if !seen.insert(text(port, "name")) {
             errors.duplicate(&format!("{path}.name"), text(port, "name"));
         }
     }

@@ -1,5 +1,7 @@
 //! What all objects have in common: names, labels, owners, finalizers.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::access::{boolean, list, text, texts};
@@ -170,11 +172,14 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     if old["metadata"].get("deletionTimestamp").is_none() {
         return;
     }
-    let known = list(&old["metadata"], "finalizers");
-    let added: Vec<&Value> =
-        list(&new["metadata"], "finalizers").iter().filter(|finalizer| !known.contains(finalizer)).collect();
-    if !added.is_empty() {
-        let words: Vec<&str> = added.iter().filter_map(|finalizer| finalizer.as_str()).collect();
+    let finalizers = |object: &'_ Value| -> Vec<String> {
+        let words = list(&object["metadata"], "finalizers").iter();
+        words.filter_map(|word| word.as_str().map(str::to_owned)).collect()
+    };
+    let known: HashSet<String> = finalizers(old).into_iter().collect();
+    let words: Vec<String> =
+        finalizers(new).into_iter().filter(|finalizer| !known.contains(finalizer)).collect();
+    if !words.is_empty() {
         errors.forbidden(
             "metadata.finalizers",
             &format!(

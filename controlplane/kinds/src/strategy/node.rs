@@ -1,5 +1,6 @@
 //! Nodes, Namespaces and Leases.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -115,8 +116,8 @@ fn validate_node(object: &Value, errors: &mut Errors) {
 }
 
 fn taints(spec: &Value, errors: &mut Errors) {
-    let taints = list(spec, "taints");
-    for (at, taint) in taints.iter().enumerate() {
+    let mut seen = HashSet::new();
+    for (at, taint) in list(spec, "taints").iter().enumerate() {
         let path = format!("spec.taints[{at}]");
         let key = text(taint, "key");
         if let Err(why) = names::qualified_name(key) {
@@ -132,8 +133,7 @@ fn taints(spec: &Value, errors: &mut Errors) {
         } else if !effects.contains(&effect) {
             errors.unsupported(&format!("{path}.effect"), effect, &effects);
         }
-        let same = |other: &&Value| text(other, "key") == key && text(other, "effect") == effect;
-        if taints[..at].iter().any(|other| same(&other)) {
+        if !seen.insert((key, effect)) {
             errors.duplicate(&path, taint.clone());
         }
     }

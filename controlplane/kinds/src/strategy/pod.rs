@@ -1,5 +1,7 @@
 //! Pods and the pod templates inside workloads: defaults, rules, and what may change later.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::access::{boolean, integer, is_set, list, list_mut, text};
@@ -168,16 +170,15 @@ fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
             "must be less than or equal to previous value",
         );
     }
-    let gates = |spec: &Value| list(spec, "schedulingGates").to_vec();
-    for gate in gates(&new_spec).iter().filter(|gate| !gates(&old_spec).contains(gate)) {
-        let why = format!("only deletion is allowed, but found new scheduling gate {:?}", text(gate, "name"));
+    let known: HashSet<&str> =
+        list(&old_spec, "schedulingGates").iter().map(|gate| text(gate, "name")).collect();
+    let gates = list(&new_spec, "schedulingGates").iter().map(|gate| text(gate, "name"));
+    for gate in gates.filter(|gate| !known.contains(gate)) {
+        let why = format!("only deletion is allowed, but found new scheduling gate {gate:?}");
         errors.forbidden("spec.schedulingGates", &why);
     }
-    let kept: Vec<&Value> = list(&new_spec, "tolerations").iter().collect();
-    if list(&old_spec, "tolerations")
-        .iter()
-        .any(|before| !kept.iter().any(|now| scheduling::covers(now, before)))
-    {
+    let kept: HashSet<[&str; 4]> = list(&new_spec, "tolerations").iter().map(scheduling::identity).collect();
+    if list(&old_spec, "tolerations").iter().any(|before| !kept.contains(&scheduling::identity(before))) {
         errors.forbidden(
             "spec.tolerations",
             "existing toleration can not be modified except its tolerationSeconds",

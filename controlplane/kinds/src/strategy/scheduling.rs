@@ -29,9 +29,9 @@ pub(super) fn default_tolerations(spec: &mut Value) {
     }
 }
 
-/// Whether `now` is `before`, apart from how long it lasts.
-pub(super) fn covers(now: &Value, before: &Value) -> bool {
-    ["key", "operator", "value", "effect"].iter().all(|key| text(now, key) == text(before, key))
+/// What makes a toleration the same one, however long it lasts.
+pub(super) fn identity(toleration: &Value) -> [&str; 4] {
+    ["key", "operator", "value", "effect"].map(|key| text(toleration, key))
 }
 
 pub(super) fn validate(spec: &Value, path: &str, errors: &mut Errors) {

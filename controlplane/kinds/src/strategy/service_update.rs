@@ -1,5 +1,7 @@
 //! Changes of Services: what the server allocated stays unless the type no longer needs it.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Value, json};
 
 use super::access::{integer, is_set, list, list_mut, text};
@@ -37,15 +39,16 @@ pub(super) fn carry(new: &mut Value, old: &Value) {
         }
     }
     if needs_node_port(old) && needs_node_port(new) {
-        let before = list(old, "ports");
-        let used: Vec<i64> = list(new, "ports").iter().filter_map(|port| integer(port, "nodePort")).collect();
+        let before: HashMap<(Option<i64>, &str), i64> = list(old, "ports")
+            .iter()
+            .filter_map(|port| Some(((integer(port, "port"), protocol(port)), integer(port, "nodePort")?)))
+            .collect();
+        let used: HashSet<i64> =
+            list(new, "ports").iter().filter_map(|port| integer(port, "nodePort")).collect();
         for port in list_mut(new, "ports") {
-            let same = |other: &&Value| {
-                integer(other, "port") == integer(port, "port") && protocol(other) == protocol(port)
-            };
+            let kept = before.get(&(integer(port, "port"), protocol(port))).copied();
             if integer(port, "nodePort").unwrap_or(0) == 0
-                && let Some(kept) = before.iter().find(same).and_then(|other| integer(other, "nodePort"))
-                && !used.contains(&kept)
+                && let Some(kept) = kept.filter(|kept| !used.contains(kept))
             {
                 port["nodePort"] = kept.into();
             }
@@ -92,7 +95,7 @@ fn drop_unneeded(new: &mut Value, old: &Value) {
         }
     }
     if needs_node_port(old) && !needs_node_port(new) {
-        let before: Vec<i64> =
+        let before: HashSet<i64> =
             list(old, "ports").iter().filter_map(|port| integer(port, "nodePort")).collect();
         for port in list_mut(new, "ports") {
             if integer(port, "nodePort").is_some_and(|number| before.contains(&number)) {
