@@ -365,6 +365,8 @@ fn kernel_version(release: &str) -> (u32, u32) {
 /// Detaches all programs of the node whose bpffs directory this is, and removes pins and directory. Nothing there is
 /// fine. A BPF file system that was mounted stays.
 pub fn remove_all(bpffs: &Path) -> Result<(), LoadError> {
+    links::detach_cgroup(bpffs)?;
+    links::detach_devices_except(bpffs, &[])?;
     match std::fs::remove_dir_all(bpffs) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -36,7 +36,7 @@ impl Hook {
 
     /// All hooks, in the order in which they are attached: what translates answers comes before what makes them
     /// necessary.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::new("sw_recvmsg4", Kind::Address, 19),
         Self::new("sw_recvmsg6", Kind::Address, 20),
         Self::new("sw_peername4", Kind::Address, 29),
@@ -45,6 +45,7 @@ impl Hook {
         Self::new("sw_sendmsg6", Kind::Address, 15),
         Self::new("sw_connect4", Kind::Address, 10),
         Self::new("sw_connect6", Kind::Address, 11),
+        Self::new("sw_release", Kind::Socket, 34),
         Self::new("sw_bind4", Kind::Socket, 12),
         Self::new("sw_bind6", Kind::Socket, 13),
         Self::EGRESS,
@@ -129,7 +130,14 @@ fn pins(bpffs: &Path) -> Result<Vec<(PathBuf, &'static str, Option<u32>)>, LoadE
     Ok(pins)
 }
 
+/// Detaches a pinned link, and removes the pin.
 fn unpin(path: &Path) -> Result<(), LoadError> {
+    match sys::open_pin(path).and_then(|link| sys::detach_link(link.as_fd())) {
+        // Its target is gone, or the pin is.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOLINK)) => {}
+        Err(e) => return Err(LoadError::io("detach", path, e)),
+        Ok(()) => {}
+    }
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(LoadError::io("remove", path, e)),
         Ok(()) | Err(_) => Ok(()),

@@ -19,6 +19,7 @@ const MAP_UPDATE_BATCH: libc::c_int = 26;
 const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 /// A type whose values are plain bytes.
 ///
@@ -289,6 +290,12 @@ pub(crate) fn create_link(prog: BorrowedFd<'_>, target: u32, attach_type: u32) -
 pub(crate) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkAttr { prog_or_link_fd: raw(link), target: raw(prog), ..LinkAttr::default() };
     call(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches a link's program now; without this, it goes a moment after the last descriptor and pin.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkAttr { prog_or_link_fd: raw(link), ..LinkAttr::default() };
+    call(LINK_DETACH, &mut attr).map(drop)
 }
 
 /// What a link is attached to.

@@ -22,6 +22,7 @@ mod socket_bind;
 mod socket_connect;
 mod socket_peername;
 mod socket_recvmsg;
+mod socket_release;
 mod socket_sendmsg;
 mod tc_egress;
 mod tc_ingress;
