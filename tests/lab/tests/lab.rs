@@ -1,9 +1,11 @@
 //! The lab itself: its nodes reach each other, and nothing of it stays.
+#![allow(clippy::unwrap_used, reason = "test helpers")]
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use seaway_lab::{Lab, cgroup2_mount, tcp_exchange, udp_exchange};
+use seaway_cni_network::netns::Namespace;
+use seaway_lab::{Lab, bpffs_mount, cgroup2_mount, tcp_exchange, udp_exchange};
 
 #[test]
 fn nodes_and_pods_reach_each_other_and_nothing_stays() {
@@ -24,9 +26,39 @@ fn nodes_and_pods_reach_each_other_and_nothing_stays() {
     let sleeper = pod.spawn(&["sleep", "1000"]);
     assert!(Path::new("/proc").join(sleeper.pid().to_string()).exists());
     drop((sleeper, pod, lab));
-    for place in [Path::new("/run/netns"), &std::env::temp_dir(), &cgroup2_mount().unwrap()] {
-        let left: Vec<_> =
-            std::fs::read_dir(place).unwrap().flatten().map(|entry| entry.file_name()).collect();
-        assert!(!left.iter().any(|name| name.to_string_lossy().contains(&run)), "{left:?} in {place:?}");
-    }
+    assert_eq!(left_of(&run), Vec::<PathBuf>::new());
+}
+
+/// Everything whose name begins as the run's.
+fn left_of(run: &str) -> Vec<PathBuf> {
+    let places =
+        ["/run/netns".into(), std::env::temp_dir(), cgroup2_mount().unwrap(), bpffs_mount().unwrap()];
+    let entries = places.iter().flat_map(|place: &PathBuf| std::fs::read_dir(place).unwrap().flatten());
+    let of_run = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(run));
+    of_run.map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn a_panic_leaves_nothing_either() {
+    let mut run = String::new();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let lab = Lab::new(1).unwrap();
+        lab.run_name().clone_into(&mut run);
+        let _sleeper = lab.node(0).spawn(&["sleep", "1000"]);
+        lab.node(0).ok(&["false"]);
+    }));
+    assert!(outcome.is_err() && !run.is_empty());
+    assert_eq!(left_of(&run), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_a_killed_run_has_left_is_removed_by_the_next() {
+    // A process that has ended and whose number is not in use.
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let run = format!("swlab-{}-0", child.id());
+    Namespace::create(Path::new("/run/netns"), &format!("{run}-node1")).unwrap();
+    std::fs::create_dir_all(cgroup2_mount().unwrap().join(&run).join("node1/pod-a")).unwrap();
+    drop(Lab::new(0).unwrap());
+    assert_eq!(left_of(&run), Vec::<PathBuf>::new());
 }

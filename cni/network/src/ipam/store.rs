@@ -106,7 +106,8 @@ impl<F: Files> Ipam<F> {
         let held = self.reservation(owner)?;
         self.files.remove(&owner_name(&owner.key()))?;
         for addr in held.iter().flat_map(|held| &held.addresses) {
-            self.files.write(&index_name(*addr), &format!("freed {}", self.now_ms))?;
+            // It is free already. If this cannot be written (a full disk), it does not rest.
+            drop(self.files.write(&index_name(*addr), &format!("freed {}", self.now_ms)));
         }
         Ok(held)
     }
