@@ -191,7 +191,7 @@ fn refusals(cluster: &Cluster) {
     let unknown = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: bad}\ndatta: {a: b}\n";
     cluster.kubectl_stdin(&["create", "-f", "-"], unknown).fails_with("unknown field");
     cluster.kubectl(&["get", "pod", "nobody"]).fails_with("NotFound");
-    cluster.kubectl(&["create", "configmap", "watched"]).fails_with("AlreadyExists");
+    cluster.kubectl(&["create", "configmap", "watched"]).fails_with("already exists");
     let immutable = WEB.replace("matchLabels: {app: web}", "matchLabels: {app: other}");
     cluster.kubectl_stdin(&["apply", "-f", "-"], &immutable).fails_with("selector");
 }
