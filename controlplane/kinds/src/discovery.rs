@@ -152,3 +152,92 @@ pub fn aggregated_groups(registry: &Registry, version: &str) -> Value {
         .collect();
     aggregated(version, items)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::needless_raw_string_hashes, reason = "snapshots are written by expect-test")]
+
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn resources() {
+        let registry = Registry::builtin();
+        let mut lines = Vec::new();
+        for (group, version) in [("", "v1"), ("apps", "v1"), ("discovery.k8s.io", "v1")] {
+            let list = resource_list(&registry, group, version).unwrap();
+            for entry in list["resources"].as_array().unwrap() {
+                let words = |key: &str| entry[key].as_array().map_or(0, Vec::len);
+                let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+                let group = [text("group"), text("kind")].join(".");
+                lines.push(format!(
+                    "{} {} {} verbs={} short={}",
+                    text("name"),
+                    group.trim_start_matches('.'),
+                    if entry["namespaced"] == true { "namespaced" } else { "cluster" },
+                    words("verbs"),
+                    words("shortNames"),
+                ));
+            }
+        }
+        expect![[r#"
+            configmaps ConfigMap namespaced verbs=8 short=1
+            endpoints Endpoints namespaced verbs=8 short=1
+            events Event namespaced verbs=8 short=1
+            namespaces Namespace cluster verbs=7 short=1
+            namespaces/finalize Namespace cluster verbs=1 short=0
+            namespaces/status Namespace cluster verbs=3 short=0
+            nodes Node cluster verbs=8 short=1
+            nodes/status Node cluster verbs=3 short=0
+            pods Pod namespaced verbs=8 short=1
+            pods/binding Binding namespaced verbs=1 short=0
+            pods/eviction policy.Eviction namespaced verbs=1 short=0
+            pods/log Pod namespaced verbs=1 short=0
+            pods/status Pod namespaced verbs=3 short=0
+            secrets Secret namespaced verbs=8 short=0
+            serviceaccounts ServiceAccount namespaced verbs=8 short=1
+            services Service namespaced verbs=8 short=1
+            services/status Service namespaced verbs=3 short=0
+            controllerrevisions ControllerRevision namespaced verbs=8 short=0
+            daemonsets DaemonSet namespaced verbs=8 short=1
+            daemonsets/status DaemonSet namespaced verbs=3 short=0
+            deployments Deployment namespaced verbs=8 short=1
+            deployments/scale autoscaling.Scale namespaced verbs=3 short=0
+            deployments/status Deployment namespaced verbs=3 short=0
+            replicasets ReplicaSet namespaced verbs=8 short=1
+            replicasets/scale autoscaling.Scale namespaced verbs=3 short=0
+            replicasets/status ReplicaSet namespaced verbs=3 short=0
+            endpointslices EndpointSlice namespaced verbs=8 short=0"#]]
+        .assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn the_two_forms_agree() {
+        let registry = Registry::builtin();
+        let groups = group_list(&registry);
+        let aggregated = aggregated_groups(&registry, "v2");
+        let names = |list: &Value, path: &str| -> Vec<Value> {
+            list.as_array().unwrap().iter().map(|item| item.pointer(path).unwrap().clone()).collect()
+        };
+        assert_eq!(names(&groups["groups"], "/name"), names(&aggregated["items"], "/metadata/name"));
+        for item in aggregated["items"].as_array().unwrap() {
+            let name = item["metadata"]["name"].as_str().unwrap();
+            let legacy = resource_list(&registry, name, "v1").unwrap();
+            let plain: Vec<&Value> = legacy["resources"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|resource| &resource["name"])
+                .filter(|name| !name.as_str().unwrap().contains('/'))
+                .collect();
+            let resources = item["versions"][0]["resources"].as_array().unwrap();
+            assert_eq!(plain, resources.iter().map(|resource| &resource["resource"]).collect::<Vec<_>>());
+            assert_eq!(group(&registry, name).unwrap()["preferredVersion"]["version"], "v1");
+        }
+        assert!(group(&registry, "none").is_none() && resource_list(&registry, "none", "v1").is_none());
+        let core = aggregated_core(&registry, "v2beta1");
+        assert_eq!(core["apiVersion"], "apidiscovery.k8s.io/v2beta1");
+        assert_eq!(core["items"][0]["versions"][0]["resources"].as_array().unwrap().len(), 9);
+    }
+}

@@ -17,6 +17,7 @@ struct Entry {
     names: &'static str,
     namespaced: bool,
     categories: &'static [&'static str],
+    verbs: &'static [&'static str],
     subresources: &'static [Sub],
     /// The field selectors besides `metadata.name` and `metadata.namespace`, each with what an absent field counts as.
     fields: &'static [(&'static str, &'static str)],
@@ -62,6 +63,7 @@ const PLAIN: Entry = Entry {
     names: "",
     namespaced: true,
     categories: &[],
+    verbs: VERBS,
     subresources: &[],
     fields: &[],
     strategy: &Strategy::PLAIN,
@@ -134,6 +136,8 @@ const ENTRIES: &[Entry] = &[
         strategy: &strategy::NAMESPACE,
         table: &table::NAMESPACE,
         names: "namespaces namespace ns",
+        // All namespaces are not deleted at once.
+        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
         namespaced: false,
         subresources: &[Sub::Finalize, Sub::Status],
         fields: &[("status.phase", "")],
@@ -272,7 +276,7 @@ impl Entry {
             short_names: names.map(Cow::Borrowed).collect(),
             categories: borrowed(self.categories),
             namespaced: self.namespaced,
-            verbs: borrowed(VERBS),
+            verbs: borrowed(self.verbs),
             subresources: self.subresources.iter().map(|sub| sub.build(&own)).collect(),
             storage: (storage_group.into(), plural.into()),
             fields: self.fields,

@@ -236,3 +236,70 @@ pub fn deleted(kind: &Kind, name: &str, uid: &str) -> Value {
 pub fn success(code: u16) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Registry;
+    use crate::field::Errors;
+
+    #[test]
+    fn bodies() {
+        let registry = Registry::builtin();
+        let kind = registry.resource("apps", "v1", "deployments").unwrap();
+        assert_eq!(
+            ApiError::not_found(kind, "web").status(),
+            json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 404,
+                "reason": "NotFound", "message": "deployments.apps \"web\" not found",
+                "details": {"name": "web", "group": "apps", "kind": "deployments"},
+            })
+        );
+        let mut errors = Errors::default();
+        errors.required("spec.selector", "");
+        errors.invalid("spec.replicas", -1, "must be greater than or equal to 0");
+        assert_eq!(
+            ApiError::invalid(kind, "web", &errors.into_vec()).status(),
+            json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 422,
+                "reason": "Invalid",
+                "message": "Deployment.apps \"web\" is invalid: [spec.selector: Required value, spec.replicas: \
+                            Invalid value: -1: must be greater than or equal to 0]",
+                "details": {"name": "web", "group": "apps", "kind": "Deployment", "causes": [
+                    {"reason": "FieldValueRequired", "message": "Required value", "field": "spec.selector"},
+                    {"reason": "FieldValueInvalid", "field": "spec.replicas",
+                     "message": "Invalid value: -1: must be greater than or equal to 0"},
+                ]},
+            })
+        );
+        let budget = ApiError::too_many_requests("Cannot evict pod", 10).status();
+        assert_eq!((&budget["code"], &budget["details"]["retryAfterSeconds"]), (&json!(429), &json!(10)));
+        assert_eq!(ApiError::too_old(3, 9).status()["message"], "too old resource version: 3 (9)");
+    }
+
+    #[test]
+    fn codes_and_reasons() {
+        let registry = Registry::builtin();
+        let kind = registry.resource("", "v1", "pods").unwrap();
+        let table = [
+            (ApiError::bad_request("x"), 400, "BadRequest"),
+            (ApiError::unauthorized(), 401, "Unauthorized"),
+            (ApiError::forbidden(kind, "a", "x"), 403, "Forbidden"),
+            (ApiError::no_such_resource(), 404, "NotFound"),
+            (ApiError::method_not_allowed(kind, "x"), 405, "MethodNotAllowed"),
+            (ApiError::not_acceptable("x"), 406, "NotAcceptable"),
+            (ApiError::already_exists(kind, "a"), 409, "AlreadyExists"),
+            (ApiError::modified(kind, "a"), 409, "Conflict"),
+            (ApiError::expired("x"), 410, "Expired"),
+            (ApiError::too_big(1), 413, "RequestEntityTooLarge"),
+            (ApiError::unsupported_media_type("x", &["y"]), 415, "UnsupportedMediaType"),
+            (ApiError::internal("x"), 500, "InternalError"),
+            (ApiError::unavailable("x"), 503, "ServiceUnavailable"),
+            (ApiError::too_large(9, 3), 504, "Timeout"),
+        ];
+        for (error, code, reason) in table {
+            assert_eq!((error.code, error.reason), (code, reason));
+            assert_eq!(error.status()["status"], "Failure");
+        }
+    }
+}

@@ -37,3 +37,39 @@ pub fn write(object: &Value, scale: &Value) -> Result<Value, ApiError> {
     object["spec"]["replicas"] = replicas.into();
     Ok(object)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        let object = json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "1", "labels": {"a": "b"}},
+            "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web", "tier": "x"}}},
+            "status": {"replicas": 2},
+        });
+        let mut scale = read(&object);
+        assert_eq!(
+            scale,
+            json!({
+                "kind": "Scale", "apiVersion": "autoscaling/v1",
+                "metadata": {"name": "web", "namespace": "default", "uid": "1"},
+                "spec": {"replicas": 3}, "status": {"replicas": 2, "selector": "app=web,tier=x"},
+            })
+        );
+        assert_eq!(write(&object, &scale), Ok(object.clone()));
+        scale["spec"] = json!({});
+        assert_eq!(write(&object, &scale).unwrap()["spec"]["replicas"], 0);
+        scale["spec"]["replicas"] = (-1).into();
+        let error = write(&object, &scale).unwrap_err();
+        assert_eq!(
+            (error.code, error.message.as_str()),
+            (
+                422,
+                "Scale.autoscaling \"web\" is invalid: spec.replicas: Invalid value: -1: must be greater than or \
+                 equal to 0"
+            )
+        );
+    }
+}

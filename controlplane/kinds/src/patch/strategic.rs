@@ -158,8 +158,8 @@ impl<'s> Merge<'s> {
     ) -> Result<Vec<Value>, StrategicError> {
         let said = |value: &Value| value.as_object().and_then(|object| directive(object).map(str::to_owned));
         let replaces = patch.iter().any(|value| said(value).as_deref() == Some("replace"));
-        let (Some(key), false) = (merge, replaces) else {
-            // Not a merged list, or told to be replaced: only the directives go.
+        let (Some(key), false, false) = (merge, replaces, old.is_empty()) else {
+            // Nothing to merge with: only the directives go. (Two new ports of one number, TCP and UDP, stay two.)
             let kept = patch
                 .iter()
                 .filter(|value| value.as_object().is_none_or(|object| !object.contains_key(DIRECTIVE)));

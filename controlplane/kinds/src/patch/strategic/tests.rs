@@ -124,6 +124,14 @@ fn rules() {
                 "env": [{"name": "x", "value": "2"}]}]}),
         ),
         (
+            "a new list is taken as it is",
+            "ServiceSpec",
+            json!({}),
+            json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"},
+                             {"port": 1, "$patch": "delete"}]}),
+            json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}),
+        ),
+        (
             "unknown members stay for the decoder to name",
             "PodSpec",
             json!({}),
