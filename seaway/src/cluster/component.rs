@@ -140,11 +140,16 @@ pub fn running(file: &Path) -> Option<OwnedFd> {
     (start_time(pid)? == start).then_some(handle)
 }
 
-/// Field 22 of /proc/PID/stat; fields are counted from behind the command's closing parenthesis.
+/// When a process started: field 22 of /proc/PID/stat, counted from behind the command's closing parenthesis. `None`
+/// also for one that has ended and waits for its parent to notice.
 fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19).map(str::to_owned)
+    let mut fields = fields.split(' ');
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18).map(str::to_owned)
 }
 
 /// Logs beyond this size are moved aside when their process starts again.

@@ -174,18 +174,18 @@ impl Cluster {
         Ran::new(format!("kubectl {args:?}"), &child.wait_with_output().unwrap())
     }
 
-    /// The process id of a component.
-    pub fn pid(&self, component: &str) -> u32 {
+    /// The process id of a component that runs.
+    pub fn pid(&self, component: &str) -> Option<u32> {
         let rows = self.seaway(&["status", "--json"]).stdout;
         let row = rows.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         let found = row.into_iter().find(|row| row["component"] == component);
         let pid = found.unwrap_or_else(|| panic!("no component {component} in\n{rows}"))["pid"].as_u64();
-        u32::try_from(pid.unwrap_or_else(|| panic!("{component} is down"))).unwrap()
+        pid.map(|pid| u32::try_from(pid).unwrap())
     }
 
     /// Ends a component without warning.
     pub fn kill(&self, component: &str) {
-        run(Command::new("kill").args(["-9", &self.pid(component).to_string()])).ok();
+        run(Command::new("kill").args(["-9", &self.pid(component).unwrap().to_string()])).ok();
     }
 
     /// A network namespace of the cluster, by what lives in it.
