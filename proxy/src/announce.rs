@@ -75,8 +75,12 @@ pub async fn run(
             let Some(mac) = link.mac else { continue };
             responders.entry(link.device()).or_insert_with(|| {
                 let stop = shutdown.child_token();
-                let responder =
-                    Responder { device: link.device(), mac, addresses: addresses.clone(), metrics: metrics.clone() };
+                let responder = Responder {
+                    device: link.device(),
+                    mac,
+                    addresses: addresses.clone(),
+                    metrics: metrics.clone(),
+                };
                 tokio::spawn(responder.run(stop.clone()));
                 stop
             });

@@ -278,6 +278,3 @@ fn frontend_status(key: FrontendKey, entry: &Entry) -> FrontendStatus {
             .collect(),
     }
 }
-
-
-

@@ -34,10 +34,9 @@ impl Link {
 pub fn list() -> io::Result<Vec<Link>> {
     let mut links: BTreeMap<String, Link> = BTreeMap::new();
     for entry in getifaddrs().map_err(io::Error::from)? {
-        let link = links.entry(entry.interface_name.clone()).or_insert_with(|| Link {
-            name: entry.interface_name.as_str().into(),
-            ..Link::default()
-        });
+        let link = links
+            .entry(entry.interface_name.clone())
+            .or_insert_with(|| Link { name: entry.interface_name.as_str().into(), ..Link::default() });
         let Some(address) = entry.address else { continue };
         if let Some(ethernet) = address.as_link_addr() {
             link.index = u32::try_from(ethernet.ifindex()).unwrap_or(0);

@@ -94,6 +94,7 @@ pub fn diff_of(keys: &BTreeSet<FrontendKey>, desired: &Desired, host: &Host, act
 
 impl Actual {
     /// What is held once `plan` has been carried out.
+    #[must_use]
     pub fn after(mut self, plan: &Plan) -> Self {
         for (key, frontend) in &plan.upserts {
             self.frontends.insert(*key, Arc::clone(frontend));

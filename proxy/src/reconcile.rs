@@ -150,19 +150,16 @@ impl Reconciler {
     }
 
     async fn bring_in_line(&mut self, host: &Host) -> Result<Vec<Failure>, DataplaneError> {
-        let (actual, plan) = match self.actual.take() {
-            Some(actual) => {
-                let plan = diff_of(&self.pending, self.computation.desired(), host, &actual);
-                (actual, plan)
-            }
-            None => {
-                let actual = self.read().await?;
-                let plan = diff(self.computation.desired(), host, &actual);
-                let unexpected = plan.upserts.iter().map(|(key, _)| key).chain(&plan.removals);
-                let repaired = unexpected.filter(|key| !self.pending.contains(key)).count();
-                self.metrics.repaired(repaired);
-                (actual, plan)
-            }
+        let (actual, plan) = if let Some(actual) = self.actual.take() {
+            let plan = diff_of(&self.pending, self.computation.desired(), host, &actual);
+            (actual, plan)
+        } else {
+            let actual = self.read().await?;
+            let plan = diff(self.computation.desired(), host, &actual);
+            let unexpected = plan.upserts.iter().map(|(key, _)| key).chain(&plan.removals);
+            let repaired = unexpected.filter(|key| !self.pending.contains(key)).count();
+            self.metrics.repaired(repaired);
+            (actual, plan)
         };
         self.pending.clear();
         if plan.is_empty() {

@@ -14,8 +14,8 @@ use std::time::Duration;
 use kernel::Place;
 use net::{Net, eventually, talk};
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress, NodeAddressKind,
-    Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
+    NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
 };
 use seaway_proxy::{Metrics, Mode, ProxyConfig, StatusHandle};
 use tokio::sync::watch;
@@ -68,7 +68,9 @@ fn endpoint(addr: &str, node: &str) -> Endpoint {
         terminating: false,
         zone_hints: Vec::new(),
         node_hints: Vec::new(),
-        ports: [Protocol::Tcp, Protocol::Udp].map(|p| EndpointPort { name: name(p), protocol: p, port: 8080 }).into(),
+        ports: [Protocol::Tcp, Protocol::Udp]
+            .map(|p| EndpointPort { name: name(p), protocol: p, port: 8080 })
+            .into(),
     }
 }
 
@@ -77,7 +79,12 @@ fn name(protocol: Protocol) -> Arc<str> {
 }
 
 /// A Service of every kind of address in both families; `index` tells Services apart.
-fn service(snapshot: &mut Snapshot, index: u16, policy: TrafficPolicy, endpoints: &[(&str, &str)]) -> ServiceKey {
+fn service(
+    snapshot: &mut Snapshot,
+    index: u16,
+    policy: TrafficPolicy,
+    endpoints: &[(&str, &str)],
+) -> ServiceKey {
     let key = ServiceKey::new("default", &format!("web-{index}"));
     let mut service = Service::new(key.clone());
     service.kind = ServiceKind::LoadBalancer;
@@ -156,7 +163,9 @@ impl World {
     fn start(&self) -> Running {
         let running = Running::start(&self.net, &self.place, self.sender.subscribe());
         self.sender.send_replace(Arc::new(cluster()));
-        eventually("the first sync", || running.status.status().synced.then_some(()).ok_or(running.status.status()));
+        eventually("the first sync", || {
+            running.status.status().synced.then_some(()).ok_or(running.status.status().last_error)
+        });
         running
     }
 
@@ -180,8 +189,11 @@ fn traffic_follows_from_inside_and_outside() {
     let running = world.start();
     for v6 in [false, true] {
         for protocol in ["tcp", "udp"] {
-            let ip = |index: u16| if v6 { format!("fd00:10:96::{index:x}") } else { format!("10.96.7.{index}") };
-            let vip = |index: u16| if v6 { format!("fd00:7::c{index:x}") } else { format!("172.30.7.{}", 200 + index) };
+            let ip =
+                |index: u16| if v6 { format!("fd00:10:96::{index:x}") } else { format!("10.96.7.{index}") };
+            let vip = |index: u16| {
+                if v6 { format!("fd00:7::c{index:x}") } else { format!("172.30.7.{}", 200 + index) }
+            };
             let (node, client) = (family(v6, NODE_ADDRS), family(v6, CLIENT_ADDRS));
             // From the node and from a pod to ClusterIPs: local and remote backends.
             for ns in ["node", "pod"] {
@@ -190,7 +202,11 @@ fn traffic_follows_from_inside_and_outside() {
             assert!(world.inside("node", protocol, at(&ip(2), 80)).starts_with("remote "));
             // The node's own NodePort, at its address and at loopback.
             assert!(world.inside("node", protocol, at(node, 30_001)).starts_with("local "));
-            assert!(world.inside("node", protocol, at(if v6 { "::1" } else { "127.0.0.1" }, 30_001)).starts_with("local "));
+            assert!(
+                world
+                    .inside("node", protocol, at(if v6 { "::1" } else { "127.0.0.1" }, 30_001))
+                    .starts_with("local ")
+            );
             // From outside: a local backend sees the client, a remote one sees the node.
             assert_eq!(world.outside(protocol, at(node, 30_001)), format!("local {client}"));
             assert_eq!(world.outside(protocol, at(node, 30_002)), format!("remote {node}"));
@@ -247,7 +263,9 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
     // Started again, before the lists are read: nothing is taken away.
     world.sender.send_replace(Arc::new(Snapshot::default()));
     let running = Running::start(&world.net, &world.place, world.sender.subscribe());
-    eventually("the data plane is open", || (!running.status.status().mode.is_empty()).then_some(()).ok_or("not yet"));
+    eventually("the data plane is open", || {
+        (!running.status.status().mode.is_empty()).then_some(()).ok_or("not yet")
+    });
     assert!(world.net.ask_tcp("client", vip).unwrap().starts_with("local "));
     assert!(talk(&mut open).unwrap().starts_with("local "));
 
@@ -265,7 +283,7 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
     world.sender.send_replace(Arc::new(Snapshot { synced: true, ..Snapshot::default() }));
     eventually("nothing is left", || {
         let status = running.status.status();
-        if status.frontends == 0 && status.announced.is_empty() { Ok(()) } else { Err(status) }
+        if status.frontends == 0 && status.announced.is_empty() { Ok(()) } else { Err(status.last_error) }
     });
     running.stop();
     let config = ProxyConfig::new("node", &world.place.cgroup, &world.place.bpffs);

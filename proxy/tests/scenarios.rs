@@ -137,7 +137,8 @@ fn service(line: &Line<'_>) -> Service {
 
 /// `name:port/PROTOCOL` with `@nodePort` behind it where there is one.
 fn service_port(text: &str) -> ServicePort {
-    let (rest, node_port) = text.split_once('@').map_or((text, None), |(rest, port)| (rest, port.parse().ok()));
+    let (rest, node_port) =
+        text.split_once('@').map_or((text, None), |(rest, port)| (rest, port.parse().ok()));
     let port = endpoint_port(rest);
     ServicePort { name: port.name, protocol: port.protocol, port: port.port, node_port, app_protocol: None }
 }
@@ -220,8 +221,12 @@ fn render(desired: &Desired) -> String {
     }
     for conflict in desired.conflicts() {
         let losers = conflict.losers.join(" ");
-        writeln!(out, "conflict   {}/{}: {} has it, not {losers}", conflict.address, conflict.protocol, conflict.winner)
-            .unwrap();
+        writeln!(
+            out,
+            "conflict   {}/{}: {} has it, not {losers}",
+            conflict.address, conflict.protocol, conflict.winner
+        )
+        .unwrap();
     }
     out
 }

@@ -64,7 +64,12 @@ struct Subject<'a> {
 }
 
 impl Subject<'_> {
-    fn invalid(&self, field: impl Into<String>, value: impl ToString, reason: impl ToString) -> InvalidObject {
+    fn invalid(
+        &self,
+        field: impl Into<String>,
+        value: impl ToString,
+        reason: impl ToString,
+    ) -> InvalidObject {
         InvalidObject {
             kind: self.kind,
             object: object_name(self.meta),

@@ -54,8 +54,9 @@ impl Intake {
                 Some(Event::Slice(change))
             }
             Incoming::Node(item) => {
-                let change = self
-                    .change("Node", item, |intake, object| convert::node(object, &mut intake.names).map(Some))?;
+                let change = self.change("Node", item, |intake, object| {
+                    convert::node(object, &mut intake.names).map(Some)
+                })?;
                 Some(Event::Node(change))
             }
         }
@@ -82,9 +83,7 @@ impl Intake {
                 self.names.purge();
                 Some(Change::ListEnds)
             }
-            watcher::Event::InitApply(object) => {
-                self.converted(kind, &object, convert).map(Change::Listed)
-            }
+            watcher::Event::InitApply(object) => self.converted(kind, &object, convert).map(Change::Listed),
             watcher::Event::Apply(object) => match self.converted(kind, &object, convert) {
                 Some(converted) => Some(Change::Applied(converted)),
                 // It made sense before, perhaps: what it says now is that it should not be served.

@@ -14,8 +14,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{self, BoxStream, StreamExt};
 use futures::FutureExt;
+use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
@@ -96,8 +96,31 @@ fn watched<K>(client: &kube::Client) -> BoxStream<'static, watcher::Result<watch
 where
     K: kube::Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
 {
-    let config = watcher::Config::default().page_size(PAGE_SIZE);
-    watcher(Api::<K>::all(client.clone()), config).backoff(Retry::default()).boxed()
+    let api = Api::<K>::all(client.clone());
+    let begin = move || watcher(api.clone(), watcher::Config::default().page_size(PAGE_SIZE)).boxed();
+    let events = stream::unfold((begin(), begin), |(mut events, begin)| async move {
+        let item = events.next().await?;
+        if history_is_gone(&item) {
+            events = begin();
+        }
+        Some((item, (events, begin)))
+    });
+    events.backoff(Retry::default()).boxed()
+}
+
+/// Whether the server cannot go on from where the watch was: everything has to be listed anew. The watcher sees to
+/// that when it is told so in an event of the watch, but not when the request for the watch is answered with it.
+fn history_is_gone<K>(item: &watcher::Result<watcher::Event<K>>) -> bool {
+    const BAD_REQUEST: u16 = 400;
+    const GONE: u16 = 410;
+    /// "Too large resource version": the server has less history than we have seen.
+    const TIMEOUT: u16 = 504;
+    match item {
+        Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) => {
+            matches!(status.code, BAD_REQUEST | GONE | TIMEOUT)
+        }
+        _ => false,
+    }
 }
 
 /// Waits between attempts: short at first, since most interruptions are a server that restarts.

@@ -18,8 +18,11 @@ impl Metrics {
             events: counters("seaway_watch_events_total", "Watch events by kind"),
             errors: counters("seaway_watch_errors_total", "Failed lists and watches by kind"),
             invalid: counters("seaway_watch_invalid_objects_total", "Objects that were left out, by kind"),
-            version: IntGauge::new("seaway_watch_snapshot_version", "The version of the snapshot last published")
-                .expect("the name is a valid metric name"),
+            version: IntGauge::new(
+                "seaway_watch_snapshot_version",
+                "The version of the snapshot last published",
+            )
+            .expect("the name is a valid metric name"),
         };
         let all: [Box<dyn prometheus::core::Collector>; 4] = [
             Box::new(metrics.events.clone()),

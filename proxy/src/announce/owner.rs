@@ -106,7 +106,8 @@ mod tests {
 
     fn owners(snapshot: &Snapshot) -> BTreeMap<IpAddr, String> {
         let nodes: Vec<String> = snapshot.nodes.keys().map(ToString::to_string).collect();
-        let pairs = nodes.iter().flat_map(|node| owned(snapshot, node).into_iter().map(|a| (a, node.clone())));
+        let pairs =
+            nodes.iter().flat_map(|node| owned(snapshot, node).into_iter().map(|a| (a, node.clone())));
         let all: Vec<(IpAddr, String)> = pairs.collect();
         let map: BTreeMap<IpAddr, String> = all.iter().cloned().collect();
         assert_eq!(map.len(), all.len(), "an address has two owners");

@@ -82,7 +82,8 @@ impl<K: Kernel> Ebpf<K> {
         self.kernel.maps().set_config(&config).map_err(map_error)?;
         let names: Vec<String> = host.uplinks.iter().map(|device| device.name.to_string()).collect();
         let missing = self.kernel.attach(&names)?;
-        self.uplinks = host.uplinks.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect();
+        self.uplinks =
+            host.uplinks.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect();
         match missing.first() {
             None => Ok(()),
             Some(device) => Err(DataplaneError::Attach {
@@ -201,6 +202,9 @@ fn map_error(error: MapError) -> DataplaneError {
         MapError::Full { map, capacity } => {
             DataplaneError::Full { map, capacity, wanted: u64::from(capacity) + 1 }
         }
-        other => DataplaneError::Loader { action: "the maps of the eBPF data plane failed", source: Box::new(other) },
+        other => DataplaneError::Loader {
+            action: "the maps of the eBPF data plane failed",
+            source: Box::new(other),
+        },
     }
 }

@@ -117,10 +117,12 @@ fn near<'a>(
     }
     let nearness = preferences.into_iter().find(|preference| match preference {
         Nearness::HintedNode => {
-            ready().all(|c| !c.endpoint.node_hints.is_empty()) && ready().any(|c| is_near(*preference, c, view))
+            ready().all(|c| !c.endpoint.node_hints.is_empty())
+                && ready().any(|c| is_near(*preference, c, view))
         }
         Nearness::HintedZone => {
-            ready().all(|c| !c.endpoint.zone_hints.is_empty()) && ready().any(|c| is_near(*preference, c, view))
+            ready().all(|c| !c.endpoint.zone_hints.is_empty())
+                && ready().any(|c| is_near(*preference, c, view))
         }
         _ => ready().any(|c| is_near(*preference, c, view)),
     });

@@ -127,11 +127,7 @@ fn by_policy(blank: &Frontend, choice: &Choice, policy: TrafficPolicy) -> Fronte
         TrafficPolicy::Cluster => &choice.cluster,
         TrafficPolicy::Local => &choice.local,
     };
-    Frontend {
-        backends: Arc::clone(backends),
-        elsewhere: backends.is_empty() && choice.any,
-        ..blank.clone()
-    }
+    Frontend { backends: Arc::clone(backends), elsewhere: backends.is_empty() && choice.any, ..blank.clone() }
 }
 
 /// The ranges of the family. As in kube-proxy, ranges of one family say nothing about the other, and a range that

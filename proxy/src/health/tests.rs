@@ -1,4 +1,5 @@
 //! What load balancers are told.
+#![allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 use expect_test::expect;
 use seaway_model::{Endpoint, EndpointSet};
@@ -59,7 +60,7 @@ fn the_answer_is_kube_proxys() {
         Content-Type: application/json
         X-Content-Type-Options: nosniff
         X-Load-Balancing-Endpoint-Weight: 2
-        Content-Length: 94
+        Content-Length: 91
         Connection: close
 
         {"localEndpoints":2,"service":{"name":"web","namespace":"shop"},"serviceProxyHealthy":true}"#]]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress, NodeAddressKind,
-    Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficDistribution, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
+    NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficDistribution,
+    TrafficPolicy,
 };
 
 /// The node that states are computed for.
@@ -32,7 +33,8 @@ fn addrs(pool: &'static [&'static str], max: usize) -> impl Strategy<Value = Vec
 }
 
 fn ports() -> impl Strategy<Value = Vec<ServicePort>> {
-    let port = (select(vec!["a", "b"]), protocol(), select(vec![80_u16, 443]), prop::option::of(30_000..30_003_u16));
+    let port =
+        (select(vec!["a", "b"]), protocol(), select(vec![80_u16, 443]), prop::option::of(30_000..30_003_u16));
     prop::collection::vec(port, 1..3).prop_map(|ports| {
         let port = |(name, protocol, port, node_port): (&str, Protocol, u16, Option<u16>)| ServicePort {
             name: name.into(),
@@ -51,7 +53,8 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
 
 fn service() -> impl Strategy<Value = Service> {
     let addresses = (addrs(&CLUSTER_IPS, 3), addrs(&VIPS, 2), addrs(&VIPS, 2), any::<bool>());
-    let switches = (policy(), policy(), any::<bool>(), select(vec![None, Some(60_u64)]), select(vec![0, 1, 2]));
+    let switches =
+        (policy(), policy(), any::<bool>(), select(vec![None, Some(60_u64)]), select(vec![0, 1, 2]));
     let ranges = subsequence(RANGES.to_vec(), 0..=2);
     (select(NAMES.to_vec()), ports(), addresses, switches, ranges).prop_map(
         |(name, ports, (cluster_ips, vips, external_ips, proxied), switches, ranges)| {
@@ -62,8 +65,7 @@ fn service() -> impl Strategy<Value = Service> {
             service.ports = ports;
             service.cluster_ips = cluster_ips;
             service.external_ips = external_ips;
-            service.load_balancer =
-                vips.into_iter().map(|addr| LoadBalancerIngress { addr, mode }).collect();
+            service.load_balancer = vips.into_iter().map(|addr| LoadBalancerIngress { addr, mode }).collect();
             service.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
             service.session_affinity = affinity_s.map(Duration::from_secs);
             service.external_policy = external_policy;
@@ -105,7 +107,8 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 /// A cluster of a few Services that quarrel about addresses.
 pub(crate) fn snapshot() -> impl Strategy<Value = Snapshot> {
     let services = prop::collection::vec(service(), 0..5);
-    let endpoints = prop::collection::vec((select(NAMES.to_vec()), prop::collection::vec(endpoint(), 0..6)), 0..5);
+    let endpoints =
+        prop::collection::vec((select(NAMES.to_vec()), prop::collection::vec(endpoint(), 0..6)), 0..5);
     (services, endpoints, any::<bool>()).prop_map(|(services, endpoints, other_address)| {
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
         for service in services {

@@ -16,7 +16,8 @@ impl Place {
     /// A new place. Fails with one clear line where root is missing.
     pub(crate) fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: it loads eBPF programs");
-        let name = format!("seaway-proxy-test-{}-{}", std::process::id(), PLACES.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("seaway-proxy-test-{}-{}", std::process::id(), PLACES.fetch_add(1, Ordering::Relaxed));
         let cgroup = seaway_ebpf_loader::cgroup2_mount().unwrap().join(&name);
         std::fs::create_dir_all(&cgroup).unwrap();
         Self { bpffs: PathBuf::from("/sys/fs/bpf").join(name), cgroup }

@@ -101,7 +101,8 @@ impl Net {
 
     /// Servers in a namespace, at `addr`, that say `name` and who asked.
     pub(crate) fn serve(&self, ns: &str, name: &'static str, addr: SocketAddr) {
-        let (tcp, udp) = self.within(ns, || (TcpListener::bind(addr).unwrap(), UdpSocket::bind(addr).unwrap()));
+        let (tcp, udp) =
+            self.within(ns, || (TcpListener::bind(addr).unwrap(), UdpSocket::bind(addr).unwrap()));
         std::thread::spawn(move || {
             for connection in tcp.incoming() {
                 let Ok(connection) = connection else { return };

@@ -69,12 +69,9 @@ fn ports(
     let mut ports = Vec::new();
     for (index, port) in object.ports.iter().flatten().enumerate() {
         let field = |name: &str| format!("ports[{index}].{name}");
-        let protocol: Protocol = port
-            .protocol
-            .as_deref()
-            .unwrap_or("TCP")
-            .parse()
-            .map_err(|error| subject.invalid(field("protocol"), port.protocol.as_deref().unwrap_or(""), error))?;
+        let protocol: Protocol = port.protocol.as_deref().unwrap_or("TCP").parse().map_err(|error| {
+            subject.invalid(field("protocol"), port.protocol.as_deref().unwrap_or(""), error)
+        })?;
         // Without a number it means every port, which nothing can be sent to.
         let Some(number) = port.port else { continue };
         ports.push(EndpointPort {

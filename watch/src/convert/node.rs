@@ -56,7 +56,9 @@ fn pod_cidrs(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<IpNet>, In
         .enumerate()
         .map(|(index, text)| {
             let field = format!("spec.podCIDRs[{index}]");
-            text.parse::<IpNet>().map(|cidr| cidr.trunc()).map_err(|error| subject.invalid(field, text, error))
+            text.parse::<IpNet>()
+                .map(|cidr| cidr.trunc())
+                .map_err(|error| subject.invalid(field, text, error))
         })
         .collect()
 }
@@ -70,7 +72,8 @@ fn mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(bytes)

@@ -30,7 +30,11 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Inva
     let balanced = kind == ServiceKind::LoadBalancer;
     Ok(Service {
         uid: object.metadata.uid.as_deref().unwrap_or("").into(),
-        cluster_ips: if kind == ServiceKind::ExternalName { Vec::new() } else { cluster_ips(&subject, spec)? },
+        cluster_ips: if kind == ServiceKind::ExternalName {
+            Vec::new()
+        } else {
+            cluster_ips(&subject, spec)?
+        },
         headless: headless && kind != ServiceKind::ExternalName,
         external_name: match kind {
             ServiceKind::ExternalName => spec.external_name.as_deref().map(Into::into),
@@ -42,8 +46,16 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Inva
         load_balancer_class: spec.load_balancer_class.as_deref().map(|class| names.share(class)),
         source_ranges: if balanced { source_ranges(&subject, spec)? } else { Vec::new() },
         session_affinity: session_affinity(&subject, spec)?,
-        external_policy: policy(&subject, "spec.externalTrafficPolicy", spec.external_traffic_policy.as_ref())?,
-        internal_policy: policy(&subject, "spec.internalTrafficPolicy", spec.internal_traffic_policy.as_ref())?,
+        external_policy: policy(
+            &subject,
+            "spec.externalTrafficPolicy",
+            spec.external_traffic_policy.as_ref(),
+        )?,
+        internal_policy: policy(
+            &subject,
+            "spec.internalTrafficPolicy",
+            spec.internal_traffic_policy.as_ref(),
+        )?,
         health_check_node_port: match spec.health_check_node_port {
             None | Some(0) => None,
             Some(port) => Some(subject.port("spec.healthCheckNodePort", port)?),
@@ -105,12 +117,9 @@ fn ports(
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
-        let protocol: Protocol = port
-            .protocol
-            .as_deref()
-            .unwrap_or("TCP")
-            .parse()
-            .map_err(|error| subject.invalid(field("protocol"), port.protocol.as_deref().unwrap_or(""), error))?;
+        let protocol: Protocol = port.protocol.as_deref().unwrap_or("TCP").parse().map_err(|error| {
+            subject.invalid(field("protocol"), port.protocol.as_deref().unwrap_or(""), error)
+        })?;
         let number = subject.port(field("port"), port.port)?;
         if !seen.insert((protocol, number)) {
             return Err(subject.invalid(field("port"), number, format!("{protocol} {number} stands twice")));
@@ -192,11 +201,7 @@ fn session_affinity(
     }
 }
 
-fn policy(
-    subject: &Subject<'_>,
-    field: &str,
-    text: Option<&String>,
-) -> Result<TrafficPolicy, InvalidObject> {
+fn policy(subject: &Subject<'_>, field: &str, text: Option<&String>) -> Result<TrafficPolicy, InvalidObject> {
     match text.map(String::as_str) {
         None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
         Some("Local") => Ok(TrafficPolicy::Local),

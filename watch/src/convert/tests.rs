@@ -1,4 +1,5 @@
 //! Objects as the API shows them, and what becomes of them.
+#![allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 use expect_test::{Expect, expect};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -129,7 +130,9 @@ fn senseless_services_name_field_and_value() {
     );
     refused(
         json!({"clusterIPs": ["127.0.0.1"]}),
-        expect!["Service shop/web: spec.clusterIPs[0] is \"127.0.0.1\": not an address that a Service can use"],
+        expect![
+            "Service shop/web: spec.clusterIPs[0] is \"127.0.0.1\": not an address that a Service can use"
+        ],
     );
     refused(
         json!({"ports": [{"port": 70000}]}),
@@ -141,11 +144,15 @@ fn senseless_services_name_field_and_value() {
     );
     refused(
         json!({"ports": [{"port": 80, "protocol": "tcp"}]}),
-        expect!["Service shop/web: spec.ports[0].protocol is \"tcp\": unknown protocol \"tcp\": want TCP, UDP or SCTP"],
+        expect![
+            "Service shop/web: spec.ports[0].protocol is \"tcp\": unknown protocol \"tcp\": want TCP, UDP or SCTP"
+        ],
     );
     refused(
         json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/40"]}),
-        expect!["Service shop/web: spec.loadBalancerSourceRanges[0] is \"10.0.0.0/40\": invalid IP address syntax"],
+        expect![
+            "Service shop/web: spec.loadBalancerSourceRanges[0] is \"10.0.0.0/40\": invalid IP address syntax"
+        ],
     );
     refused(
         json!({"externalTrafficPolicy": "Nearby"}),
@@ -167,11 +174,14 @@ fn slice_of(address_type: &str, endpoints: Value) -> Result<Option<ConvertedSlic
 
 #[test]
 fn conditions_that_are_absent() {
-    let converted = slice_of("IPv4", json!([
-        {"addresses": ["10.0.0.1"]},
-        {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
-        {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
-    ]))
+    let converted = slice_of(
+        "IPv4",
+        json!([
+            {"addresses": ["10.0.0.1"]},
+            {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
+            {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+        ]),
+    )
     .unwrap()
     .unwrap();
     let states: Vec<_> =

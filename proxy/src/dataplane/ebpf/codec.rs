@@ -106,7 +106,8 @@ pub(super) fn frontend(key: &FrontendKey, entry: &loader::ServiceEntry) -> Optio
 
 /// A slice as the array holds it.
 pub(super) fn slice(backends: &[Backend], id: u32) -> Vec<loader::BackendEntry> {
-    let entry = |b: &Backend| loader::BackendEntry { addr: b.addr, port: b.port, service: id, local: b.local };
+    let entry =
+        |b: &Backend| loader::BackendEntry { addr: b.addr, port: b.port, service: id, local: b.local };
     backends.iter().map(entry).collect()
 }
 
@@ -120,7 +121,10 @@ pub(super) fn backends(slice: &[loader::BackendEntry], id: u32) -> Option<Vec<Ba
 
 /// The entries that a frontend needs beside its own: undefined ports of a ClusterIP refuse, and nobody on the node
 /// binds a NodePort away.
-pub(super) fn guard(key: &FrontendKey, frontend: &Frontend) -> Option<(loader::Frontend, loader::ServiceEntry)> {
+pub(super) fn guard(
+    key: &FrontendKey,
+    frontend: &Frontend,
+) -> Option<(loader::Frontend, loader::ServiceEntry)> {
     match (frontend.kind, key.scope) {
         (FrontendKind::ClusterIP, Scope::Internal) => Some((
             loader::Frontend::any_port(key.addr, loader::Scope::Internal),

@@ -58,7 +58,8 @@ impl Kernel for Loaded {
     }
 
     fn attached(&self) -> Result<BTreeSet<String>, DataplaneError> {
-        let attached = self.dataplane.attached().map_err(failed("cannot list what the programs are attached to"))?;
+        let attached =
+            self.dataplane.attached().map_err(failed("cannot list what the programs are attached to"))?;
         Ok(attached.into_iter().map(|link| link.target).collect())
     }
 
@@ -106,7 +107,8 @@ impl Kernel for Memory {
 
 fn drops_of(maps: &impl ServiceMaps) -> Vec<DropCount> {
     let counters = maps.counters().unwrap_or_default();
-    let drops = counters.into_iter().filter_map(|(counter, packets)| Some((DropReason::of(counter)?, packets)));
+    let drops =
+        counters.into_iter().filter_map(|(counter, packets)| Some((DropReason::of(counter)?, packets)));
     drops
         .filter(|(_, packets)| *packets > 0)
         .map(|(reason, packets)| DropCount { reason: reason.name().to_owned(), packets })

@@ -102,7 +102,9 @@ impl Layout {
         }
         let restricted = layout.groups.values().filter(|placed| !placed.ranges.is_empty());
         let restricted: HashSet<u32> = restricted.map(|placed| placed.id).collect();
-        layout.stale_ranges.extend(contents.ranges.iter().filter(|range| !restricted.contains(&range.service)));
+        layout
+            .stale_ranges
+            .extend(contents.ranges.iter().filter(|range| !restricted.contains(&range.service)));
         layout.adopt_guards(found_guards);
         layout
     }

@@ -1,4 +1,5 @@
 //! Plans in, map operations out.
+#![allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 use std::time::Duration;
 
@@ -77,22 +78,30 @@ fn frontends_of_a_group_share_a_slice_and_a_change_writes_a_new_one_first() {
     let mut layout = Layout::new(CAPACITY);
     let (inside, outside) = (key("10.96.0.1", 80, Scope::Internal), key("10.96.0.1", 80, Scope::External));
     let web = frontend("web", FrontendKind::ClusterIP, &["10.0.0.1", "10.0.0.2"]);
-    check(&mut layout, &put(&[(inside, web.clone()), (outside, web)]), expect![[r#"
+    check(
+        &mut layout,
+        &put(&[(inside, web.clone()), (outside, web)]),
+        expect![[r#"
         put slice 0 A 10.0.0.1 10.0.0.2
         put 10.96.0.1:0 Internal -> - 0+0
         put 10.96.0.1:80 Internal -> A 0+2
         put 10.96.0.1:80 External -> A 0+2
-    "#]]);
+    "#]],
+    );
     let web = frontend("web", FrontendKind::ClusterIP, &["10.0.0.3"]);
     let (ops, _) = layout.compile(&put(&[(inside, web.clone()), (outside, web)]), Instant::now());
     assert_eq!(ops.put_slices[0].0, 2, "not over the one in use");
     assert!(ops.remove_services.is_empty());
     let gone = Plan { removals: vec![inside, outside], ..Plan::default() };
-    check(&mut layout, &gone, expect![[r#"
+    check(
+        &mut layout,
+        &gone,
+        expect![[r#"
         remove 10.96.0.1:0 Internal
         remove 10.96.0.1:80 Internal
         remove 10.96.0.1:80 External
-    "#]]);
+    "#]],
+    );
     assert!(layout.groups.is_empty() && layout.ids.is_empty() && layout.guards.is_empty());
 }
 
@@ -102,17 +111,25 @@ fn source_ranges_come_before_their_frontend_and_go_after_it() {
     let vip = key("192.0.2.1", 80, Scope::External);
     let mut web = frontend("web", FrontendKind::LoadBalancer, &["10.0.0.1"]);
     web.source_ranges = ["203.0.113.0/24".parse().unwrap()].into();
-    check(&mut layout, &put(&[(vip, web.clone())]), expect![[r#"
+    check(
+        &mut layout,
+        &put(&[(vip, web.clone())]),
+        expect![[r#"
         add range A 203.0.113.0/24
         put slice 0 A 10.0.0.1
         put 192.0.2.1:80 External -> A 0+1
-    "#]]);
+    "#]],
+    );
     web.source_ranges = ["198.51.100.0/24".parse().unwrap()].into();
-    check(&mut layout, &put(&[(vip, web)]), expect![[r#"
+    check(
+        &mut layout,
+        &put(&[(vip, web)]),
+        expect![[r#"
         add range A 198.51.100.0/24
         put 192.0.2.1:80 External -> A 0+1
         remove range A 203.0.113.0/24
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -149,7 +166,11 @@ fn groups_of_one_id_are_kept_apart() {
     assert_eq!(ids, [7, 8]);
     for ((key, entry), frontend) in ops.put_services.iter().zip([first, second]) {
         let key = codec::frontend_key(key).unwrap();
-        assert_eq!(codec::frontend(&key, entry).unwrap().0.group, frontend.group, "found again after a restart");
+        assert_eq!(
+            codec::frontend(&key, entry).unwrap().0.group,
+            frontend.group,
+            "found again after a restart"
+        );
     }
 }
 
@@ -172,11 +193,15 @@ fn what_makes_no_sense_in_the_kernel_is_swept() {
     let mut layout = Layout::adopt(&contents);
     assert_eq!(layout.frontends().keys().collect::<Vec<_>>(), [&good]);
     assert_eq!(layout.stale(), 4, "a slice that is not there, two guards, a range");
-    check(&mut layout, &Plan { sweep: true, ..Plan::default() }, expect![[r#"
+    check(
+        &mut layout,
+        &Plan { sweep: true, ..Plan::default() },
+        expect![[r#"
         put 10.96.0.1:0 Internal -> - 0+0
         remove 10.96.0.2:80 Internal
         remove 10.96.0.9:0 Internal
         remove range A 10.0.0.0/8
-    "#]]);
+    "#]],
+    );
     assert_eq!(layout.stale(), 0);
 }

@@ -1,0 +1,218 @@
+//! The watch room against a small API server in memory: lists in pages, watches that break, versions that are gone.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use http_body_util::combinators::BoxBody;
+use hyper::body::{Bytes, Frame};
+use kube::client::Body;
+use seaway_model::{ServiceKey, Snapshot};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What the server holds.
+#[derive(Default)]
+struct State {
+    /// Objects by resource and name.
+    objects: BTreeMap<(String, String), Value>,
+    /// Open watches by resource.
+    watches: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    /// The next watches of these resources are answered with 410 Gone.
+    gone: Vec<String>,
+    /// Everything is answered with 503.
+    down: bool,
+    lists: usize,
+}
+
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<State>>);
+
+impl Server {
+    fn client(&self) -> kube::Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move { Ok::<_, Infallible>(server.answer(&request)) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    fn put(&self, resource: &str, object: Value) {
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let mut state = self.0.lock().unwrap();
+        let known = state.objects.insert((resource.to_owned(), name), object.clone()).is_some();
+        send(
+            &mut state,
+            resource,
+            &json!({"type": if known { "MODIFIED" } else { "ADDED" }, "object": object}),
+        );
+    }
+
+    fn delete(&self, resource: &str, name: &str) {
+        let mut state = self.0.lock().unwrap();
+        let object = state.objects.remove(&(resource.to_owned(), name.to_owned())).unwrap();
+        send(&mut state, resource, &json!({"type": "DELETED", "object": object}));
+    }
+
+    /// Ends all watches, as a server that restarts does.
+    fn hang_up(&self) {
+        self.0.lock().unwrap().watches.clear();
+    }
+
+    fn answer(&self, request: &Request<Body>) -> Response<BoxBody<Bytes, Infallible>> {
+        let resource = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        let query = request.uri().query().unwrap_or("");
+        let mut state = self.0.lock().unwrap();
+        if state.down {
+            return failure(StatusCode::SERVICE_UNAVAILABLE, "down");
+        }
+        if query.contains("watch=") {
+            if let Some(at) = state.gone.iter().position(|gone| *gone == resource) {
+                state.gone.remove(at);
+                return failure(StatusCode::GONE, "too old resource version");
+            }
+            let (sender, receiver) = mpsc::unbounded_channel();
+            state.watches.push((resource, sender));
+            let frames = futures::stream::unfold(receiver, |mut receiver| async move {
+                let bytes = receiver.recv().await?;
+                Some((Ok::<_, Infallible>(Frame::data(bytes)), receiver))
+            });
+            return Response::new(BodyExt::boxed(http_body_util::StreamBody::new(frames)));
+        }
+        state.lists += 1;
+        let items: Vec<&Value> =
+            state.objects.iter().filter(|((of, _), _)| *of == resource).map(|(_, object)| object).collect();
+        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items});
+        Response::new(http_body_util::Full::new(Bytes::from(list.to_string())).boxed())
+    }
+}
+
+fn send(state: &mut State, resource: &str, event: &Value) {
+    let line = Bytes::from(format!("{event}\n"));
+    state.watches.retain(|(of, sender)| of != resource || sender.send(line.clone()).is_ok());
+}
+
+fn failure(code: StatusCode, message: &str) -> Response<BoxBody<Bytes, Infallible>> {
+    let reason = if code == StatusCode::GONE { "Expired" } else { "ServiceUnavailable" };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
+        "reason": reason, "code": code.as_u16()});
+    let body = http_body_util::Full::new(Bytes::from(status.to_string())).boxed();
+    Response::builder().status(code).body(body).unwrap()
+}
+
+fn service(name: &str, version: u32, port: i32) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "default", "name": name, "resourceVersion": version.to_string()},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]}})
+}
+
+fn slice(name: &str, version: u32, addr: &str) -> Value {
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "default", "name": name, "resourceVersion": version.to_string(),
+            "labels": {"kubernetes.io/service-name": "web"}},
+        "endpoints": [{"addresses": [addr]}], "ports": [{"port": 8080}]})
+}
+
+struct Watched {
+    server: Server,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watched {
+    fn start(server: Server) -> Self {
+        let stop = CancellationToken::new();
+        let (snapshots, task) = seaway_watch::spawn(server.client(), stop.clone());
+        Self { server, snapshots, stop, task }
+    }
+
+    async fn until(&mut self, what: &str, holds: impl FnMut(&Arc<Snapshot>) -> bool) -> Arc<Snapshot> {
+        let waited = tokio::time::timeout(Duration::from_secs(10), self.snapshots.wait_for(holds)).await;
+        Arc::clone(&waited.unwrap_or_else(|_| panic!("never: {what}")).unwrap())
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn web() -> ServiceKey {
+    ServiceKey::new("default", "web")
+}
+
+fn port(snapshot: &Snapshot) -> Option<u16> {
+    Some(snapshot.services.get(&web())?.ports.first()?.port)
+}
+
+#[tokio::test]
+async fn lists_then_follows() {
+    let server = Server::default();
+    server.put("services", service("web", 1, 80));
+    server.put("endpointslices", slice("web-1", 1, "10.244.1.1"));
+    let mut watched = Watched::start(server);
+    let first = watched.until("synced", |s| s.synced).await;
+    assert_eq!(port(&first), Some(80));
+    assert_eq!(first.endpoints[&web()].endpoints.len(), 1);
+    watched.server.put("services", service("web", 2, 81));
+    watched.until("the change", |s| port(s) == Some(81)).await;
+    watched.server.put("endpointslices", slice("web-2", 3, "10.244.1.2"));
+    watched.until("the second slice", |s| s.endpoints[&web()].endpoints.len() == 2).await;
+    watched.server.delete("services", "web");
+    watched.until("the deletion", |s| s.services.is_empty()).await;
+    watched.end().await;
+}
+
+#[tokio::test]
+async fn an_object_that_makes_no_sense_is_left_out_and_others_are_not() {
+    let server = Server::default();
+    server.put("services", service("bad", 1, 70_000));
+    server.put("services", service("web", 1, 80));
+    let mut watched = Watched::start(server);
+    let first = watched.until("synced", |s| s.synced).await;
+    assert_eq!(first.services.keys().collect::<Vec<_>>(), [&web()]);
+    watched.server.put("services", service("bad", 2, 90));
+    watched.until("the mended one", |s| s.services.len() == 2).await;
+    watched.server.put("services", service("bad", 3, 0));
+    watched.until("the broken one gone", |s| s.services.len() == 1).await;
+    watched.end().await;
+}
+
+#[tokio::test]
+async fn nothing_vanishes_while_the_server_is_away() {
+    let server = Server::default();
+    server.put("services", service("web", 1, 80));
+    server.put("endpointslices", slice("web-1", 1, "10.244.1.1"));
+    let mut watched = Watched::start(server);
+    watched.until("synced", |s| s.synced).await;
+    // Every snapshot from here on is looked at: none may lack the Service or its endpoint.
+    let mut seen = watched.snapshots.clone();
+    let observer = tokio::spawn(async move {
+        while seen.changed().await.is_ok() {
+            let snapshot = seen.borrow_and_update().clone();
+            assert!(snapshot.synced && snapshot.services.contains_key(&web()));
+            assert_eq!(snapshot.endpoints[&web()].endpoints.len(), 1);
+        }
+    });
+    // The server goes, its history with it; it comes back with another object beside the old ones.
+    watched.server.0.lock().unwrap().down = true;
+    watched.server.hang_up();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    {
+        let mut state = watched.server.0.lock().unwrap();
+        state.gone = vec!["services".into(), "endpointslices".into(), "nodes".into()];
+        state.objects.insert(("services".into(), "new".into()), service("new", 5, 90));
+        state.down = false;
+    }
+    watched.until("the relist", |s| s.services.len() == 2).await;
+    assert!(watched.server.0.lock().unwrap().lists >= 4);
+    watched.end().await;
+    observer.await.unwrap();
+}
