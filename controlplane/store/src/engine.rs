@@ -7,6 +7,8 @@ mod log;
 mod record;
 mod recover;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -154,7 +156,13 @@ impl Engine {
     /// Opens the directory, restores what was acknowledged and starts the writing thread. A torn write at the log's end
     /// is cut off; damage anywhere else is an error.
     pub fn open(config: EngineConfig) -> Result<Self, StoreError> {
-        let recovered = recover::open(&config)?;
+        Self::open_with(config, |_| {})
+    }
+
+    /// [`Engine::open`] with a chance to put something else in the place of the log's file.
+    fn open_with(config: EngineConfig, replace: impl FnOnce(&mut log::Log)) -> Result<Self, StoreError> {
+        let mut recovered = recover::open(&config)?;
+        replace(&mut recovered.log);
         let shared = Arc::new(Shared {
             state: RwLock::new(recovered.state),
             read_only: OnceLock::new(),
