@@ -3,7 +3,7 @@
 //!
 //! Needs kubectl 1.32 or newer: the one that `KUBECTL` names, or that `cargo xtask setup` unpacked, or that is on the
 //! PATH.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -185,7 +185,7 @@ fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
         );
     }
     for spec in [&mut new_spec, &mut old_spec] {
-        for key in ["activeDeadlineSeconds", "tolerations", "schedulingGates", "ephemeralContainers"] {
+        for key in ["activeDeadlineSeconds", "tolerations", "schedulingGates"] {
             super::remove(spec, key);
         }
         for key in LISTS {
