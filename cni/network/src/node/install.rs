@@ -2,8 +2,8 @@
 //! last and in one step: as soon as it is there, the runtime starts pods.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -16,6 +16,8 @@ use crate::NodeNetworkConfig;
 const PLUGIN: &str = "seaway-cni";
 /// The name of the configuration's file. Runtimes take the first one in alphabetical order.
 const CONFLIST: &str = "10-seaway.conflist";
+/// How much of two files is compared at a time.
+const BLOCK: usize = 64 * 1024;
 /// The network's name.
 const NETWORK: &str = "seaway";
 
@@ -38,14 +40,53 @@ pub(super) fn conflist(config: &NodeNetworkConfig, subnets: &[IpNet], mtu: u32) 
     format!("{conflist:#}\n")
 }
 
-/// Installs the plugin, unless it is there with the same content.
+/// Installs the plugin, unless it is there with the same content. On one file system it becomes another name of the
+/// same file, so that the runtime starts what the agent has in memory already; else it is copied.
 pub(super) fn install_plugin(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
     let target = config.cni_bin_dir.join(PLUGIN);
-    let source = fs::read(&config.plugin_source).map_err(failed("read", &config.plugin_source))?;
-    if fs::read(&target).is_ok_and(|held| held == source) {
+    let source = fs::canonicalize(&config.plugin_source).unwrap_or_else(|_| config.plugin_source.clone());
+    if same_file(&source, &target) || same_content(&source, &target).unwrap_or(false) {
         return Ok(());
     }
-    replace(&target, &source, 0o755)
+    let new = beside(&target)?;
+    // Left by an installation that was cut short.
+    drop(fs::remove_file(&new));
+    let executable =
+        fs::metadata(&source).is_ok_and(|metadata| metadata.permissions().mode() & 0o555 == 0o555);
+    if !executable || fs::hard_link(&source, &new).is_err() {
+        fs::copy(&source, &new).map_err(failed("copy", &source))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755))
+            .map_err(failed("make executable", &new))?;
+    }
+    fs::rename(&new, &target).map_err(failed("install", &target))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    identity(a).is_some_and(|of_a| identity(b) == Some(of_a))
+}
+
+/// Whether `b` is executable and has the content of `a`. Compares without taking either into memory: the executable
+/// may be the whole of Seaway.
+fn same_content(a: &Path, b: &Path) -> io::Result<bool> {
+    let (a, b) = (File::open(a)?, File::open(b)?);
+    let held = b.metadata()?;
+    if a.metadata()?.len() != held.len() || held.mode() & 0o111 != 0o111 {
+        return Ok(false);
+    }
+    let (mut a, mut b) = (BufReader::with_capacity(BLOCK, a), BufReader::with_capacity(BLOCK, b));
+    loop {
+        let (left, right) = (a.fill_buf()?, b.fill_buf()?);
+        let length = left.len().min(right.len());
+        if left[..length] != right[..length] {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(left.len() == right.len());
+        }
+        a.consume(length);
+        b.consume(length);
+    }
 }
 
 /// Whether the plugin is there at all.
@@ -78,11 +119,7 @@ pub(super) fn uninstall(config: &NodeNetworkConfig) -> Result<(), NodeNetworkErr
 
 /// Puts a whole file in place of another in one step.
 fn replace(target: &Path, content: &[u8], mode: u32) -> Result<(), NodeNetworkError> {
-    let directory = target.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(failed("create", directory))?;
-    // A leading dot and no known ending: no runtime takes it for a configuration.
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let new: PathBuf = directory.join(format!(".{name}.new"));
+    let new = beside(target)?;
     let written = File::create(&new).and_then(|mut file| {
         file.write_all(content)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -92,7 +129,58 @@ fn replace(target: &Path, content: &[u8], mode: u32) -> Result<(), NodeNetworkEr
     written.map_err(failed("write", target))
 }
 
+/// Where a file is made ready before it takes its place; the directory is made if it is missing. A leading dot and
+/// no known ending: no runtime takes it for a configuration.
+fn beside(target: &Path) -> Result<PathBuf, NodeNetworkError> {
+    let directory = target.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory).map_err(failed("create", directory))?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    Ok(directory.join(format!(".{name}.new")))
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NodeNetworkError + use<> {
     let path = path.to_owned();
     move |source| NodeNetworkError::File { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::desired::tests::config;
+    use super::*;
+    use crate::Overlay;
+
+    #[test]
+    fn the_plugin_is_installed_once_and_again_when_it_differs() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = NodeNetworkConfig {
+            plugin_source: directory.path().join("source"),
+            cni_bin_dir: directory.path().join("bin"),
+            ..config(Overlay::None)
+        };
+        let target = config.cni_bin_dir.join(PLUGIN);
+        let installed = || {
+            install_plugin(&config).unwrap();
+            let metadata = fs::metadata(&target).unwrap();
+            assert_eq!(metadata.mode() & 0o111, 0o111, "it is executable");
+            (fs::read_to_string(&target).unwrap(), metadata.ino())
+        };
+        assert!(install_plugin(&config).is_err() && !target.exists());
+        fs::write(&config.plugin_source, "one").unwrap();
+        let (content, first) = installed();
+        assert_eq!(content, "one", "copied, since the source is not executable");
+        fs::write(&config.plugin_source, "two").unwrap();
+        let (content, second) = installed();
+        assert!(content == "two" && second != first);
+        fs::set_permissions(&config.plugin_source, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(installed(), ("two".to_owned(), second), "the same content stays");
+        fs::remove_file(&config.plugin_source).unwrap();
+        fs::write(&config.plugin_source, "new").unwrap();
+        fs::set_permissions(&config.plugin_source, fs::Permissions::from_mode(0o755)).unwrap();
+        let of_source = fs::metadata(&config.plugin_source).unwrap().ino();
+        assert_eq!(installed(), ("new".to_owned(), of_source), "another name of the same file");
+        assert_eq!(installed().1, of_source);
+        let names: Vec<_> =
+            fs::read_dir(&config.cni_bin_dir).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(names, [PLUGIN]);
+    }
 }
