@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::access::{integer, list, list_mut, text};
+use super::access::{boolean, integer, list, list_mut, text};
 use super::{default_object, default_text, default_to, probe};
 use crate::field::Errors;
 use crate::names;
@@ -76,7 +76,7 @@ pub(super) fn validate_containers(spec: &Value, path: &str, volumes: &HashSet<&s
             }
             validate_container(container, &path, volumes, errors);
             if key == "containers" {
-                validate_ports(container, &path, &mut host_ports, errors);
+                validate_ports(container, &path, &mut host_ports, boolean(spec, "hostNetwork"), errors);
             }
             let policy = text(container, "restartPolicy");
             if key == "containers" && !policy.is_empty() {
@@ -174,6 +174,7 @@ fn validate_ports<'a>(
     container: &'a Value,
     path: &str,
     host_ports: &mut HashSet<(i64, &'a str, &'a str)>,
+    host_network: bool,
     errors: &mut Errors,
 ) {
     let mut known = HashSet::new();
@@ -205,6 +206,8 @@ fn validate_ports<'a>(
             errors.invalid(&path, number, range);
         } else if !host_ports.insert((number, protocol, text(port, "hostIP"))) {
             errors.duplicate(&path, json!(format!("{number}/{protocol}")));
+        } else if host_network && integer(port, "containerPort") != Some(number) {
+            errors.invalid(&path, number, "must match `containerPort` when `hostNetwork` is true");
         }
     }
 }

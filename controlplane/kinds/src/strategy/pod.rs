@@ -14,7 +14,7 @@ pub(crate) const POD: Strategy = Strategy {
     status_sets_labels: true,
     create: |object| {
         default_object(object, "spec");
-        default_pod_spec(&mut object["spec"]);
+        default_pod_spec(&mut object["spec"], true);
         // Admission's part: only real pods, not templates, get these.
         let spec = &mut object["spec"];
         default_text(spec, "serviceAccountName", "default");
@@ -34,7 +34,7 @@ pub(crate) const POD: Strategy = Strategy {
     },
     default: |object| {
         default_object(object, "spec");
-        default_pod_spec(&mut object["spec"]);
+        default_pod_spec(&mut object["spec"], true);
     },
     validate: |object, errors| validate_spec(&object["spec"], "spec", errors),
     validate_update,
@@ -49,10 +49,11 @@ pub(super) fn default_template(owner: &mut Value) {
     let template = &mut owner["template"];
     default_object(template, "metadata");
     default_object(template, "spec");
-    default_pod_spec(&mut template["spec"]);
+    default_pod_spec(&mut template["spec"], false);
 }
 
-fn default_pod_spec(spec: &mut Value) {
+/// Real pods on the host's network take the ports that they listen on; templates stay as written.
+fn default_pod_spec(spec: &mut Value, is_pod: bool) {
     default_text(spec, "restartPolicy", "Always");
     default_text(spec, "dnsPolicy", "ClusterFirst");
     default_to(spec, "terminationGracePeriodSeconds", 30);
@@ -66,7 +67,7 @@ fn default_pod_spec(spec: &mut Value) {
         (true, false) => spec["serviceAccountName"] = old_name.into(),
         (true, true) => {}
     }
-    let host_network = boolean(spec, "hostNetwork");
+    let host_network = is_pod && boolean(spec, "hostNetwork");
     for key in ["initContainers", "containers", "ephemeralContainers"] {
         for container in list_mut(spec, key) {
             container::default_container(container, host_network);

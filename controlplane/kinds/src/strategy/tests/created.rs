@@ -165,6 +165,19 @@ fn a_new_daemon_set() {
 }
 
 #[test]
+fn ports_on_the_hosts_network() {
+    let spec = json!({"hostNetwork": true, "containers": [
+        {"name": "c", "image": "x", "ports": [{"containerPort": 80}]}]});
+    let pod = create("v1", "Pod", json!({"spec": spec})).unwrap();
+    assert_eq!(pod["spec"]["containers"][0]["ports"][0]["hostPort"], 80);
+    let mut set = deployment();
+    set["spec"]["template"]["spec"] = spec;
+    let set = create("apps/v1", "DaemonSet", set).unwrap();
+    let port = &set["spec"]["template"]["spec"]["containers"][0]["ports"][0];
+    assert_eq!(*port, json!({"containerPort": 80, "protocol": "TCP"}));
+}
+
+#[test]
 fn new_services() {
     let balancer = service(json!({
         "type": "LoadBalancer", "sessionAffinity": "ClientIP", "selector": {"app": "web"},
