@@ -1,6 +1,7 @@
 //! Rows: who reaches whom, directly and through Services of every kind.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use seaway_images::probe::{Kind, ProbeRequest};
@@ -18,9 +19,11 @@ const SERVICE_TCP: u16 = 81;
 const SERVICE_UDP: u16 = 82;
 /// So many probes meet every backend, all but surely.
 const ENOUGH: u32 = 24;
+const PROPAGATION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// All rows of this file.
 pub async fn rows(fixture: &Fixture, report: &mut Report) {
+    report.always("a new Service is served on every node", served_everywhere(fixture)).await;
     for (family, at) in [("IPv4", 0), ("IPv6", 1)] {
         report.row(&format!("pod to pod, same node, {family}"), pod_to_pod(fixture, at, true)).await;
         report.row(&format!("pod to pod, across nodes, {family}"), pod_to_pod(fixture, at, false)).await;
@@ -52,6 +55,24 @@ pub async fn rows(fixture: &Fixture, report: &mut Report) {
         report.row(&format!("pod to LoadBalancer, TCP, {family}"), pod_to_load_balancer(fixture, at)).await;
         report.row(&format!("outside to external IP, TCP, {family}"), external_ip(fixture, at)).await;
     }
+}
+
+/// The fixtures' pods became Ready a moment ago: how long until every node's proxy sends traffic to all of them.
+async fn served_everywhere(fixture: &Fixture) -> Result<String> {
+    let since = Instant::now();
+    for node in fixture.nodes().into_keys() {
+        let from = fixture.pod_on(&node)?;
+        for ip in fixture.cluster_ips("echo").await? {
+            let mut request = ask(Kind::Tcp, ip, SERVICE_TCP);
+            request.count = ENOUGH;
+            while from.send(&request).await?.answered_by.len() != fixture.servers.len() {
+                if since.elapsed() > PROPAGATION_DEADLINE {
+                    bail!("{node} does not send traffic for {ip} to every server");
+                }
+            }
+        }
+    }
+    Ok(format!("on {} nodes after {} ms", fixture.spec.nodes, since.elapsed().as_millis()))
 }
 
 fn label(kind: Kind) -> &'static str {
