@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
 use crate::queue::Queue;
 
@@ -89,6 +89,7 @@ where
 {
     loop {
         let key = queue.next().await;
+        trace!(controller = name, ?key, "reconciling");
         match reconcile(key.clone()).await {
             Ok(again) => {
                 queue.succeeded(&key);

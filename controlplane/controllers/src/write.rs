@@ -3,7 +3,6 @@
 use std::fmt::Debug;
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::Status;
 use kube::{Api, Resource};
 use seaway_client::{Informer, Key, WorkError};
 use serde::Serialize;
@@ -98,15 +97,18 @@ pub(crate) async fn delete<K: Object>(
             Some(pending) if pending.meta().deletion_timestamp.is_some() => informer.wrote(pending),
             _ => informer.forget(&Key::of(object), &uid),
         },
-        Err(kube::Error::Api(status)) if is_gone(&status) => informer.forget(&Key::of(object), &uid),
+        Err(kube::Error::Api(status)) if status.code == 404 => informer.forget(&Key::of(object), &uid),
+        Err(error) if matches!(&error, kube::Error::Api(status) if status.code == 409) => {
+            // Another object has the name by now, or the server has some other reason.
+            let live = api.get_opt(name).await.map_err(WorkError::api("read", &name_of(object)))?;
+            if live.is_some_and(|live| live.meta().uid.as_ref() == Some(&uid)) {
+                return Err(WorkError::api("delete", &name_of(object))(error));
+            }
+            informer.forget(&Key::of(object), &uid);
+        }
         Err(error) => return Err(WorkError::api("delete", &name_of(object))(error)),
     }
     Ok(())
-}
-
-/// Not there, or another object has its name by now.
-fn is_gone(status: &Status) -> bool {
-    matches!(status.code, 404 | 409)
 }
 
 fn name_of<K: Object>(object: &K) -> String {

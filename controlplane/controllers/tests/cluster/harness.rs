@@ -43,6 +43,8 @@ impl Cluster {
     pub(crate) async fn server() -> Self {
         // Another test of this process may have been first.
         rustls::crypto::ring::default_provider().install_default().ok();
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init().ok();
         let data = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

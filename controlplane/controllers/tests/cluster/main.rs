@@ -83,7 +83,8 @@ async fn a_deployment_comes_up_rolls_scales_and_goes() {
     })
     .await;
 
-    merge(&deployments, "web", json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "v2"}]}}}})).await;
+    let containers = deployment("web", 3, "v2")["spec"]["template"]["spec"]["containers"].clone();
+    merge(&deployments, "web", json!({"spec": {"template": {"spec": {"containers": containers}}}})).await;
     let updated = rolled_out(&deployments, "web").await;
     assert_eq!(updated.annotations()["deployment.kubernetes.io/revision"], "2");
     let now = list_until("the old pods to go", &pods, |pods| pods.len() == 3).await;
