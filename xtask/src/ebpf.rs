@@ -51,7 +51,9 @@ pub fn build(check: bool) -> Result<()> {
         ensure!(held == note, "{OBJECT} is right, but {NOTE} is not: run `cargo xtask ebpf` and commit both");
         eprintln!("{OBJECT}: the same, to the byte");
     } else if versions(&held) == versions(&note) {
-        bail!("{OBJECT} is not what its source gives: run `cargo xtask ebpf` and commit it with {NOTE}\n{note}");
+        bail!(
+            "{OBJECT} is not what its source gives: run `cargo xtask ebpf` and commit it with {NOTE}\n{note}"
+        );
     } else {
         eprintln!("{OBJECT} was made by other tools; tests run on {FRESH}\nchecked in:\n{held}here:\n{note}");
     }
@@ -59,7 +61,8 @@ pub fn build(check: bool) -> Result<()> {
 }
 
 fn root() -> PathBuf {
-    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     here.parent().map(Path::to_path_buf).unwrap_or(here)
 }
 
@@ -85,7 +88,8 @@ impl Tools {
              --no-default-features --features llvm-22",
         )?;
         let strip = ["/usr/lib/llvm-22/bin/llvm-strip"].iter().map(PathBuf::from).find(|path| path.exists());
-        let strip = strip.or_else(|| find("llvm-strip")).context("llvm-strip is missing: install llvm-22-dev")?;
+        let strip =
+            strip.or_else(|| find("llvm-strip")).context("llvm-strip is missing: install llvm-22-dev")?;
         Ok(Self { rustc, cargo, linker, strip })
     }
 }
@@ -93,7 +97,10 @@ impl Tools {
 /// A program in PATH or where cargo installs.
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain([cargo_home().join("bin")]).map(|dir| dir.join(name)).find(|file| file.exists())
+    std::env::split_paths(&path)
+        .chain([cargo_home().join("bin")])
+        .map(|dir| dir.join(name))
+        .find(|file| file.exists())
 }
 
 fn cargo_home() -> PathBuf {
@@ -105,7 +112,8 @@ fn cargo_home() -> PathBuf {
 
 /// The output of a command, as one line.
 fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let output =
+        command.output().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     ensure!(output.status.success(), "{} failed: {}", command.get_program().display(), output.status);
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
