@@ -98,7 +98,7 @@ impl Tools {
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain([cargo_home().join("bin")])
+        .chain([cargo_home().join("bin"), crate::process::target_dir().join("tools/bin")])
         .map(|dir| dir.join(name))
         .find(|file| file.exists())
 }

@@ -37,7 +37,11 @@ pub fn run(part: Option<Part>) -> Result<()> {
     if wanted(Part::Privileged) {
         process::run(cargo().args(["build", "--bins"]))?;
         process::run(
-            cargo().args(["test", "--test", "*", "--workspace"]).args(not(&["seaway-ebpf-programs", E2E])),
+            cargo()
+                .env("KUBECTL", setup::kubectl()?)
+                .envs(fresh_object(part))
+                .args(["test", "--test", "*", "--workspace"])
+                .args(not(&["seaway-ebpf-programs", E2E])),
         )?;
     }
     if wanted(Part::E2e) {
@@ -50,6 +54,11 @@ pub fn run(part: Option<Part>) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The object that [`ebpf::build`] has just made, where it was part of this run: tests are to run on it.
+fn fresh_object(part: Option<Part>) -> Option<(&'static str, std::path::PathBuf)> {
+    part.is_none().then(|| ("SEAWAY_BPF_OBJECT", process::root().join(ebpf::FRESH)))
 }
 
 fn not(packages: &[&'static str]) -> Vec<&'static str> {
