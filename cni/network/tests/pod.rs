@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use seaway_cni_network::netlink::{Mac, Netlink, Route, Veth, VethPeer};
-use seaway_cni_network::netns::Namespace;
+use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::{self, Attachment, WireError, Wiring};
 use seaway_lab::{Lab, tcp_exchange};
 
@@ -54,6 +54,11 @@ fn a_pod_that_gets_another_ethernet_address_is_found_again() {
     let pod = Namespace::anonymous().unwrap();
     let attachment = Attachment::new("seaway", "pod", "eth0");
     node.run(|| attachment.wire(&pod, &wiring())).unwrap();
+    // By default the kernel takes five seconds before it doubts.
+    for family in ["ipv4", "ipv6"] {
+        let key = format!("net/{family}/neigh/{}/delay_first_probe_time", attachment.host_link());
+        node.run(|| sysctl::write(&key, "1")).unwrap();
+    }
     let mut inner = Netlink::open_in(&pod).unwrap();
     let eth0 = inner.link("eth0").unwrap().unwrap();
     let Mac(mut mac) = eth0.mac.unwrap();

@@ -99,8 +99,12 @@ pub(super) fn desired(
     if desired.vxlan.is_none() && config.overlay != Overlay::None {
         desired.skipped.push(format!("VXLAN: node {} has no address", config.node_name));
     }
+    let mut taken = Taken::default();
+    for subnet in &desired.own {
+        taken.take(*subnet);
+    }
     for node in snapshot.nodes.values().filter(|node| node.name != own.name) {
-        add_peer(&mut desired, config, node, uplinks);
+        add_peer(&mut desired, &mut taken, config, node, uplinks);
     }
     if config.masquerade {
         desired.masquerade = Some(masquerade(&desired, snapshot));
@@ -130,15 +134,32 @@ fn vxlan_device(
     })
 }
 
+/// Subnets that are apart from each other, by their last address.
+#[derive(Debug, Default)]
+struct Taken(BTreeMap<IpAddr, IpNet>);
+
+impl Taken {
+    /// Takes a subnet, or returns the one that it overlaps with.
+    fn take(&mut self, subnet: IpNet) -> Option<IpNet> {
+        // Subnets lie within each other or apart: if one of them reaches into this one, it is the next.
+        let next = self.0.range(subnet.network()..).next().map(|(_, held)| *held);
+        let overlapping = next.filter(|held| held.contains(&subnet) || subnet.contains(held));
+        if overlapping.is_none() {
+            self.0.insert(subnet.broadcast(), subnet);
+        }
+        overlapping
+    }
+}
+
 fn add_peer(
     desired: &mut Desired,
+    taken: &mut Taken,
     config: &NodeNetworkConfig,
     node: &Node,
     uplinks: &BTreeMap<Family, Uplink>,
 ) {
     for subnet in node.pod_cidrs.iter().map(IpNet::trunc) {
-        let mut taken = desired.own.iter().chain(desired.peers.iter().map(|peer| &peer.subnet));
-        if let Some(other) = taken.find(|other| other.contains(&subnet) || subnet.contains(*other)) {
+        if let Some(other) = taken.take(subnet) {
             desired
                 .skipped
                 .push(format!("node {}: its pod subnet {subnet} overlaps with {other}", node.name));

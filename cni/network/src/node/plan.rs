@@ -1,9 +1,12 @@
 //! What has to be done so that the kernel's tables become what they should be: a pure function of both.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::desired::{Desired, Peer, Way};
-use crate::netlink::{FdbEntry, Neighbour, NeighbourKind, Route, RouteKind};
+use crate::netlink::{FdbEntry, Mac, Neighbour, NeighbourKind, Route, RouteKind};
 
 /// Who made the routes to other nodes' pods (`ip route show proto 88`).
 pub(super) const ROUTE_PROTOCOL: u8 = 88;
@@ -27,47 +30,62 @@ pub(super) enum Op {
     DeleteNeighbour(Neighbour),
 }
 
+/// What the kernel should have, by what there can be only one of. With thousands of nodes nothing may be searched.
+#[derive(Debug, Default)]
+struct Wanted {
+    routes: BTreeMap<IpNet, Route>,
+    neighbours: BTreeMap<IpAddr, Neighbour>,
+    fdb: BTreeMap<Mac, FdbEntry>,
+}
+
 /// The steps from `actual` to `desired`, in an order in which no packet finds a route without what is behind it.
 /// Nothing is deleted unless `prune`. `vxlan` is the index of the VXLAN device, if there is one.
 pub(super) fn plan(desired: &Desired, actual: &Actual, vxlan: Option<u32>, prune: bool) -> Vec<Op> {
     let wanted = wanted(desired, vxlan);
+    let mut routes: BTreeMap<IpNet, Vec<&Route>> = BTreeMap::new();
+    for held in &actual.routes {
+        routes.entry(held.destination).or_default().push(held);
+    }
+    let neighbours: BTreeMap<IpAddr, &Neighbour> =
+        actual.neighbours.iter().map(|held| (held.addr, held)).collect();
+    let fdb: BTreeMap<Mac, &FdbEntry> = actual.fdb.iter().map(|held| (held.mac, held)).collect();
+
     let mut ops = Vec::new();
-    let missing = wanted.neighbours.iter().filter(|neighbour| !actual.neighbours.contains(neighbour));
+    let missing = wanted.neighbours.values().filter(|entry| neighbours.get(&entry.addr) != Some(entry));
     ops.extend(missing.copied().map(Op::SetNeighbour));
-    let missing = wanted.fdb.iter().filter(|entry| !actual.fdb.contains(entry));
+    let missing = wanted.fdb.values().filter(|entry| fdb.get(&entry.mac) != Some(entry));
     ops.extend(missing.copied().map(Op::SetFdb));
-    let missing =
-        wanted.routes.iter().filter(|route| !actual.routes.iter().any(|held| same_route(route, held)));
-    ops.extend(missing.cloned().map(Op::SetRoute));
+    let is_held = |route: &&Route| {
+        routes.get(&route.destination).is_some_and(|held| held.iter().any(|held| same_route(route, held)))
+    };
+    ops.extend(wanted.routes.values().filter(|route| !is_held(route)).cloned().map(Op::SetRoute));
     if !prune {
         return ops;
     }
-    for held in &actual.routes {
-        // A route that is replaced goes by being replaced.
-        let replaced = wanted
-            .routes
-            .iter()
-            .any(|route| route.destination == held.destination && !is_doubled(held, actual));
-        if !replaced && !wanted.routes.iter().any(|route| same_route(route, held)) {
-            ops.push(Op::DeleteRoute(held.clone()));
+    for (destination, held) in &routes {
+        let stays =
+            |held: &Route| wanted.routes.get(destination).is_some_and(|route| same_route(route, held));
+        // One that is replaced goes by that. If there are several (with different metrics), replacing touches one.
+        if held.len() > 1 || !wanted.routes.contains_key(destination) {
+            ops.extend(held.iter().filter(|held| !stays(held)).map(|held| Op::DeleteRoute((*held).clone())));
         }
     }
-    let stale = actual.fdb.iter().filter(|held| !wanted.fdb.iter().any(|entry| entry.mac == held.mac));
+    let stale = actual.fdb.iter().filter(|held| !wanted.fdb.contains_key(&held.mac));
     ops.extend(stale.copied().map(Op::DeleteFdb));
-    let stale = actual.neighbours.iter().filter(|held| {
-        held.kind == NeighbourKind::Permanent
-            && !wanted.neighbours.iter().any(|wanted| wanted.addr == held.addr)
-    });
+    let stale = actual
+        .neighbours
+        .iter()
+        .filter(|held| held.kind == NeighbourKind::Permanent && !wanted.neighbours.contains_key(&held.addr));
     ops.extend(stale.copied().map(Op::DeleteNeighbour));
     ops
 }
 
-fn wanted(desired: &Desired, vxlan: Option<u32>) -> Actual {
-    let mut wanted = Actual::default();
+fn wanted(desired: &Desired, vxlan: Option<u32>) -> Wanted {
+    let mut wanted = Wanted::default();
     for subnet in &desired.own {
         // A packet to a pod that is not there is refused instead of going out by the default route.
         let kind = RouteKind::Unreachable;
-        wanted.routes.push(Route { kind, protocol: ROUTE_PROTOCOL, ..Route::to(*subnet) });
+        wanted.routes.insert(*subnet, Route { kind, protocol: ROUTE_PROTOCOL, ..Route::to(*subnet) });
     }
     for peer in &desired.peers {
         want_peer(&mut wanted, peer, vxlan);
@@ -75,18 +93,18 @@ fn wanted(desired: &Desired, vxlan: Option<u32>) -> Actual {
     wanted
 }
 
-fn want_peer(wanted: &mut Actual, peer: &Peer, vxlan: Option<u32>) {
+fn want_peer(wanted: &mut Wanted, peer: &Peer, vxlan: Option<u32>) {
     let route = Route { protocol: ROUTE_PROTOCOL, ..Route::to(peer.subnet) };
     match (peer.way, vxlan) {
-        (Way::Direct { gateway, link }, _) => wanted.routes.push(Route { link, ..route.via(gateway) }),
+        (Way::Direct { gateway, link }, _) => {
+            wanted.routes.insert(peer.subnet, Route { link, ..route.via(gateway) });
+        }
         (Way::Vxlan { mac, remote }, Some(link)) => {
             let addr = gateway_behind(peer);
-            wanted.neighbours.push(Neighbour { link, addr, mac: Some(mac), kind: NeighbourKind::Permanent });
-            let entry = FdbEntry { link, mac, remote };
-            if !wanted.fdb.contains(&entry) {
-                wanted.fdb.push(entry);
-            }
-            wanted.routes.push(Route { onlink: true, ..route.via(addr).on(link) });
+            let neighbour = Neighbour { link, addr, mac: Some(mac), kind: NeighbourKind::Permanent };
+            wanted.neighbours.insert(addr, neighbour);
+            wanted.fdb.insert(mac, FdbEntry { link, mac, remote });
+            wanted.routes.insert(peer.subnet, Route { onlink: true, ..route.via(addr).on(link) });
         }
         (Way::Vxlan { .. }, None) => {}
     }
@@ -102,11 +120,6 @@ fn same_route(wanted: &Route, held: &Route) -> bool {
     let same_link = wanted.kind != RouteKind::Unicast || wanted.link.is_none() || wanted.link == held.link;
     (wanted.destination, wanted.gateway, wanted.kind) == (held.destination, held.gateway, held.kind)
         && same_link
-}
-
-/// There are several routes of ours to the same destination (with different metrics): replacing touches one.
-fn is_doubled(route: &Route, actual: &Actual) -> bool {
-    actual.routes.iter().filter(|other| other.destination == route.destination).count() > 1
 }
 
 #[cfg(test)]
@@ -176,7 +189,7 @@ mod tests {
             let end = apply(start.clone(), &steps);
             let wanted = wanted(&new, Some(VXLAN));
             prop_assert_eq!(end.routes.len(), wanted.routes.len());
-            prop_assert!(wanted.routes.iter().all(|route| end.routes.contains(route)));
+            prop_assert!(wanted.routes.values().all(|route| end.routes.contains(route)));
             prop_assert_eq!(end.fdb.len(), wanted.fdb.len());
             prop_assert_eq!(end.neighbours.len(), wanted.neighbours.len());
             prop_assert_eq!(plan(&new, &end, Some(VXLAN), true), vec![]);
@@ -188,6 +201,16 @@ mod tests {
             let cleared = apply(end.clone(), &plan(&Desired::default(), &end, Some(VXLAN), true));
             prop_assert_eq!(cleared, Actual::default());
         }
+    }
+
+    #[test]
+    fn a_route_that_is_there_twice_is_left_once() {
+        let desired = desired(&config(Overlay::None), &cluster(&[(1, 2)]), &uplinks()).unwrap();
+        let mut held = apply(Actual::default(), &plan(&desired, &Actual::default(), None, true));
+        let twice = held.routes.iter().find(|route| route.gateway.is_some()).cloned().unwrap();
+        let second = Route { metric: Some(77), gateway: "192.0.2.9".parse().ok(), ..twice };
+        held.routes.push(second.clone());
+        assert_eq!(plan(&desired, &held, None, true), [Op::DeleteRoute(second)]);
     }
 
     #[test]
