@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Plan};
+use crate::stale::Targets;
 use crate::status::DropCount;
 
 /// Something that packets pass and that can be programmed.
@@ -25,6 +26,12 @@ pub trait Dataplane: Send {
 
     /// Carries out `plan`. A frontend that fails does not keep the others from being written.
     fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError>;
+
+    /// Forgets UDP flows whose backend is not in `serving`. Returns how many.
+    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+        let _ = serving;
+        Ok(0)
+    }
 
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount> {

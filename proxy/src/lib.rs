@@ -17,6 +17,7 @@ pub mod links;
 mod metrics;
 pub mod plan;
 pub mod reconcile;
+pub mod stale;
 mod status;
 
 use std::sync::Arc;

@@ -26,6 +26,7 @@ pub struct Metrics {
     services: IntGauge,
     conflicts: IntGauge,
     repairs: IntCounter,
+    forgotten_udp: IntCounter,
     drops: IntGaugeVec,
     announced: IntGauge,
     announce_replies: IntCounterVec,
@@ -76,6 +77,10 @@ impl Metrics {
                 "seaway_proxy_repaired_total",
                 "Frontends that a read-back found to differ although nothing had changed",
             ),
+            forgotten_udp: counter(
+                "seaway_proxy_forgotten_udp_flows_total",
+                "UDP flow entries removed because their endpoint was gone",
+            ),
             drops: int_gauges("seaway_proxy_dropped_packets", "Dropped packets by reason", &["reason"]),
             announced: int_gauge("seaway_proxy_announced_addresses", "Addresses this node answers for"),
             announce_replies: counters(
@@ -89,7 +94,7 @@ impl Metrics {
     }
 
     fn register(&self, registry: &Registry) {
-        let all: [Box<dyn Collector>; 15] = [
+        let all: [Box<dyn Collector>; 16] = [
             Box::new(self.sync_duration.clone()),
             Box::new(self.network_programming.clone()),
             Box::new(self.last_timestamp.clone()),
@@ -102,6 +107,7 @@ impl Metrics {
             Box::new(self.services.clone()),
             Box::new(self.conflicts.clone()),
             Box::new(self.repairs.clone()),
+            Box::new(self.forgotten_udp.clone()),
             Box::new(self.drops.clone()),
             Box::new(self.announced.clone()),
             Box::new(self.announce_replies.clone()),
@@ -148,6 +154,10 @@ impl Metrics {
         ] {
             self.plan_ops.with_label_values(&[op]).inc_by(count as u64);
         }
+    }
+
+    pub(crate) fn forgot_udp(&self, flows: usize) {
+        self.forgotten_udp.inc_by(flows as u64);
     }
 
     pub(crate) fn repaired(&self, steps: usize) {

@@ -22,7 +22,7 @@ use crate::desired::{Computation, NodeView};
 use crate::frontend::FrontendKey;
 use crate::links::{self, Link};
 use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
-use crate::{Metrics, ProxyConfig};
+use crate::{Metrics, ProxyConfig, stale};
 
 /// How often the links are looked at.
 const LINKS_INTERVAL: Duration = Duration::from_millis(500);
@@ -41,6 +41,10 @@ pub struct Reconciler {
     /// Frontends that may differ from what is held.
     pending: BTreeSet<FrontendKey>,
     links: Vec<Link>,
+    /// The snapshot of the last sync.
+    former: Snapshot,
+    /// UDP flows have to be looked through: an endpoint is gone, or may have gone before this process began.
+    forget_due: bool,
     /// The own Node as last seen. Before it is seen nothing is written: without its addresses half of what the kernel
     /// holds would be taken away. When it vanishes later, its addresses are still there.
     node: Option<Arc<Node>>,
@@ -61,6 +65,8 @@ impl Reconciler {
             actual: None,
             pending: BTreeSet::new(),
             links: Vec::new(),
+            former: Snapshot::default(),
+            forget_due: true,
             node: None,
             failures: 0,
             logged: None,
@@ -122,7 +128,15 @@ impl Reconciler {
         let view = view(&self.config, Some(&node), &self.links);
         let host = host(&self.config, Some(&node), &self.links);
         self.pending.append(&mut self.computation.update(snapshot, &view));
-        let result = self.bring_in_line(&host).await;
+        self.forget_due |= stale::udp_vanished(&self.former, snapshot);
+        self.former = snapshot.clone();
+        let mut result = self.bring_in_line(&host).await;
+        if result.is_ok()
+            && self.forget_due
+            && let Err(error) = self.forget_udp(snapshot).await
+        {
+            result = Err(error);
+        }
         let ok = match result {
             Ok(failed) => self.settle(failed),
             Err(error) => {
@@ -147,6 +161,15 @@ impl Reconciler {
             }
         }
         ok
+    }
+
+    /// Once new flows go elsewhere, flows to endpoints that are gone are forgotten.
+    async fn forget_udp(&mut self, snapshot: &Snapshot) -> Result<(), DataplaneError> {
+        let serving = stale::serving_udp(snapshot);
+        let forgotten = self.on_thread(move |dataplane| dataplane.forget_udp(&serving)).await??;
+        self.forget_due = false;
+        self.metrics.forgot_udp(forgotten);
+        Ok(())
     }
 
     async fn bring_in_line(&mut self, host: &Host) -> Result<Vec<Failure>, DataplaneError> {

@@ -13,7 +13,7 @@ use seaway_proxy::dataplane::ebpf::{Ebpf, Memory};
 use seaway_proxy::dataplane::fake::Fake;
 use seaway_proxy::dataplane::faulty::Faulty;
 use seaway_proxy::desired::{Computation, NodeView, desired};
-use seaway_proxy::plan::{Host, diff};
+use seaway_proxy::plan::{Host, diff, diff_of};
 
 fn ebpf_in_memory() -> Ebpf<Memory> {
     Ebpf::new(Memory::new(4096, 4096), 1024..=29_999, 1)
@@ -30,6 +30,100 @@ fn faulty_fake_converges() {
 #[test]
 fn faulty_ebpf_converges() {
     laws::it_converges(|| Faulty::new(ebpf_in_memory(), 10, 11), 48);
+}
+
+/// Flows whose endpoint serves are left alone; of the others, UDP goes.
+#[test]
+fn stale_udp_flows_are_forgotten_by_address_and_port() {
+    let mut snapshot = seaway_model::Snapshot { synced: true, ..seaway_model::Snapshot::default() };
+    let key = seaway_model::ServiceKey::new("default", "dns");
+    let mut service = seaway_model::Service::new(key.clone());
+    service.cluster_ips = vec!["10.96.0.10".parse().unwrap()];
+    service.ports = vec![port(seaway_model::Protocol::Udp)];
+    snapshot.services.insert(key.clone(), std::sync::Arc::new(service));
+    let mut endpoints = one_endpoint([10, 244, 1, 1]);
+    endpoints.endpoints[0].ports =
+        [seaway_model::EndpointPort { name: "".into(), protocol: seaway_model::Protocol::Udp, port: 53 }]
+            .into();
+    snapshot.endpoints.insert(key, std::sync::Arc::new(endpoints));
+
+    let mut dataplane = ebpf_in_memory();
+    let plan = diff(&desired(&snapshot, &view()), &Host::default(), &dataplane.read().unwrap());
+    dataplane.apply(&plan).unwrap();
+    let id = dataplane.kernel().maps.services.values().map(|entry| entry.id).max().unwrap();
+    let connection = |protocol, client, port, service| seaway_ebpf_loader::Connection {
+        protocol,
+        from: (("192.0.2.100".parse().unwrap(), client), ("10.96.0.10".parse().unwrap(), 80)),
+        to: (("192.0.2.100".parse().unwrap(), client), ("10.244.1.1".parse().unwrap(), port)),
+        reply: false,
+        snat: false,
+        seen_reply: true,
+        closing: false,
+        service,
+        idle: std::time::Duration::ZERO,
+    };
+    let (tcp, udp) = (seaway_ebpf_loader::Protocol::Tcp, seaway_ebpf_loader::Protocol::Udp);
+    let (live, of_tcp) = (connection(udp, 4000, 53, id), connection(tcp, 4001, 5353, id));
+    let mut memory = dataplane.kernel().clone();
+    memory.maps.connections =
+        vec![live, of_tcp, connection(udp, 4002, 5353, id), connection(udp, 4003, 53, id.wrapping_add(1))];
+    let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
+    assert_eq!(dataplane.forget_udp(&seaway_proxy::stale::serving_udp(&snapshot)).unwrap(), 2);
+    assert_eq!(dataplane.kernel().maps.connections, [live, of_tcp]);
+}
+
+fn port(protocol: seaway_model::Protocol) -> seaway_model::ServicePort {
+    seaway_model::ServicePort { name: "".into(), protocol, port: 80, node_port: None, app_protocol: None }
+}
+
+/// What one endpoint's change costs does not depend on how much there is.
+#[test]
+fn one_change_among_many_is_two_writes() {
+    let mut snapshot = seaway_model::Snapshot { synced: true, ..seaway_model::Snapshot::default() };
+    for index in 0..1000_u16 {
+        let key = seaway_model::ServiceKey::new("default", &format!("web-{index}"));
+        let mut service = seaway_model::Service::new(key.clone());
+        let [high, low] = index.to_be_bytes();
+        service.cluster_ips = vec![std::net::IpAddr::from([10, 96, high, low])];
+        service.ports = vec![port(seaway_model::Protocol::Tcp)];
+        snapshot.services.insert(key.clone(), std::sync::Arc::new(service));
+        snapshot.endpoints.insert(key, std::sync::Arc::new(one_endpoint([10, 244, high, low])));
+    }
+    let mut computation = Computation::default();
+    let mut dataplane = Ebpf::new(Memory::new(8192, 8192), 1024..=29_999, 1);
+    let mut actual = dataplane.read().unwrap();
+    let changed = computation.update(&snapshot, &view());
+    let plan = diff_of(&changed, computation.desired(), &Host::default(), &actual);
+    dataplane.apply(&plan).unwrap();
+    actual = actual.after(&plan);
+    let writes = dataplane.kernel().maps.writes;
+    let mut next = snapshot.clone();
+    let key = seaway_model::ServiceKey::new("default", "web-500");
+    next.endpoints.insert(key, std::sync::Arc::new(one_endpoint([10, 245, 0, 1])));
+    let changed = computation.update(&next, &view());
+    let plan = diff_of(&changed, computation.desired(), &Host::default(), &actual);
+    assert_eq!((changed.len(), plan.len()), (2, 2), "the frontend of either scope");
+    dataplane.apply(&plan).unwrap();
+    assert!(dataplane.kernel().maps.writes - writes <= 3, "one slice, two services");
+}
+
+fn one_endpoint(addr: [u8; 4]) -> seaway_model::EndpointSet {
+    let port =
+        seaway_model::EndpointPort { name: "".into(), protocol: seaway_model::Protocol::Tcp, port: 8080 };
+    let endpoint = seaway_model::Endpoint {
+        addr: addr.into(),
+        hostname: None,
+        node: None,
+        zone: None,
+        pod: None,
+        ready: true,
+        serving: true,
+        terminating: false,
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+        ports: [port].into(),
+    };
+    seaway_model::EndpointSet { endpoints: vec![endpoint] }
 }
 
 fn view() -> NodeView {

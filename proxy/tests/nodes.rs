@@ -269,7 +269,20 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
     assert!(world.net.ask_tcp("client", vip).unwrap().starts_with("local "));
     assert!(talk(&mut open).unwrap().starts_with("local "));
 
-    // The endpoints move to the other node: new connections follow, the open one stays.
+    // A client that asks over UDP from one port all the time.
+    let udp = world.net.within("client", || std::net::UdpSocket::bind("172.30.7.100:0").unwrap());
+    udp.connect(vip).unwrap();
+    udp.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let ask = |wanted: &str| {
+        let mut buffer = [0; 512];
+        udp.send(b"hi\n").map_err(|e| e.to_string())?;
+        let length = udp.recv(&mut buffer).map_err(|e| e.to_string())?;
+        let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if answer.starts_with(wanted) { Ok(()) } else { Err(answer) }
+    };
+    eventually("a first UDP answer", || ask("local "));
+
+    // The endpoints move to the other node: new connections follow, the open one stays, and so does not UDP.
     let mut moved = cluster();
     service(&mut moved, 1, TrafficPolicy::Cluster, &REMOTE.map(|addr| (addr, "other")));
     world.sender.send_replace(Arc::new(moved));
@@ -277,6 +290,7 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
         let answer = world.net.ask_tcp("client", vip).unwrap();
         if answer.starts_with("remote ") { Ok(()) } else { Err(answer) }
     });
+    eventually("the UDP flow follows", || ask("remote "));
     assert!(talk(&mut open).unwrap().starts_with("local "));
 
     // All goes: the addresses are nobody's any more.

@@ -22,6 +22,7 @@ pub use kernel::{Kernel, Loaded, Memory};
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Device, Host, Plan};
+use crate::stale::Targets;
 use crate::status::DropCount;
 use layout::{Contents, Layout, Ops};
 
@@ -185,6 +186,25 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
             }
         }
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
+    }
+
+    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+        let layout = match self.layout.take() {
+            Some(layout) => layout,
+            None => self.read_layout()?,
+        };
+        let groups = self.layout.insert(layout).groups_by_id();
+        let serves = |flow: &loader::Connection| {
+            let (addr, port) = flow.backend();
+            groups.get(&flow.service).is_some_and(|group| serving.contains(&(*group, addr, port)))
+        };
+        let maps = self.kernel.maps();
+        let mut stale = maps.connections().map_err(map_error)?;
+        stale.retain(|flow| flow.protocol == loader::Protocol::Udp && !serves(flow));
+        if !stale.is_empty() {
+            maps.remove_connections(&stale).map_err(map_error)?;
+        }
+        Ok(stale.len())
     }
 
     fn drops(&self) -> Vec<DropCount> {

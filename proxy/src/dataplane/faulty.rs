@@ -3,6 +3,7 @@
 
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::plan::{Actual, Plan};
+use crate::stale::Targets;
 use crate::status::DropCount;
 
 /// A data plane that fails.
@@ -78,6 +79,13 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
             // The worst kind: the work is done, and nobody is told.
             Some(error) => Err(error),
             None => Ok(applied),
+        }
+    }
+
+    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+        match self.fault() {
+            Some(error) => Err(error),
+            None => self.inner.forget_udp(serving),
         }
     }
 

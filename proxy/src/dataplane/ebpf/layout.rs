@@ -178,6 +178,11 @@ impl Layout {
         members.map(|(key, member)| (*key, Arc::clone(&member.frontend))).collect()
     }
 
+    /// Which group has which id.
+    pub(super) fn groups_by_id(&self) -> HashMap<u32, Group> {
+        self.groups.iter().map(|(group, placed)| (placed.id, *group)).collect()
+    }
+
     /// How much there is to sweep.
     pub(super) fn stale(&self) -> usize {
         self.stale_services.len() + self.stale_ranges.len() + self.missing_guards.len()
@@ -226,15 +231,7 @@ impl Layout {
         let (id, probe) = self.id(frontend.group).ok_or_else(|| unsupported("a ninth group of one id"))?;
         touched.insert(frontend.group);
         let base = self.slice(frontend, id, now, ops)?;
-        self.take_out(&key, ops, touched);
-        let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(id, probe));
-        for net in frontend.source_ranges.iter() {
-            if placed.ranges.insert(*net) {
-                ops.add_ranges.push(range(id, *net));
-            }
-        }
-        placed.members.insert(key, Member { frontend: Arc::clone(frontend), base });
-        self.group_of.insert(key, frontend.group);
+        // Before the former frontend lets go of its own, which is the same as a rule.
         if let Some((guard, entry)) = codec::guard(&key, frontend) {
             let users = self.guards.entry(guard).or_default();
             *users += 1;
@@ -244,6 +241,15 @@ impl Layout {
             }
             self.stale_services.remove(&guard);
         }
+        self.take_out(&key, ops, touched);
+        let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(id, probe));
+        for net in frontend.source_ranges.iter() {
+            if placed.ranges.insert(*net) {
+                ops.add_ranges.push(range(id, *net));
+            }
+        }
+        placed.members.insert(key, Member { frontend: Arc::clone(frontend), base });
+        self.group_of.insert(key, frontend.group);
         self.stale_services.remove(&place);
         ops.put_services.push((place, codec::entry(&key, frontend, id, probe, base)));
         Ok(())

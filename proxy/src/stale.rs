@@ -1,0 +1,111 @@
+//! UDP flows whose endpoint is gone. UDP knows no end of a connection: a client that goes on sending from one port
+//! keeps its flow, and would send into nothing for as long as it does.
+//!
+//! **Invariant:** flows whose endpoint still serves are never touched, at a restart either. Terminating endpoints that
+//! serve keep theirs.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use seaway_model::{Endpoint, Family, Protocol, Service, ServiceKey, Snapshot};
+
+use crate::frontend::Group;
+
+/// Endpoint addresses and ports, each for the Service port that it serves: an endpoint that left one Service may well
+/// go on in another.
+pub type Targets = HashSet<(Group, IpAddr, u16)>;
+
+/// Everything that serves UDP.
+pub fn serving_udp(snapshot: &Snapshot) -> Targets {
+    let mut all = Targets::new();
+    for service in snapshot.endpoints.keys() {
+        extend(&mut all, snapshot, service);
+    }
+    all
+}
+
+/// Whether an endpoint that served UDP in `former` does so no more.
+pub fn udp_vanished(former: &Snapshot, snapshot: &Snapshot) -> bool {
+    let (mut before, mut now) = (Targets::new(), Targets::new());
+    for service in snapshot.changes_since(former).services {
+        extend(&mut before, former, &service);
+        extend(&mut now, snapshot, &service);
+    }
+    before.iter().any(|target| !now.contains(target))
+}
+
+fn extend(targets: &mut Targets, snapshot: &Snapshot, service: &ServiceKey) {
+    let (Some(object), Some(set)) = (snapshot.services.get(service), snapshot.endpoints.get(service)) else {
+        return;
+    };
+    for port in object.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        let groups = Family::ALL.map(|family| Group::of(service, &port.name, Protocol::Udp, family));
+        for endpoint in set.endpoints.iter().filter(|endpoint| serves(object, endpoint)) {
+            let group = groups[usize::from(endpoint.addr.is_ipv6())];
+            let offers = endpoint.ports.iter().filter(|o| o.protocol == Protocol::Udp && o.name == port.name);
+            targets.extend(offers.map(|offer| (group, endpoint.addr, offer.port)));
+        }
+    }
+}
+
+fn serves(service: &Service, endpoint: &Endpoint) -> bool {
+    endpoint.ready || endpoint.serving || service.publish_not_ready
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use seaway_model::{EndpointPort, EndpointSet, ServicePort};
+
+    use super::*;
+
+    fn snapshot(endpoints: &[(&str, bool, bool)]) -> Snapshot {
+        let key = ServiceKey::new("default", "dns");
+        let ports: Arc<[EndpointPort]> = [Protocol::Udp, Protocol::Tcp]
+            .map(|protocol| EndpointPort { name: "".into(), protocol, port: 53 })
+            .into();
+        let endpoint = |(addr, ready, serving): &(&str, bool, bool)| Endpoint {
+            addr: addr.parse().unwrap(),
+            hostname: None,
+            node: None,
+            zone: None,
+            pod: None,
+            ready: *ready,
+            serving: *serving,
+            terminating: !ready,
+            zone_hints: Vec::new(),
+            node_hints: Vec::new(),
+            ports: Arc::clone(&ports),
+        };
+        let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+        let mut service = Service::new(key.clone());
+        service.ports = [Protocol::Udp, Protocol::Tcp]
+            .map(|protocol| ServicePort {
+                name: "".into(),
+                protocol,
+                port: 53,
+                node_port: None,
+                app_protocol: None,
+            })
+            .into();
+        snapshot.services.insert(key.clone(), Arc::new(service));
+        let endpoints = endpoints.iter().map(endpoint).collect();
+        snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints }));
+        snapshot
+    }
+
+    #[test]
+    fn an_endpoint_has_vanished_when_it_no_longer_serves() {
+        let both = snapshot(&[("10.0.0.1", true, true), ("10.0.0.2", true, true)]);
+        let draining = snapshot(&[("10.0.0.1", true, true), ("10.0.0.2", false, true)]);
+        let one = snapshot(&[("10.0.0.1", true, true), ("10.0.0.2", false, false)]);
+        assert!(!udp_vanished(&both, &draining));
+        assert!(udp_vanished(&draining, &one));
+        assert!(udp_vanished(&one, &snapshot(&[])), "also when the last one goes");
+        assert!(udp_vanished(&both, &Snapshot::default()));
+        assert_eq!(serving_udp(&draining).len(), 2);
+        let group = Group::of(&ServiceKey::new("default", "dns"), "", Protocol::Udp, Family::V4);
+        assert_eq!(serving_udp(&one), Targets::from([(group, "10.0.0.1".parse().unwrap(), 53)]));
+    }
+}
