@@ -291,3 +291,43 @@ fn the_masquerade_comes_back_and_others_tables_are_left_alone() {
     wait_for(PATIENCE, "the tables to go", || !rules().contains("seaway-masq"));
     assert!(rules().contains("table inet foreign"));
 }
+
+#[test]
+fn two_thousand_peers_come_and_go() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let mut many = Snapshot::clone(&snapshot(&lab, &[1], true));
+    for number in 0..2000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let addr =
+            |text: String| NodeAddress { addr: text.parse().unwrap(), kind: NodeAddressKind::Internal };
+        // Every second subnet: nothing of it can be joined.
+        let subnets = [
+            format!("10.{}.{}.0/24", 64 + high * 2 + low / 128, low % 128 * 2),
+            format!("fd00:9:{number:x}::/64"),
+        ];
+        let peer = Node {
+            name: format!("peer{number}").into(),
+            addresses: vec![
+                addr(format!("172.30.{}.{low}", 64 + high)),
+                addr(format!("fd00:10:30::{number:x}:1")),
+            ],
+            pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+            zone: None,
+            ready: true,
+            excluded_from_load_balancers: false,
+            vtep_mac: None,
+        };
+        many.nodes.insert(peer.name.clone(), Arc::new(peer));
+    }
+    let agent = Agent::start(node, config(node, VXLAN), Arc::new(many));
+    wait_for(Duration::from_secs(60), "the network configuration", || conflist(node).exists());
+    assert_eq!(routes(node).len(), 2 * 2001);
+    let rules = node.ok(&["nft", "list", "table", "ip", "seaway-masq"]);
+    assert!(rules.contains("10.64.0.0/24") && rules.contains("10.79.158.0/24"), "{rules}");
+    agent.snapshots.send(snapshot(&lab, &[1], true)).unwrap();
+    wait_for(Duration::from_secs(60), "the peers to go", || routes(node).len() == 2);
+    let mut netlink = node.netlink().unwrap();
+    let device = netlink.link("seaway-vxlan").unwrap().unwrap();
+    wait_for(PATIENCE, "the device to be empty", || netlink.fdb(device.index).unwrap().is_empty());
+}
