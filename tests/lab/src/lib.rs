@@ -19,6 +19,7 @@ mod node;
 mod process;
 mod talk;
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -42,8 +43,8 @@ const NETNS_DIRECTORY: &str = "/run/netns";
 /// What the names of all runs begin with.
 const RUN_PREFIX: &str = "swlab";
 
-/// What can go wrong while a lab is set up.
-#[derive(Debug, Error)]
+/// What can go wrong while a lab is set up. As tests `unwrap`, its debug form is its sentence, causes included.
+#[derive(Error)]
 pub enum LabError {
     /// Not root.
     #[error("the lab makes network namespaces, cgroups and pins: run the tests as root")]
@@ -68,6 +69,18 @@ pub enum LabError {
     /// A file system that is not mounted and could not be mounted.
     #[error("lab: no {0} file system is mounted, and it could not be mounted")]
     NoMount(&'static str),
+}
+
+impl fmt::Debug for LabError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut cause = std::error::Error::source(self);
+        while let Some(next) = cause {
+            write!(f, ": {next}")?;
+            cause = next.source();
+        }
+        Ok(())
+    }
 }
 
 /// Nodes, a client outside of the cluster, and the bridge between them.
