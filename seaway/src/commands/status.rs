@@ -102,16 +102,34 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-/// The agent's top-level facts on one line.
+/// What an agent says of itself, on one line: what is missing first.
 fn detail(agent: &Value) -> String {
-    let Some(fields) = agent.as_object() else { return String::new() };
-    let shown = fields.iter().filter(|(name, _)| *name != "ready").filter_map(|(name, value)| match value {
-        Value::String(text) if !text.is_empty() => Some(format!("{name}={text}")),
-        Value::Number(number) => Some(format!("{name}={number}")),
-        Value::Bool(flag) => Some(format!("{name}={flag}")),
-        _ => None,
-    });
-    shown.collect::<Vec<_>>().join(" ")
+    let at = |path: &str| {
+        agent.pointer(path).map_or_else(|| "?".to_owned(), |value| value.to_string().replace('"', ""))
+    };
+    let pods = agent.get("pods").and_then(Value::as_array).map_or(0, Vec::len);
+    let mut words: Vec<String> = troubles(agent);
+    words.push(format!("{pods} pods, {} services, proxy {}", at("/proxy/services"), at("/proxy/mode")));
+    if let Some(announced) =
+        agent.pointer("/proxy/announced").and_then(Value::as_array).filter(|all| !all.is_empty())
+    {
+        let addresses: Vec<&str> = announced.iter().filter_map(Value::as_str).collect();
+        words.push(format!("answers for {}", addresses.join(" ")));
+    }
+    words.join("; ")
+}
+
+fn troubles(agent: &Value) -> Vec<String> {
+    let mut troubles = Vec::new();
+    troubles.extend(agent.get("error").and_then(Value::as_str).map(str::to_owned));
+    let missing = agent.get("missing").and_then(Value::as_array).into_iter().flatten();
+    troubles.extend(missing.filter_map(Value::as_str).map(|what| format!("waiting for {what}")));
+    for (part, state) in agent.get("parts").and_then(Value::as_object).into_iter().flatten() {
+        if let Some(error) = state.get("lastError").and_then(Value::as_str) {
+            troubles.push(format!("{part}: {error}"));
+        }
+    }
+    troubles
 }
 
 /// Shows the Services as each node's proxy serves them.
@@ -131,10 +149,40 @@ pub fn services(args: &Show) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// One line per frontend, in-cluster ones first; a frontend that is the same in both scopes is shown once.
 fn print_services(services: &Value) {
+    say(&format!("  {:<34} {:<13} {:<46} BACKENDS", "SERVICE", "KIND", "FRONTEND"));
     for service in services.as_array().into_iter().flatten() {
-        say(&format!("  {}", service.as_str().map_or_else(|| service.to_string(), str::to_owned)));
+        let name = format!("{}/{}", text(service, "namespace"), text(service, "name"));
+        let mut shown = Vec::new();
+        for frontend in service.get("frontends").and_then(Value::as_array).into_iter().flatten() {
+            let line = format!(
+                "  {name:<34} {:<13} {:<46} {}",
+                text(frontend, "kind"),
+                format!("{}/{}", text(frontend, "address"), text(frontend, "protocol")),
+                backends(frontend)
+            );
+            if !shown.contains(&line) {
+                say(&line);
+                shown.push(line);
+            }
+        }
     }
+}
+
+/// So many backends, and how many of them are on this node.
+fn backends(frontend: &Value) -> String {
+    let all = frontend.get("backends").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let local =
+        all.iter().filter(|backend| backend.get("local").and_then(Value::as_bool) == Some(true)).count();
+    match all.len() {
+        0 => "none: refused".to_owned(),
+        count => format!("{count} ({local} here)"),
+    }
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Asks an agent over its local socket.
