@@ -44,6 +44,7 @@ pub async fn run(
     let mut look_at_links = interval(LINKS_INTERVAL);
     look_at_links.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut open = true;
+    let mut seen: Option<Arc<Snapshot>> = None;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -54,7 +55,10 @@ pub async fn run(
         if !snapshot.synced {
             continue;
         }
-        let mine = owned(&snapshot, &config.node_name);
+        let known = seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &snapshot));
+        let mine =
+            if known { BTreeSet::clone(&addresses.borrow()) } else { owned(&snapshot, &config.node_name) };
+        seen = Some(Arc::clone(&snapshot));
         if **addresses.borrow() != mine {
             tracing::info!(addresses = ?mine, "answering for load balancer addresses");
             metrics.announcing(mine.len());

@@ -30,4 +30,7 @@ pub enum ProxyError {
     /// A part of the proxy panicked.
     #[error("a part of the proxy ended unexpectedly")]
     Part(#[source] tokio::task::JoinError),
+    /// A part of the proxy gave up.
+    #[error("a part of the proxy ended before it was told to")]
+    Ended,
 }

@@ -59,9 +59,9 @@ pub async fn run(
     }
     parts.spawn(Reconciler::new(config, metrics, dataplane).run(snapshots, shutdown.clone()));
     while let Some(ended) = parts.join_next().await {
-        if let Err(error) = ended {
-            shutdown.cancel();
-            return Err(ProxyError::Part(error));
+        if ended.is_err() || !shutdown.is_cancelled() {
+            parts.abort_all();
+            return Err(ended.map_or_else(ProxyError::Part, |()| ProxyError::Ended));
         }
     }
     Ok(())

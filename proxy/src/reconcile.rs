@@ -103,6 +103,9 @@ impl Reconciler {
             self.config.status.pending();
             self.metrics.queued();
             let ok = self.sync(&snapshot).await;
+            if self.dataplane.is_none() {
+                return; // Lost in a panic: only a new start helps.
+            }
             retry_at = (!ok).then(|| tokio::time::Instant::now() + self.backoff());
             tokio::select! {
                 () = shutdown.cancelled() => return,

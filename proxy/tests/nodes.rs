@@ -227,6 +227,52 @@ fn traffic_follows_from_inside_and_outside() {
 }
 
 #[test]
+fn clients_keep_their_backend_and_strangers_stay_out() {
+    let world = World::new();
+    let running = world.start();
+    let change = |index: u16, change: &dyn Fn(&mut Service)| {
+        let mut snapshot = cluster();
+        let both = [(LOCAL[0], "node"), (REMOTE[0], "other")];
+        let key = service(&mut snapshot, index, TrafficPolicy::Cluster, &both);
+        let mut changed = (*snapshot.services[&key]).clone();
+        change(&mut changed);
+        snapshot.services.insert(key, Arc::new(changed));
+        world.sender.send_replace(Arc::new(snapshot));
+        let wanted = cluster().services.len() + 1;
+        eventually("the change", || {
+            (running.status.status().services == wanted).then_some(()).ok_or("not yet")
+        });
+    };
+    // One client, one backend, whether it asks from inside or outside.
+    change(5, &|service| service.session_affinity = Some(Duration::from_secs(60)));
+    for protocol in ["tcp", "udp"] {
+        let first = world.outside(protocol, at("172.30.7.205", 80));
+        for _ in 0..8 {
+            assert_eq!(world.outside(protocol, at("172.30.7.205", 80)), first);
+        }
+        let first = world.inside("node", protocol, at("10.96.7.5", 80));
+        for _ in 0..8 {
+            assert_eq!(world.inside("node", protocol, at("10.96.7.5", 80)), first);
+        }
+    }
+    // Source ranges close the load balancer address, not the node port, and open again.
+    let ranges = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
+    change(6, &|service| service.source_ranges = vec![ranges("203.0.113.0/24")]);
+    eventually("a stranger is dropped", || match world.net.ask_tcp("client", at("172.30.7.206", 80)) {
+        Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Ok(()),
+        other => Err(other),
+    });
+    world.outside("tcp", at(NODE_ADDRS[0], 30_006));
+    eventually("the drop is counted", || {
+        let drops = running.status.status().drops;
+        if drops.iter().any(|drop| drop.reason == "source_range") { Ok(()) } else { Err(drops) }
+    });
+    change(6, &|service| service.source_ranges = vec![ranges("203.0.113.0/24"), ranges("172.30.7.0/24")]);
+    world.outside("tcp", at("172.30.7.206", 80));
+    running.stop();
+}
+
+#[test]
 fn what_nobody_serves_is_refused_at_once() {
     let world = World::new();
     let running = world.start();

@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::store::{Change, Event, ObjectKey};
 
 /// An item of one of the three streams.
+#[allow(clippy::large_enum_variant, reason = "an item is converted as it passes, none is kept")]
 pub(crate) enum Incoming {
     Service(watcher::Result<watcher::Event<Service>>),
     Slice(watcher::Result<watcher::Event<EndpointSlice>>),

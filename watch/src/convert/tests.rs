@@ -24,6 +24,7 @@ fn refused(spec: Value, expected: Expect) {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn a_service_of_every_field() {
     let converted = service_of(json!({
         "type": "LoadBalancer",
