@@ -59,8 +59,6 @@ counters! {
     TtlExceeded = "ttl_exceeded",
     /// Drop: larger than the way's MTU and not to be fragmented; the sender was told.
     TooBig = "too_big",
-    /// Drop: the headers cannot be read.
-    Malformed = "malformed",
     /// Drop: the packet could not be rewritten.
     RewriteFailed = "rewrite_failed",
     /// Drop: a slice was replaced twice while a program read it.

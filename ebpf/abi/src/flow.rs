@@ -22,6 +22,7 @@ pub struct FlowTuple {
 impl FlowTuple {
     /// The tuple of packets in the opposite direction.
     #[inline(always)]
+    #[must_use]
     pub const fn inverted(&self) -> Self {
         Self {
             src: self.dst,
@@ -115,8 +116,20 @@ pub struct SocketValue {
 
 /// [`AffinityKey::kind`]: the client is an address.
 pub const CLIENT_ADDRESS: u32 = 0;
-/// [`AffinityKey::kind`]: the client is a network namespace on this node; its cookie is in the first two words.
+/// [`AffinityKey::kind`]: the client is a network namespace on this node, by [`netns_client`].
 pub const CLIENT_NETNS: u32 = 1;
+
+/// A network namespace's cookie in the place of an address.
+#[inline(always)]
+pub const fn netns_client(cookie: u64) -> Addr {
+    Addr { words: [cookie as u32, (cookie >> 32) as u32, 0, 0] }
+}
+
+/// The cookie that [`netns_client`] was given.
+#[inline(always)]
+pub const fn client_netns(client: &Addr) -> u64 {
+    client.words[0] as u64 | (client.words[1] as u64) << 32
+}
 
 /// A client of a service with session affinity.
 #[repr(C)]

@@ -10,7 +10,10 @@
 //!
 //! Ports are in network byte order (`*_be`) wherever packets or sockets are compared with them.
 #![no_std]
-#![allow(clippy::inline_always, reason = "a program's frame is 512 bytes over all calls: what can be inlined must be")]
+#![allow(
+    clippy::inline_always,
+    reason = "a program's frame is 512 bytes over all calls: what can be inlined must be"
+)]
 #![allow(clippy::cast_possible_truncation, reason = "taking a sum or a hash apart is truncation")]
 #![allow(clippy::cast_lossless, reason = "`From` is not const")]
 
@@ -31,8 +34,9 @@ pub use addr::Addr;
 pub use config::Config;
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT,
-    FlowTuple, FlowValue, FragmentKey, FragmentValue, SOCKET_BACKEND, SOCKET_FRONTEND, SocketKey, SocketValue,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY,
+    FLOW_SNAT, FlowTuple, FlowValue, FragmentKey, FragmentValue, SOCKET_BACKEND, SOCKET_FRONTEND, SocketKey,
+    SocketValue, client_netns, netns_client,
 };
 pub use service::{
     BACKEND_LOCAL, Backend, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY,

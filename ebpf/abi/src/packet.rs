@@ -163,9 +163,7 @@ mod tests {
 
     #[test]
     fn reads_ipv4() {
-        let bytes = [
-            0x46, 0, 0x01, 0x02, 0xab, 0xcd, 0x20, 0, 63, 17, 0, 0, 10, 0, 0, 1, 192, 168, 0, 9,
-        ];
+        let bytes = [0x46, 0, 0x01, 0x02, 0xab, 0xcd, 0x20, 0, 63, 17, 0, 0, 10, 0, 0, 1, 192, 168, 0, 9];
         let header = IpHeader::v4(&words(&bytes)).unwrap();
         assert_eq!(IpAddr::from(header.src), "10.0.0.1".parse::<IpAddr>().unwrap());
         assert_eq!(IpAddr::from(header.dst), "192.168.0.9".parse::<IpAddr>().unwrap());

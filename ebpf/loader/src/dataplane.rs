@@ -248,9 +248,9 @@ impl Dataplane {
             indices.push(ifindex);
             for hook in Hook::ALL.iter().filter(|hook| hook.kind == Kind::Packet) {
                 let target = links::Target::Device { ifindex };
-                links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(|source| {
-                    LoadError::Attach { program: hook.program, target: device.clone(), source }
-                })?;
+                links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(
+                    |source| LoadError::Attach { program: hook.program, target: device.clone(), source },
+                )?;
             }
         }
         links::detach_devices_except(&self.bpffs, &indices)?;
@@ -321,7 +321,8 @@ fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, LoadErr
         Some(Program::SchedClassifier(program)) => program.fd(),
         Some(_) | None => return Err(LoadError::Missing { kind: "program", name: hook.program }),
     };
-    fd.map(AsFd::as_fd).map_err(|source| LoadError::Program { program: hook.program, source: Box::new(source) })
+    fd.map(AsFd::as_fd)
+        .map_err(|source| LoadError::Program { program: hook.program, source: Box::new(source) })
 }
 
 /// Opens the maps by their pins, where the loader has put or found them.
@@ -332,8 +333,11 @@ fn open_maps(pins: &Path) -> Result<Maps, LoadError> {
         let capacity = sys::map_capacity(fd.as_fd()).map_err(|e| LoadError::io("inspect", &path, e))?;
         Ok::<_, LoadError>(KernelMap { fd, name, capacity })
     };
-    let cpus = aya::util::nr_cpus()
-        .map_err(|(path, e)| LoadError::Io { op: "read", path: path.into(), source: e })?;
+    let cpus = aya::util::nr_cpus().map_err(|(path, e)| LoadError::Io {
+        op: "read",
+        path: path.into(),
+        source: e,
+    })?;
     Ok(Maps {
         services: open(names::SERVICES)?,
         backends: open(names::BACKENDS)?,

@@ -218,11 +218,7 @@ impl SourceRange {
     pub(crate) fn from_key(key: &abi::SourceRangeKey) -> Self {
         let mapped = if key.addr.is_v4() { 96 } else { 0 };
         let prefix = key.prefix_len.saturating_sub(32 + mapped);
-        Self {
-            service: key.service,
-            addr: key.addr.into(),
-            prefix: u8::try_from(prefix).unwrap_or(u8::MAX),
-        }
+        Self { service: key.service, addr: key.addr.into(), prefix: u8::try_from(prefix).unwrap_or(u8::MAX) }
     }
 }
 
@@ -366,18 +362,15 @@ impl Affinity {
                 abi::AffinityKey { client: addr.into(), service: self.service, kind: abi::CLIENT_ADDRESS }
             }
             AffinityClient::Netns(cookie) => {
-                let [a, b, c, d, e, f, g, h] = cookie.to_ne_bytes();
-                let words = [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]), 0, 0];
-                abi::AffinityKey { client: abi::Addr { words }, service: self.service, kind: abi::CLIENT_NETNS }
+                let client = abi::netns_client(cookie);
+                abi::AffinityKey { client, service: self.service, kind: abi::CLIENT_NETNS }
             }
         }
     }
 
     pub(crate) fn from_element(key: &abi::AffinityKey, value: &abi::AffinityValue, now_s: u32) -> Self {
         let client = if key.kind == abi::CLIENT_NETNS {
-            let [a, b, c, d] = key.client.words[0].to_ne_bytes();
-            let [e, f, g, h] = key.client.words[1].to_ne_bytes();
-            AffinityClient::Netns(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+            AffinityClient::Netns(abi::client_netns(&key.client))
         } else {
             AffinityClient::Address(key.client.into())
         };

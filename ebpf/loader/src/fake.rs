@@ -6,8 +6,8 @@ use seaway_ebpf_abi::maps as names;
 
 use crate::maps::check_slice;
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry, ServiceMaps,
-    SocketFlow, SourceRange,
+    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry,
+    ServiceMaps, SocketFlow, SourceRange,
 };
 
 /// In-memory [`ServiceMaps`]. Connections, sockets and affinities are what the test puts there.
@@ -53,7 +53,9 @@ impl FakeMaps {
     pub fn resolve(&self, frontend: &Frontend) -> Option<Vec<BackendEntry>> {
         let service = self.services.get(frontend)?;
         let slice = (service.base as usize)..(service.base as usize + service.count as usize);
-        Some(self.backends.get(slice)?.iter().flatten().filter(|b| b.service == service.id).copied().collect())
+        Some(
+            self.backends.get(slice)?.iter().flatten().filter(|b| b.service == service.id).copied().collect(),
+        )
     }
 }
 

@@ -10,8 +10,8 @@ use seaway_ebpf_abi::maps as names;
 use crate::maps::check_slice;
 use crate::sys::{self, Plain};
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry, ServiceMaps,
-    SocketFlow, SourceRange,
+    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry,
+    ServiceMaps, SocketFlow, SourceRange,
 };
 
 /// Elements per call.
@@ -151,8 +151,10 @@ impl KernelMap {
     }
 }
 
-const NO_KEY: abi::ServiceKey = abi::ServiceKey { addr: abi::Addr::NONE, port_be: 0, proto: 0, scope: 0, pad: 0 };
-const NO_RANGE: abi::SourceRangeKey = abi::SourceRangeKey { prefix_len: 0, service: 0, addr: abi::Addr::NONE };
+const NO_KEY: abi::ServiceKey =
+    abi::ServiceKey { addr: abi::Addr::NONE, port_be: 0, proto: 0, scope: 0, pad: 0 };
+const NO_RANGE: abi::SourceRangeKey =
+    abi::SourceRangeKey { prefix_len: 0, service: 0, addr: abi::Addr::NONE };
 const NO_CLIENT: abi::AffinityKey = abi::AffinityKey { client: abi::Addr::NONE, service: 0, kind: 0 };
 const NO_SOCKET: abi::SocketKey =
     abi::SocketKey { cookie: 0, addr: abi::Addr::NONE, port_be: 0, kind: 0, proto: 0, pad: 0 };
@@ -173,7 +175,8 @@ impl Maps {
     /// `count` elements of the array from `base` on; the batch call continues after a key.
     fn slice(&self, base: u32, count: u32) -> Result<Vec<abi::Backend>, MapError> {
         let map = &self.backends;
-        let (mut keys, mut values) = (vec![0_u32; count as usize], vec![abi::Backend::default(); count as usize]);
+        let (mut keys, mut values) =
+            (vec![0_u32; count as usize], vec![abi::Backend::default(); count as usize]);
         let mut end = sys::Position::default();
         let before = base.checked_sub(1).map(|before| {
             let [a, b, c, d] = before.to_ne_bytes();
@@ -290,7 +293,8 @@ impl ServiceMaps for KernelMaps {
         let mut per_cpu = vec![0_u64; self.maps.cpus];
         let mut counters = Vec::with_capacity(Counter::ALL.len());
         for counter in Counter::ALL {
-            sys::lookup_per_cpu(map.fd.as_fd(), *counter as u32, &mut per_cpu).map_err(|e| map.error("read", e))?;
+            sys::lookup_per_cpu(map.fd.as_fd(), *counter as u32, &mut per_cpu)
+                .map_err(|e| map.error("read", e))?;
             counters.push((*counter, per_cpu.iter().sum()));
         }
         Ok(counters)

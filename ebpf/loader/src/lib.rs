@@ -12,7 +12,8 @@
 //! 1. source ranges of new services ([`ServiceMaps::put_source_ranges`]),
 //! 2. new backend slices to *unused* places of the array ([`ServiceMaps::put_backends`]),
 //! 3. services that point to them ([`ServiceMaps::put_services`]): the moment of the switch, one element each,
-//! 4. removals: services, then source ranges, then connections and sockets whose backend is gone.
+//! 4. removals: services, then source ranges, then connections and sockets whose backend or service is gone: a flow
+//!    goes on as it began until it is forgotten ([`ServiceMaps::remove_connections`]), however the service changes.
 //!
 //! The place of a slice that no service points to any more may be reused for the next but one write, so rotate
 //! through the free places instead of taking the last one freed: programs notice a replaced slice by the service id
@@ -33,8 +34,8 @@ pub use dataplane::{
     Attached, Capacities, Dataplane, Direction, LoadError, PacketRun, netns_cookie, remove_all,
 };
 pub use entry::{
-    Affinity, AffinityClient, BackendEntry, Connection, Frontend, NodeConfig, Protocol, Scope, ServiceEntry, SocketFlow,
-    SourceRange,
+    Affinity, AffinityClient, BackendEntry, Connection, Frontend, NodeConfig, Protocol, Scope, ServiceEntry,
+    SocketFlow, SourceRange,
 };
 pub use fake::FakeMaps;
 pub use kernel_maps::KernelMaps;

@@ -107,8 +107,15 @@ pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target:
     std::fs::rename(&fresh, &pin)
 }
 
-/// The pins: path, program, and the device's index for packet programs.
-fn pins(bpffs: &Path) -> Result<Vec<(PathBuf, &'static str, Option<u32>)>, LoadError> {
+/// A pinned link, by its name.
+struct Pin {
+    path: PathBuf,
+    program: &'static str,
+    /// The device's index, of packet programs.
+    ifindex: Option<u32>,
+}
+
+fn pins(bpffs: &Path) -> Result<Vec<Pin>, LoadError> {
     let directory = bpffs.join("links");
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
@@ -124,7 +131,7 @@ fn pins(bpffs: &Path) -> Result<Vec<(PathBuf, &'static str, Option<u32>)>, LoadE
             None => (name.as_str(), None),
         };
         if let Some(hook) = Hook::ALL.iter().find(|hook| hook.program == program) {
-            pins.push((path, hook.program, ifindex));
+            pins.push(Pin { path, program: hook.program, ifindex });
         }
     }
     Ok(pins)
@@ -146,9 +153,9 @@ fn unpin(path: &Path) -> Result<(), LoadError> {
 
 /// Detaches the packet programs from all devices but these.
 pub(crate) fn detach_devices_except(bpffs: &Path, keep: &[u32]) -> Result<(), LoadError> {
-    for (path, _, ifindex) in pins(bpffs)? {
-        if ifindex.is_some_and(|index| !keep.contains(&index)) {
-            unpin(&path)?;
+    for pin in pins(bpffs)? {
+        if pin.ifindex.is_some_and(|index| !keep.contains(&index)) {
+            unpin(&pin.path)?;
         }
     }
     Ok(())
@@ -159,9 +166,9 @@ pub(crate) fn detach_cgroup(bpffs: &Path) -> Result<(), LoadError> {
     // In the opposite order: no new translations before their answers are no longer translated.
     let pins = pins(bpffs)?;
     for hook in Hook::ALL.iter().rev() {
-        for (path, program, ifindex) in &pins {
-            if *program == hook.program && ifindex.is_none() {
-                unpin(path)?;
+        for pin in &pins {
+            if pin.program == hook.program && pin.ifindex.is_none() {
+                unpin(&pin.path)?;
             }
         }
     }
@@ -171,7 +178,7 @@ pub(crate) fn detach_cgroup(bpffs: &Path) -> Result<(), LoadError> {
 /// What the pinned links are attached to; ones whose target is gone are left out.
 pub(crate) fn attached(bpffs: &Path) -> Result<Vec<Attached>, LoadError> {
     let mut attached = Vec::new();
-    for (path, program, ifindex) in pins(bpffs)? {
+    for Pin { path, program, ifindex } in pins(bpffs)? {
         let link = sys::open_pin(&path).map_err(|e| LoadError::io("open", &path, e))?;
         let info = sys::link_info(link.as_fd()).map_err(|e| LoadError::io("inspect", &path, e))?;
         if info.target == 0 && info.target_high == 0 {

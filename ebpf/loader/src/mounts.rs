@@ -73,7 +73,10 @@ mod tests {
         assert_eq!(find_mount(hybrid, "cgroup2"), Some("/sys/fs/cgroup/unified".into()));
         let unified = "29 22 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(find_mount(unified, "cgroup2"), Some("/sys/fs/cgroup".into()));
-        assert_eq!(find_mount("1 2 0:3 / /with\\040space rw - cgroup2 x rw", "cgroup2"), Some("/with space".into()));
+        assert_eq!(
+            find_mount("1 2 0:3 / /with\\040space rw - cgroup2 x rw", "cgroup2"),
+            Some("/with space".into())
+        );
         assert_eq!(find_mount("29 22 0:26 / /proc rw - proc proc rw", "cgroup2"), None);
     }
 }

@@ -281,8 +281,12 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 
 /// Attaches a program to a cgroup directory (by descriptor) or to a device (by index).
 pub(crate) fn create_link(prog: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr =
-        LinkAttr { prog_or_link_fd: raw(prog), target, attach_type_or_flags: attach_type, ..LinkAttr::default() };
+    let mut attr = LinkAttr {
+        prog_or_link_fd: raw(prog),
+        target,
+        attach_type_or_flags: attach_type,
+        ..LinkAttr::default()
+    };
     owned(call(LINK_CREATE, &mut attr)?)
 }
 
@@ -347,7 +351,7 @@ pub(crate) fn test_run(
 
 /// The cookie of the calling thread's network namespace.
 pub(crate) fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
     let mut cookie = 0_u64;
     let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
     // SAFETY: the option is 8 bytes, as is the buffer.

@@ -255,7 +255,9 @@ fn clients_outside_reach_pods_here_and_elsewhere() {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             node.service(external(f.vip, 80, protocol), &[(f.pod, 8080, true)], |_| {});
             node.service(external(f.vip, 81, protocol), &[(f.other, 8080, false)], |_| {});
-            node.service(external(f.own, 30_080, protocol), &[(f.other, 8080, false)], |entry| entry.node_port = true);
+            node.service(external(f.own, 30_080, protocol), &[(f.other, 8080, false)], |entry| {
+                entry.node_port = true
+            });
         }
         for (to, from, seen) in [
             (at(f.vip, 80), "pod", f.seen_by_pod),
@@ -277,6 +279,8 @@ fn clients_outside_reach_pods_here_and_elsewhere() {
 #[test]
 fn clients_outside_are_refused_at_once_by_services_and_pods_that_do_not_listen() {
     let (world, mut node) = ready();
+    // What the client sends has no checksum yet: the answers made from it must get theirs right all the same.
+    checksum_in_software("up0");
     for f in &FAMILIES {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             node.service(external(f.vip, 90, protocol), &[], |_| {});
@@ -292,6 +296,25 @@ fn clients_outside_are_refused_at_once_by_services_and_pods_that_do_not_listen()
         }
     }
     assert_eq!(node.counter(Counter::NoBackend), 8);
+}
+
+/// Makes the kernel compute the checksums of what a device sends, so that the receiver looks at them.
+fn checksum_in_software(device: &str) {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IF_NAMESIZE],
+        data: *mut [u32; 2],
+        room: [u64; 2],
+    }
+    let mut value = [ETHTOOL_STXCSUM, 0];
+    let mut request = Request { name: [0; libc::IF_NAMESIZE], data: &raw mut value, room: [0; 2] };
+    request.name[..device.len()].copy_from_slice(device.as_bytes());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // SAFETY: the request has the layout of `struct ifreq`, its data that of `struct ethtool_value`.
+    let code = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
 }
 
 #[test]

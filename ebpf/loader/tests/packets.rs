@@ -9,7 +9,9 @@ mod node;
 mod wire;
 
 use node::{NODE_V4, NODE_V6, Node, external};
-use seaway_ebpf_loader::{AffinityClient, Counter, Direction, NodeConfig, Protocol, ServiceMaps, SourceRange};
+use seaway_ebpf_loader::{
+    AffinityClient, Counter, Direction, NodeConfig, Protocol, ServiceMaps, SourceRange,
+};
 use wire::{Read, TCP, UDP, frame, icmp, ip, ip_raw, read, read_headers, read_ip, tcp, udp};
 
 const UNTOUCHED: i32 = -1;
@@ -170,7 +172,9 @@ fn connections_spread_over_all_backends_and_stay_when_the_table_forgets_them() {
     let mut node = Node::new("spread").with_uplink();
     let backends = [("10.244.1.5", 80, true), ("10.244.1.6", 80, true), ("10.244.1.7", 80, true)];
     node.service(external(V4.vip, 80, Protocol::Udp), &backends, |_| {});
-    let choose = |node: &Node, port| read(&node.ingress(&packet(Protocol::Udp, (V4.client, port), (V4.vip, 80))).1).dst;
+    let choose = |node: &Node, port| {
+        read(&node.ingress(&packet(Protocol::Udp, (V4.client, port), (V4.vip, 80))).1).dst
+    };
     let first: Vec<_> = (1..=60).map(|port| choose(&node, port)).collect();
     for backend in backends {
         let hits = first.iter().filter(|dst| dst.to_string() == backend.0).count();
@@ -190,7 +194,9 @@ fn session_affinity_keeps_a_client_at_its_backend_while_that_serves() {
     let backends = [("10.244.1.5", 80, true), ("10.244.1.6", 80, true), ("10.244.1.7", 80, true)];
     let affinity = Some(std::time::Duration::from_secs(60));
     let entry = node.service(frontend, &backends, |entry| entry.affinity = affinity);
-    let choose = |node: &Node, port| read(&node.ingress(&packet(Protocol::Tcp, (V4.client, port), (V4.vip, 80))).1).dst;
+    let choose = |node: &Node, port| {
+        read(&node.ingress(&packet(Protocol::Tcp, (V4.client, port), (V4.vip, 80))).1).dst
+    };
     let chosen = choose(&node, 1);
     assert!((2..40).all(|port| choose(&node, port) == chosen));
     let affinities = node.maps.affinities().unwrap();
@@ -210,7 +216,9 @@ fn session_affinity_keeps_a_client_at_its_backend_while_that_serves() {
 
 #[test]
 fn source_ranges_admit_only_what_they_cover() {
-    for (f, range, prefix, outside) in [(V4, "203.0.113.0", 24, "203.0.114.1"), (V6, "2001:db8::", 64, "2001:db8:1::1")] {
+    for (f, range, prefix, outside) in
+        [(V4, "203.0.113.0", 24, "203.0.114.1"), (V6, "2001:db8::", 64, "2001:db8:1::1")]
+    {
         let mut node = Node::new("ranges").with_uplink();
         let entry = node.service(external(f.vip, 80, Protocol::Tcp), &[(f.local, 8080, true)], |entry| {
             entry.source_ranges = true;
@@ -467,7 +475,8 @@ fn ipv6_extension_headers_are_passed_over() {
     node.service(external(V6.vip, 80, Protocol::Tcp), &[(V6.local, 8080, true)], |_| {});
     let (src, dst) = (V6.client.parse().unwrap(), V6.vip.parse().unwrap());
     let segment = wire::finish(src, dst, TCP, tcp(4000, 80, SYN, 1, 0, b""));
-    let options = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[TCP, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let options =
+        [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[TCP, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]].concat();
     let sent = frame(&ip_raw(src, dst, 0, 64, 0, &[options.clone(), segment].concat()));
     let (verdict, seen) = node.ingress(&sent);
     assert_eq!(verdict, PASS);
@@ -512,7 +521,9 @@ fn ipv4_options_are_passed_over() {
 #[test]
 fn what_is_too_large_for_the_way_is_answered_with_the_mtu() {
     let mut node = Node::new("mtu").with_uplink();
-    for command in ["ip link add tun0 mtu 1400 type veth peer name tun1", "ip link set tun0 up", "ip link set tun1 up"] {
+    for command in
+        ["ip link add tun0 mtu 1400 type veth peer name tun1", "ip link set tun0 up", "ip link set tun1 up"]
+    {
         node::run(command);
     }
     node::run("ip route add 10.244.3.0/24 dev tun0");

@@ -154,7 +154,8 @@ fn ask_udp(socket: &UdpSocket, to: SocketAddr) -> (String, SocketAddr) {
 
 fn serve(node: &mut Node, frontend: Frontend, echoes: &[&Echo]) -> ServiceEntry {
     let backends: Vec<_> = echoes.iter().map(|echo| echo.backend()).collect();
-    let backends: Vec<_> = backends.iter().map(|(addr, port, local)| (addr.as_str(), *port, *local)).collect();
+    let backends: Vec<_> =
+        backends.iter().map(|(addr, port, local)| (addr.as_str(), *port, *local)).collect();
     node.service(frontend, &backends, |_| {})
 }
 
@@ -239,7 +240,12 @@ fn an_unconnected_socket_keeps_its_backend_while_that_serves() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen, ["a", "b", "c"]);
-    let left: Vec<_> = echoes.iter().zip(["a", "b", "c"]).filter(|(_, name)| *name != first).map(|(e, _)| e.backend()).collect();
+    let left: Vec<_> = echoes
+        .iter()
+        .zip(["a", "b", "c"])
+        .filter(|(_, name)| *name != first)
+        .map(|(e, _)| e.backend())
+        .collect();
     let left: Vec<_> = left.iter().map(|(addr, port, local)| (addr.as_str(), *port, *local)).collect();
     node.write(frontend, entry.id, &left, |_| {});
     let (next, from) = ask_udp(&socket, at(VIP_V4, 53));
@@ -276,7 +282,10 @@ fn a_service_without_backends_and_an_undefined_port_refuse_at_once() {
         let socket = udp_socket(host);
         for port in [53, 54] {
             assert_eq!(socket.send_to(b"?", at(vip, port)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-            assert_eq!(udp_socket(host).connect(at(vip, port)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            assert_eq!(
+                udp_socket(host).connect(at(vip, port)).unwrap_err().kind(),
+                ErrorKind::ConnectionRefused
+            );
         }
         assert!(begin.elapsed() < Duration::from_secs(2), "not at once: {:?}", begin.elapsed());
     }
@@ -288,7 +297,9 @@ fn node_ports_are_kept_from_the_nodes_processes_only() {
     let (mut node, _cgroup) = attached("bind");
     let cookie = netns_cookie().unwrap();
     for v4 in [true, false] {
-        node.service(Frontend::node_port_guard(v4, 30_080, Protocol::Tcp), &[], |entry| entry.node_port = true);
+        node.service(Frontend::node_port_guard(v4, 30_080, Protocol::Tcp), &[], |entry| {
+            entry.node_port = true
+        });
     }
     // Without the namespace's cookie nothing is protected; that is how pods see it.
     drop(TcpListener::bind("0.0.0.0:30080").unwrap());

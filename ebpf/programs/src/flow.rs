@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue,
-    TCP,
+    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple,
+    FlowValue, TCP,
 };
 
 use crate::count::count;

@@ -36,7 +36,10 @@ pub(crate) fn quoted(skb: Skb, scratch: &mut Scratch) -> Option<&'static FlowVal
         (IpHeader::v6(words.first_chunk()?)?, words[10])
     };
     let plain = header.len == if v4 { 20 } else { 40 };
-    if !plain || header.fragment as u32 == Position::Later as u32 || (header.proto != TCP && header.proto != UDP) {
+    if !plain
+        || header.fragment as u32 == Position::Later as u32
+        || (header.proto != TCP && header.proto != UDP)
+    {
         return None;
     }
     let [a, b, c, d] = ports.to_ne_bytes();
@@ -151,4 +154,3 @@ fn port_word(flow: &FlowTuple) -> u32 {
     let [c, d] = flow.dst_port_be.to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
 }
-

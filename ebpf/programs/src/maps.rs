@@ -6,8 +6,8 @@ use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
-    AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue, FragmentKey,
-    FragmentValue, Service, ServiceKey, SocketKey, SocketValue,
+    AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue,
+    FragmentKey, FragmentValue, Service, ServiceKey, SocketKey, SocketValue,
 };
 
 use crate::parse::Packet;
@@ -21,13 +21,16 @@ pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::B
 
 /// The key's data is the service id and the address, one after the other.
 #[map(name = "sw_src_range_1")]
-pub(crate) static SOURCE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(capacity::SOURCE_RANGES, BPF_F_NO_PREALLOC);
+pub(crate) static SOURCE_RANGES: LpmTrie<[u32; 5], u32> =
+    LpmTrie::with_max_entries(capacity::SOURCE_RANGES, BPF_F_NO_PREALLOC);
 
 #[map(name = "sw_affinity_1")]
-pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
+    LruHashMap::with_max_entries(capacity::AFFINITY, 0);
 
 #[map(name = "sw_sockets_1")]
-pub(crate) static SOCKETS: LruHashMap<SocketKey, SocketValue> = LruHashMap::with_max_entries(capacity::SOCKETS, 0);
+pub(crate) static SOCKETS: LruHashMap<SocketKey, SocketValue> =
+    LruHashMap::with_max_entries(capacity::SOCKETS, 0);
 
 #[map(name = "sw_flows_1")]
 pub(crate) static FLOWS: LruHashMap<FlowTuple, FlowValue> = LruHashMap::with_max_entries(capacity::FLOWS, 0);

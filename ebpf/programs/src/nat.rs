@@ -15,7 +15,12 @@ pub(crate) fn family_flags(v4: bool) -> u64 {
 
 /// Rewrites the addresses of the IP header; returns the difference for the pseudo-header.
 #[inline(always)]
-pub(crate) fn rewrite_addresses(skb: Skb, v4: bool, from: (&Addr, &Addr), to: (&Addr, &Addr)) -> Dropped<u64> {
+pub(crate) fn rewrite_addresses(
+    skb: Skb,
+    v4: bool,
+    from: (&Addr, &Addr),
+    to: (&Addr, &Addr),
+) -> Dropped<u64> {
     if v4 {
         let mut old = [from.0.v4_word(), from.1.v4_word()];
         let mut new = [to.0.v4_word(), to.1.v4_word()];

@@ -145,7 +145,8 @@ fn skip_extensions(skb: Skb, packet: &mut Packet) -> bool {
 fn transport(skb: Skb, packet: &mut Packet) -> bool {
     if packet.flow.proto != TCP as u32 && packet.flow.proto != UDP as u32 {
         let mut kind = 0_u8;
-        let icmp = packet.is_icmp() && packet.position == Position::Whole as u32 && skb.load(packet.l4, &mut kind);
+        let icmp =
+            packet.is_icmp() && packet.position == Position::Whole as u32 && skb.load(packet.l4, &mut kind);
         packet.kind = kind as u32;
         return icmp;
     }

@@ -27,7 +27,14 @@ pub(crate) enum Way {
 
 /// Looks up the way from `src` to `dst`.
 #[inline(always)]
-pub(crate) fn route(skb: Skb, fib: &mut bpf_fib_lookup, v4: bool, proto: u8, src: &Addr, dst: &Addr) -> Dropped<Way> {
+pub(crate) fn route(
+    skb: Skb,
+    fib: &mut bpf_fib_lookup,
+    v4: bool,
+    proto: u8,
+    src: &Addr,
+    dst: &Addr,
+) -> Dropped<Way> {
     fib.family = if v4 { AF_INET } else { AF_INET6 };
     fib.l4_protocol = proto;
     fib.sport = 0;
@@ -44,9 +51,8 @@ pub(crate) fn route(skb: Skb, fib: &mut bpf_fib_lookup, v4: bool, proto: u8, src
         fib.__bindgen_anon_4.ipv6_dst = dst.words;
     }
     // SAFETY: the helper reads and writes one `bpf_fib_lookup`.
-    let code = unsafe {
-        helpers::bpf_fib_lookup(skb.0.cast(), fib, size_of::<bpf_fib_lookup>() as i32, SKIP_NEIGH)
-    };
+    let code =
+        unsafe { helpers::bpf_fib_lookup(skb.0.cast(), fib, size_of::<bpf_fib_lookup>() as i32, SKIP_NEIGH) };
     match code {
         FIB_SUCCESS | FIB_NO_NEIGH => Ok(Way::Open),
         // SAFETY: both members of the union are plain integers.

@@ -7,8 +7,8 @@ use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
 };
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, CLIENT_NETNS, Counter, SCOPE_INTERNAL, SERVICE_HOST_ONLY, SOCKET_BACKEND, SOCKET_FRONTEND,
-    Service, SocketKey, SocketValue, TCP, UDP,
+    Addr, AffinityKey, CLIENT_NETNS, Counter, SCOPE_INTERNAL, SERVICE_HOST_ONLY, SOCKET_BACKEND,
+    SOCKET_FRONTEND, Service, SocketKey, SocketValue, TCP, UDP, netns_client,
 };
 
 use crate::balance::{choose, member, service};
@@ -128,17 +128,15 @@ pub(crate) fn translate(call: Call, datagram: bool) -> i32 {
         call.set_address(&addr, port_be);
         return ALLOW;
     }
-    let client = AffinityKey {
-        client: Addr { words: [netns as u32, (netns >> 32) as u32, 0, 0] },
-        service: found.id,
-        kind: CLIENT_NETNS,
-    };
+    let client = AffinityKey { client: netns_client(netns), service: found.id, kind: CLIENT_NETNS };
     // SAFETY: the helper has no arguments.
     let hash = unsafe { bpf_get_prandom_u32() };
     let backend = match choose(found, &client, hash) {
         Some(backend) => backend,
         // The slice is being replaced: the service points to the new one by now.
-        None => match service(&addr, port_be, proto, SCOPE_INTERNAL).and_then(|found| choose(found, &client, hash)) {
+        None => match service(&addr, port_be, proto, SCOPE_INTERNAL)
+            .and_then(|found| choose(found, &client, hash))
+        {
             Some(backend) => backend,
             None => return refuse(Counter::StaleSlice),
         },
@@ -178,8 +176,14 @@ fn sticky(service: &Service, frontend: &SocketKey) -> Option<(Addr, u16)> {
 #[inline(always)]
 fn remember(frontend: &SocketKey, addr: &Addr, port_be: u16, service: u32, stick: bool) {
     let key = SocketKey { addr: *addr, port_be, kind: SOCKET_BACKEND, ..*frontend };
-    let mut value =
-        SocketValue { addr: frontend.addr, port_be: frontend.port_be, pad: 0, service, last_used_s: now_s(), pad2: 0 };
+    let mut value = SocketValue {
+        addr: frontend.addr,
+        port_be: frontend.port_be,
+        pad: 0,
+        service,
+        last_used_s: now_s(),
+        pad2: 0,
+    };
     // SAFETY: as in `sticky`: at worst an entry is written once more than needed.
     let known = SOCKETS.get_ptr(&key).is_some_and(|held| {
         let held = unsafe { &*held };

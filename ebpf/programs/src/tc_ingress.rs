@@ -6,8 +6,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SCOPE_EXTERNAL,
-    SERVICE_DROP_WHEN_EMPTY, SERVICE_SOURCE_RANGES, Service, select,
+    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_REPLY, FLOW_SNAT, FlowTuple, FlowValue,
+    SCOPE_EXTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_SOURCE_RANGES, Service, select,
 };
 
 use crate::balance::{choose, service};

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use seaway_ebpf_loader::{
-    BackendEntry, Capacities, Counter, Dataplane, Frontend, KernelMaps, NodeConfig, Protocol, Scope, ServiceEntry,
-    ServiceMaps, remove_all,
+    BackendEntry, Capacities, Counter, Dataplane, Frontend, KernelMaps, NodeConfig, Protocol, Scope,
+    ServiceEntry, ServiceMaps, remove_all,
 };
 
 /// The node's addresses.
@@ -47,7 +47,11 @@ pub fn open(bpffs: &std::path::Path) -> Dataplane {
 /// Fails with a clear line when the test is not run as root.
 pub fn need_root() {
     // SAFETY: no arguments, cannot fail.
-    assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root (namespaces, bpf(2), cgroups): run it with sudo");
+    assert_eq!(
+        unsafe { libc::geteuid() },
+        0,
+        "this test needs root (namespaces, bpf(2), cgroups): run it with sudo"
+    );
 }
 
 /// Runs a command in the calling thread's namespaces.
@@ -55,6 +59,15 @@ pub fn run(command: &str) {
     let mut words = command.split(' ');
     let output = Command::new(words.next().unwrap()).args(words).output().expect(command);
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs several `ip` commands in one process.
+pub fn batch(commands: &[&str]) {
+    use std::io::Write;
+    let mut ip =
+        Command::new("ip").args(["-batch", "-"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    ip.stdin.take().unwrap().write_all(commands.join("\n").as_bytes()).unwrap();
+    assert!(ip.wait().unwrap().success(), "{commands:?}");
 }
 
 /// A test's node.
@@ -72,9 +85,15 @@ impl Node {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         need_root();
         // SAFETY: only this thread's network namespace changes.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "unshare: {}", std::io::Error::last_os_error());
+        assert_eq!(
+            unsafe { libc::unshare(libc::CLONE_NEWNET) },
+            0,
+            "unshare: {}",
+            std::io::Error::last_os_error()
+        );
         run("ip link set lo up");
-        let unique = format!("seaway-test-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let unique =
+            format!("seaway-test-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let bpffs = PathBuf::from("/sys/fs/bpf").join(unique);
         let dataplane = open(&bpffs);
         let maps = dataplane.maps();
@@ -83,19 +102,17 @@ impl Node {
 
     /// Gives the node an uplink `up0` with addresses, and routes to the pods of another node.
     pub fn with_uplink(self) -> Self {
-        for command in [
-            "ip link add up0 type veth peer name wire0",
-            "ip addr add 192.168.0.1/24 dev up0",
-            "ip addr add fd01::1/64 dev up0 nodad",
-            "ip link set up0 up",
-            "ip link set wire0 up",
-            "ip route add 10.244.2.0/24 via 192.168.0.2",
-            "ip route add 203.0.113.0/24 via 192.168.0.254",
-            "ip route add fd00:244:2::/64 via fd01::2",
-            "ip route add 2001:db8::/64 via fd01::fe",
-        ] {
-            run(command);
-        }
+        batch(&[
+            "link add up0 type veth peer name wire0",
+            "addr add 192.168.0.1/24 dev up0",
+            "addr add fd01::1/64 dev up0 nodad",
+            "link set up0 up",
+            "link set wire0 up",
+            "route add 10.244.2.0/24 via 192.168.0.2",
+            "route add 203.0.113.0/24 via 192.168.0.254",
+            "route add fd00:244:2::/64 via fd01::2",
+            "route add 2001:db8::/64 via fd01::fe",
+        ]);
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
         let mut node = self;
@@ -109,6 +126,7 @@ impl Node {
     }
 
     /// The uplink's index.
+    #[allow(clippy::unused_self, reason = "a node in a namespace of its own has the only uplink there")]
     pub fn uplink(&self) -> u32 {
         // SAFETY: a C string.
         let index = unsafe { libc::if_nametoindex(c"up0".as_ptr()) };

@@ -172,7 +172,10 @@ pub fn assert_sum(packet: &Read) {
         assert!(packet.src.is_ipv4(), "UDP over IPv6 needs a checksum");
         return;
     }
-    let pseudo =
-        if packet.proto == 1 { Vec::new() } else { pseudo(packet.src, packet.dst, packet.proto, packet.payload.len()) };
+    let pseudo = if packet.proto == 1 {
+        Vec::new()
+    } else {
+        pseudo(packet.src, packet.dst, packet.proto, packet.payload.len())
+    };
     assert_eq!(checksum(&[&pseudo, &packet.payload]), 0, "transport checksum of {packet:?}");
 }
