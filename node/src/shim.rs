@@ -1,7 +1,7 @@
 //! The process that holds one pod: pid 1 of the pod's namespaces, parent of its containers. It outlives the agent.
 //!
-//! `init` is that process; `container` and `exec` are what it starts, for the moment between fork and exec in which
-//! the container's root is built or entered.
+//! `init` is that process; `container` is what it starts for the moment between fork and exec in which a container's
+//! root is built, `exec` for a probe from inside.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -30,7 +30,13 @@ pub fn main(args: &[String]) -> ExitCode {
     let failed = match words.as_slice() {
         ["init", directory] => init::run(Path::new(directory)).err().map(|e| e.to_string()),
         ["container"] => Some(container()),
-        ["exec", pid] => Some(exec(pid)),
+        ["exec", pid] => match exec(pid) {
+            Ok(()) => None,
+            Err(message) => {
+                complain(&message);
+                return ExitCode::FAILURE;
+            }
+        },
         _ => Some("usage: pod-shim init <pod directory>; the node agent starts it".to_owned()),
     };
     let Some(message) = failed else { return ExitCode::SUCCESS };
@@ -59,21 +65,23 @@ fn container() -> String {
     become_image(&spec)
 }
 
-/// Enters the running container and becomes one of its image's sub-commands.
-fn exec(pid: &str) -> String {
-    let spec = match spec_from_stdin() {
-        Ok(spec) => spec,
-        Err(message) => return message,
-    };
-    let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) else {
-        return format!("{pid:?} is not a process id");
-    };
-    let entered = pidfd_open(pid, PidfdFlags::empty())
-        .and_then(|fd| move_into_thread_name_spaces(fd.as_fd(), ThreadNameSpaceType::MOUNT));
-    match entered {
-        Ok(()) => become_image(&spec),
-        Err(error) => format!("cannot enter the container of process {}: {error}", pid.as_raw_nonzero()),
-    }
+/// Enters the running container and probes from there.
+fn exec(pid: &str) -> Result<(), String> {
+    let spec = spec_from_stdin()?;
+    let pid = pid.parse().ok().and_then(Pid::from_raw).ok_or_else(|| format!("{pid:?} is not a process id"))?;
+    pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|fd| move_into_thread_name_spaces(fd.as_fd(), ThreadNameSpaceType::MOUNT))
+        .map_err(|error| format!("cannot enter the container of process {}: {error}", pid.as_raw_nonzero()))?;
+    probe(&spec.args)
+}
+
+/// `probe KIND TARGET`: one network probe.
+fn probe(args: &[String]) -> Result<(), String> {
+    let [_, kind, target] = args else { return Err("usage: /probe KIND TARGET".to_owned()) };
+    let request = serde_json::json!({"kind": kind, "target": target});
+    let request = serde_json::from_value(request).map_err(|e| format!("/probe {kind} {target}: {e}"))?;
+    let result = seaway_images::probe::execute_blocking(request);
+    if result.ok { Ok(()) } else { Err(result.message.unwrap_or_else(|| "it failed".to_owned())) }
 }
 
 fn spec_from_stdin() -> Result<ContainerSpec, String> {

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_part_that_fails_or_panics_is_started_again() {
         let (parts, shutdown) = (Parts::default(), CancellationToken::new());
         let runs = Arc::new(AtomicU32::new(0));

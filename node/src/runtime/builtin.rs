@@ -75,10 +75,10 @@ impl Runtime for Builtin {
 
     fn accept_exec(&self, image: &str, command: &[String]) -> Result<Vec<String>, Refusal> {
         match command {
-            [entry, args @ ..] if is_entry_point(image, entry) => Ok(args.to_vec()),
+            [probe, _kind, _target] if probe == "probe" || probe == "/probe" => Ok(command.to_vec()),
             _ => Err(Refusal::Settings(format!(
-                "built-in image {image} can execute only its own entry point /{}",
-                short_name(image)
+                "the built-in image {image} can execute only /probe KIND TARGET, such as \
+                 /probe http http://localhost:8080/healthz or /probe tcp localhost:8081"
             ))),
         }
     }
@@ -171,7 +171,8 @@ impl Builtin {
             meta.ips = attachment.ips();
             meta.attachment = Some(attachment);
             if let Err(error) = added {
-                let _reaped_later = child.try_wait();
+                // It is killed with its cgroup, and must be waited for then.
+                tokio::task::spawn_blocking(move || child.wait());
                 return Err(error.into());
             }
         } else {

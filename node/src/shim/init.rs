@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use seaway_cni_network::netlink::{Netlink, NetlinkError};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use super::children::Children;
@@ -59,33 +60,17 @@ fn isolate(spec: &ShimSpec) -> Result<(), InitError> {
         step(rustix::system::sethostname(hostname.as_bytes()), format!("set the host name {hostname}"))?;
     }
     if spec.loopback {
-        step(loopback_up(), "bring up lo")?;
+        step(loopback_up().map_err(io::Error::other), "bring up lo")?;
     }
     Ok(())
 }
 
 /// The loopback device is the runtime's business, not the CNI plugin's.
-fn loopback_up() -> io::Result<()> {
-    use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-    /// RTM_NEWLINK with NLM_F_REQUEST | NLM_F_ACK: an ifinfomsg for index 1 that sets IFF_UP and nothing else.
-    const UP: [u8; 32] =
-        [32, 0, 0, 0, 16, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
-    let mut message = UP;
-    // Native byte order where this is not little-endian.
-    message[0..4].copy_from_slice(&32u32.to_ne_bytes());
-    message[4..6].copy_from_slice(&16u16.to_ne_bytes());
-    message[6..8].copy_from_slice(&5u16.to_ne_bytes());
-    for word in [8, 20, 24, 28] {
-        message[word..word + 4].copy_from_slice(&1u32.to_ne_bytes());
-    }
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    match answer.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes) {
-        Some(0) => Ok(()),
-        Some(error) => Err(io::Error::from_raw_os_error(-error)),
-        None => Err(io::Error::other("the kernel's answer is cut short")),
+fn loopback_up() -> Result<(), NetlinkError> {
+    let mut netlink = Netlink::open()?;
+    match netlink.link("lo")? {
+        Some(lo) => netlink.set_up(lo.index),
+        None => Ok(()),
     }
 }
 
