@@ -107,7 +107,7 @@ async fn write_events(
     loop {
         let occurrence = tokio::select! {
             () = shutdown.cancelled() => return,
-            received = receiver.recv() => match received {
+            next = receiver.recv() => match next {
                 Some(occurrence) => occurrence,
                 None => return,
             },
@@ -127,7 +127,8 @@ async fn execute(client: &Client, component: &str, write: &Write) -> Result<(), 
     let namespace = write.first.about.namespace.as_deref().unwrap_or("default");
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     if write.count > 1 {
-        let patch = json!({"count": write.count, "lastTimestamp": Time(write.last), "message": write.message});
+        let patch =
+            json!({"count": write.count, "lastTimestamp": Time(write.last), "message": write.message});
         match api.patch(&write.name, &PatchParams::default(), &Patch::Merge(patch)).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             other => return other.map(drop),

@@ -40,7 +40,14 @@ where
 {
     /// An informer on what `api` lists.
     pub fn new(api: Api<K>, store: Store<K>) -> Self {
-        Self { api, fields: None, trim: |_| (), store, handlers: RwLock::default(), synced: watch::Sender::new(false) }
+        Self {
+            api,
+            fields: None,
+            trim: |_| (),
+            store,
+            handlers: RwLock::default(),
+            synced: watch::Sender::new(false),
+        }
     }
 
     /// The same for the objects that match a field selector only.

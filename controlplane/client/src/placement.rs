@@ -23,14 +23,19 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "Exists" => key.is_empty() || key == taint.key,
         "Equal" | "" => {
             key == taint.key
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
         }
         _ => false,
     }
 }
 
 /// The taints of `node` with one of `effects` that `spec` does not tolerate.
-pub fn untolerated<'a>(spec: &'a PodSpec, node: &'a Node, effects: &'a [&str]) -> impl Iterator<Item = &'a Taint> {
+pub fn untolerated<'a>(
+    spec: &'a PodSpec,
+    node: &'a Node,
+    effects: &'a [&str],
+) -> impl Iterator<Item = &'a Taint> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     taints
@@ -42,14 +47,19 @@ pub fn untolerated<'a>(spec: &'a PodSpec, node: &'a Node, effects: &'a [&str]) -
 /// Whether `node` matches `spec.nodeSelector` and the required node affinity.
 pub fn matches_node_affinity(spec: &PodSpec, node: &Node) -> bool {
     let labels = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key));
-    let selected =
-        spec.node_selector.iter().flatten().all(|(key, value)| labels(key).is_some_and(|label| label == value));
+    let selected = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels(key).is_some_and(|label| label == value));
     let required = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, node)))
+    selected
+        && required
+            .is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, node)))
 }
 
 /// The sum of the weights of the preferred node affinity terms that `node` matches.
@@ -72,7 +82,10 @@ fn matches_term(term: &NodeSelectorTerm, node: &Node) -> bool {
     }
     let labels = node.metadata.labels.as_ref();
     expressions.iter().all(|requirement| {
-        matches_requirement(requirement, labels.and_then(|labels| labels.get(&requirement.key)).map(String::as_str))
+        matches_requirement(
+            requirement,
+            labels.and_then(|labels| labels.get(&requirement.key)).map(String::as_str),
+        )
     }) && fields.iter().all(|requirement| {
         requirement.key == "metadata.name" && matches_requirement(requirement, node.metadata.name.as_deref())
     })
@@ -166,7 +179,8 @@ mod tests {
             json!({"weight": weight, "preference":
                 {"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}})
         };
-        let spec = spec(json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+        let spec =
+            spec(json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
             [term(10, "a"), term(5, "b"), term(1, "a")]}}}));
         assert_eq!(preferred_affinity_weight(&spec, &node()), 11);
     }

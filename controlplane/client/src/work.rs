@@ -37,7 +37,10 @@ pub enum WorkError {
 
 impl WorkError {
     /// For `map_err`: the error of doing `action` to `object`.
-    pub fn api<'a>(action: &'static str, object: &'a (impl Display + ?Sized)) -> impl FnOnce(kube::Error) -> Self + 'a {
+    pub fn api<'a>(
+        action: &'static str,
+        object: &'a (impl Display + ?Sized),
+    ) -> impl FnOnce(kube::Error) -> Self + 'a {
         move |source| Self::Api { action, object: object.to_string(), source }
     }
 

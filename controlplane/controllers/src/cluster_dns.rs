@@ -79,10 +79,20 @@ async fn reconcile(
 /// The tenth address of each network.
 fn addresses(cidrs: &[IpNet]) -> Vec<IpAddr> {
     let tenth = |cidr: &IpNet| match cidr.network() {
-        IpAddr::V4(base) => IpAddr::V4(std::net::Ipv4Addr::from_bits(base.to_bits().saturating_add(ORDINAL.into()))),
-        IpAddr::V6(base) => IpAddr::V6(std::net::Ipv6Addr::from_bits(base.to_bits().saturating_add(ORDINAL.into()))),
+        IpAddr::V4(base) => {
+            IpAddr::V4(std::net::Ipv4Addr::from_bits(base.to_bits().saturating_add(ORDINAL.into())))
+        }
+        IpAddr::V6(base) => {
+            IpAddr::V6(std::net::Ipv6Addr::from_bits(base.to_bits().saturating_add(ORDINAL.into())))
+        }
     };
-    cidrs.iter().map(tenth).zip(cidrs).filter(|(address, cidr)| cidr.contains(address)).map(|(address, _)| address).collect()
+    cidrs
+        .iter()
+        .map(tenth)
+        .zip(cidrs)
+        .filter(|(address, cidr)| cidr.contains(address))
+        .map(|(address, _)| address)
+        .collect()
 }
 
 fn service(addresses: &[IpAddr]) -> Value {
@@ -121,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_tenth_address_of_each_family() {
-        let cidrs: Vec<IpNet> = ["10.96.0.0/16", "fd00:10:96::/112", "192.0.2.0/30"].map(|cidr| cidr.parse().unwrap()).into();
+        let cidrs: Vec<IpNet> =
+            ["10.96.0.0/16", "fd00:10:96::/112", "192.0.2.0/30"].map(|cidr| cidr.parse().unwrap()).into();
         let expected: Vec<IpAddr> = ["10.96.0.10", "fd00:10:96::a"].map(|ip| ip.parse().unwrap()).into();
         assert_eq!(addresses(&cidrs), expected);
         let service: Service = serde_json::from_value(service(&expected)).unwrap();

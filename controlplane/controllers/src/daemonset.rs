@@ -1,6 +1,7 @@
 //! DaemonSets → one pod on each node that qualifies, replaced node by node when the template changes.
 
 mod decide;
+mod history;
 #[cfg(test)]
 mod tests;
 
@@ -49,9 +50,10 @@ pub(crate) fn start(context: &Arc<Context>, tasks: &mut JoinSet<()>) {
         let (queue, sets) = (Arc::clone(&queue), Arc::clone(&sets));
         move |change| {
             // Heartbeats change nothing here.
-            let same = change.old.as_ref().zip(change.new.as_ref()).is_some_and(|(old, new)| {
-                old.spec == new.spec && old.metadata.labels == new.metadata.labels
-            });
+            let same =
+                change.old.as_ref().zip(change.new.as_ref()).is_some_and(|(old, new)| {
+                    old.spec == new.spec && old.metadata.labels == new.metadata.labels
+                });
             if !same {
                 sets.store().all().iter().for_each(|set| queue.add(Key::of(set.as_ref())));
             }
@@ -71,7 +73,9 @@ fn mark(change: &Change<Pod>, sets: &Informer<DaemonSet>, queue: &Queue<Key>) {
         match owner::controller_of(&pod.metadata) {
             Some(by) if by.kind == "DaemonSet" => queue.add(Key::new(namespace, &by.name)),
             Some(_) => {}
-            None => sets.store().in_namespace(&namespace).iter().for_each(|set| queue.add(Key::of(set.as_ref()))),
+            None => {
+                sets.store().in_namespace(&namespace).iter().for_each(|set| queue.add(Key::of(set.as_ref())));
+            }
         }
     }
 }
@@ -93,10 +97,16 @@ impl DaemonSets {
             let plan = decide::plan(&set, &nodes, &pods, &hash, now);
             failed_before = !plan.failed.is_empty();
             for failed in &plan.failed {
-                let message = format!("Found failed daemon pod {} on its node, will try to kill it", Key::of(failed.as_ref()));
+                let message = format!(
+                    "Found failed daemon pod {} on its node, will try to kill it",
+                    Key::of(failed.as_ref())
+                );
                 self.context.recorder.record(set.as_ref(), EventType::Warning, "FailedDaemonPod", message);
             }
             outcome = self.apply(&set, &api, plan, &hash).await;
+            if set.status.as_ref().and_then(|status| status.observed_generation) != set.metadata.generation {
+                history::keep(&self.context, &set, &pods, &hash).await?;
+            }
         }
         let again = self.write_status(key, &hash).await?;
         outcome?;
@@ -120,9 +130,12 @@ impl DaemonSets {
                     write::merge(api, &self.pods, &name, &owner::release(&candidate.metadata, &uid)).await?;
                 }
                 Claim::Adopt => {
-                    let live = self.context.namespaced::<DaemonSet>(&namespace).get_opt(&set.name_any()).await;
+                    let live =
+                        self.context.namespaced::<DaemonSet>(&namespace).get_opt(&set.name_any()).await;
                     let live = live.map_err(WorkError::api("read daemonset", &set.name_any()))?;
-                    if live.is_none_or(|live| live.uid() != set.uid() || live.metadata.deletion_timestamp.is_some()) {
+                    if live.is_none_or(|live| {
+                        live.uid() != set.uid() || live.metadata.deletion_timestamp.is_some()
+                    }) {
                         return Ok(own);
                     }
                     let patch = owner::adoption(&candidate.metadata, owner::reference(set.as_ref()));
@@ -134,12 +147,20 @@ impl DaemonSets {
         Ok(own)
     }
 
-    async fn apply(&self, set: &DaemonSet, api: &Api<Pod>, plan: decide::Plan, hash: &str) -> Result<(), WorkError> {
+    async fn apply(
+        &self,
+        set: &DaemonSet,
+        api: &Api<Pod>,
+        plan: decide::Plan,
+        hash: &str,
+    ) -> Result<(), WorkError> {
         let recorder = &self.context.recorder;
-        let pods: Vec<Pod> = plan.create.iter().take(BURST).map(|node| decide::pod(set, node, hash)).collect();
+        let pods: Vec<Pod> =
+            plan.create.iter().take(BURST).map(|node| decide::pod(set, node, hash)).collect();
         let creations = join_all(pods.iter().map(|pod| write::create(api, &self.pods, pod))).await;
         let going: Vec<_> = plan.delete.iter().chain(&plan.failed).take(BURST).collect();
-        let deletions = going.iter().map(|pod| write::delete(api, &self.pods, pod.as_ref(), DeleteParams::default()));
+        let deletions =
+            going.iter().map(|pod| write::delete(api, &self.pods, pod.as_ref(), DeleteParams::default()));
         let deletions = join_all(deletions).await;
         let mut outcome = Ok(());
         for created in creations {
@@ -149,8 +170,14 @@ impl DaemonSets {
                     recorder.record(set, EventType::Normal, "SuccessfulCreate", message);
                 }
                 Err(error) => {
-                    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                    recorder.record(set, EventType::Warning, "FailedCreate", format!("Error creating: {source}"));
+                    let source =
+                        std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                    recorder.record(
+                        set,
+                        EventType::Warning,
+                        "FailedCreate",
+                        format!("Error creating: {source}"),
+                    );
                     outcome = Err(error);
                 }
             }

@@ -154,7 +154,8 @@ impl Deployments {
         let api = self.context.namespaced::<Deployment>(&deployment.namespace().unwrap_or_default());
         let name = deployment.name_any();
         let live = api.get_opt(&name).await.map_err(WorkError::api("read deployment", &name))?;
-        Ok(live.is_some_and(|live| live.uid() == deployment.uid() && live.metadata.deletion_timestamp.is_none()))
+        Ok(live
+            .is_some_and(|live| live.uid() == deployment.uid() && live.metadata.deletion_timestamp.is_none()))
     }
 
     async fn execute(&self, deployment: &Deployment, action: Action) -> Result<(), WorkError> {
@@ -197,14 +198,24 @@ impl Deployments {
             Err(error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 let message = format!("Failed to create new replica set {:?}: {source}", set.name_any());
-                self.context.recorder.record(deployment, EventType::Warning, "ReplicaSetCreateError", message);
+                self.context.recorder.record(
+                    deployment,
+                    EventType::Warning,
+                    "ReplicaSetCreateError",
+                    message,
+                );
                 Err(error)
             }
         }
     }
 
     /// Another ReplicaSet has the name: unless it is ours after all, the next attempt hashes to another name.
-    async fn collided(&self, deployment: &Deployment, set: &ReplicaSet, error: WorkError) -> Result<(), WorkError> {
+    async fn collided(
+        &self,
+        deployment: &Deployment,
+        set: &ReplicaSet,
+        error: WorkError,
+    ) -> Result<(), WorkError> {
         let namespace = deployment.namespace().unwrap_or_default();
         let sets = self.context.namespaced::<ReplicaSet>(&namespace);
         let name = set.name_any();

@@ -63,7 +63,9 @@ impl Controller {
         let api = self.context.namespaced::<Endpoints>(&key.namespace);
         let Some(service) = self.services.store().get(key) else {
             return match existing.filter(|existing| is_ours(existing)) {
-                Some(existing) => write::delete(&api, &self.endpoints, &*existing, DeleteParams::default()).await,
+                Some(existing) => {
+                    write::delete(&api, &self.endpoints, &*existing, DeleteParams::default()).await
+                }
                 None => Ok(()),
             };
         };
@@ -109,7 +111,11 @@ fn desired(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
             break;
         }
         let subset = subsets.entry(ports).or_default();
-        let list = if tolerant || pod::is_ready(one) { &mut subset.addresses } else { &mut subset.not_ready_addresses };
+        let list = if tolerant || pod::is_ready(one) {
+            &mut subset.addresses
+        } else {
+            &mut subset.not_ready_addresses
+        };
         list.get_or_insert_default().push(address);
     }
     let mut endpoints = Endpoints::default();
@@ -192,7 +198,8 @@ fn annotations(service: &Service, pods: &[Arc<Pod>], over: bool) -> BTreeMap<Str
 /// The existing object with what differs taken over; nothing when nothing that matters does.
 fn updated(existing: &Endpoints, wanted: Endpoints) -> Option<Endpoints> {
     let over = |endpoints: &Endpoints| endpoints.annotations().contains_key(OVER_CAPACITY);
-    let same = existing.subsets.as_deref().unwrap_or_default() == wanted.subsets.as_deref().unwrap_or_default()
+    let same = existing.subsets.as_deref().unwrap_or_default()
+        == wanted.subsets.as_deref().unwrap_or_default()
         && existing.metadata.labels == wanted.metadata.labels
         && over(existing) == over(&wanted);
     if same {
@@ -230,7 +237,8 @@ mod tests {
                 .unwrap(),
             )
         };
-        let pods = [pod("b", "10.0.0.2", "True"), pod("a", "10.0.0.1", "True"), pod("c", "10.0.0.3", "False")];
+        let pods =
+            [pod("b", "10.0.0.2", "True"), pod("a", "10.0.0.1", "True"), pod("c", "10.0.0.3", "False")];
         let endpoints = desired(&service, &pods);
         let subset = &endpoints.subsets.as_ref().unwrap()[0];
         let ips = |list: &Option<Vec<EndpointAddress>>| -> Vec<String> {

@@ -96,7 +96,8 @@ pub(crate) fn start(context: &Arc<Context>, tasks: &mut JoinSet<()>) {
         }
     });
     let told = Mutex::default();
-    let controller = Arc::new(EndpointSlices { context: Arc::clone(context), services, pods, nodes, slices, told });
+    let controller =
+        Arc::new(EndpointSlices { context: Arc::clone(context), services, pods, nodes, slices, told });
     let reconcile = move |key| {
         let controller = Arc::clone(&controller);
         async move { controller.reconcile(&key).await.map(|()| None) }
@@ -196,8 +197,9 @@ impl EndpointSlices {
 
 /// When the newest of the pods became ready or not, or the Service was made.
 pub(crate) fn latest_change(service: &Service, pods: &[Arc<Pod>]) -> Option<Timestamp> {
-    let transitions =
-        pods.iter().filter_map(|one| pod::condition(one, "Ready")?.last_transition_time.as_ref().map(|time| time.0));
+    let transitions = pods
+        .iter()
+        .filter_map(|one| pod::condition(one, "Ready")?.last_transition_time.as_ref().map(|time| time.0));
     let created = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
     transitions.chain(created).max()
 }

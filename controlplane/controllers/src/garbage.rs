@@ -61,8 +61,7 @@ async fn collect(context: Arc<Context>) {
     }
     let workers = context.config.workers;
     let shutdown = context.shutdown.clone();
-    let garbage =
-        Arc::new(Garbage { context, graph: Mutex::default(), kinds, absent: Mutex::default() });
+    let garbage = Arc::new(Garbage { context, graph: Mutex::default(), kinds, absent: Mutex::default() });
     let queue: Arc<Queue<String>> = Arc::default();
     let mut tasks = JoinSet::new();
     for (kind, informer) in &informers {
@@ -78,7 +77,9 @@ async fn collect(context: Arc<Context>) {
             if let Some(new) = &change.new {
                 due.extend(graph.set(&kind, new.meta()));
             }
-            due.into_iter().for_each(|uid| queue.add(uid));
+            for uid in due {
+                queue.add(uid);
+            }
         });
         tasks.spawn(Arc::clone(informer).run(shutdown.clone()));
     }
@@ -121,7 +122,9 @@ async fn discover(context: &Context) -> Vec<(ApiResource, Scope)> {
     let resources = discovery.groups().flat_map(kube::discovery::ApiGroup::recommended_resources);
     resources
         .filter(|(resource, _)| resource.kind != "Event")
-        .filter(|(_, can)| [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| can.supports_operation(verb)))
+        .filter(|(_, can)| {
+            [verbs::LIST, verbs::WATCH, verbs::DELETE].iter().all(|verb| can.supports_operation(verb))
+        })
         .map(|(resource, can)| (resource, can.scope))
         .collect()
 }
@@ -156,7 +159,9 @@ impl Garbage {
 
     /// Asks the server for an owner that no watch has shown.
     async fn look_for(&self, uid: &str, owner: &OwnerReference) -> Result<(), WorkError> {
-        let Some(namespace) = self.lock().get(uid).map(|object| object.key.namespace.clone()) else { return Ok(()) };
+        let Some(namespace) = self.lock().get(uid).map(|object| object.key.namespace.clone()) else {
+            return Ok(());
+        };
         let known = (owner.uid.clone(), namespace.clone());
         if self.absent().contains(&known) {
             self.lock().mark_absent(uid, &owner.uid);
@@ -210,8 +215,14 @@ impl Garbage {
 
     /// Takes owners out of the object's references.
     async fn disown(&self, object: &Owner, uids: &HashSet<String>) -> Result<(), WorkError> {
-        let owners: Vec<_> =
-            object.meta.owner_references.iter().flatten().filter(|owner| !uids.contains(&owner.uid)).cloned().collect();
+        let owners: Vec<_> = object
+            .meta
+            .owner_references
+            .iter()
+            .flatten()
+            .filter(|owner| !uids.contains(&owner.uid))
+            .cloned()
+            .collect();
         self.patch(object, &owner::owners_patch(&object.meta, &owners)).await
     }
 

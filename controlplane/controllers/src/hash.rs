@@ -29,8 +29,10 @@ mod tests {
 
     #[test]
     fn hashes_are_stable_and_follow_the_template_and_the_collisions() {
-        let template: PodTemplateSpec =
-            serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "a", "image": "x:1"}]}})).unwrap();
+        let template: PodTemplateSpec = serde_json::from_value(
+            serde_json::json!({"spec": {"containers": [{"name": "a", "image": "x:1"}]}}),
+        )
+        .unwrap();
         let mut other = template.clone();
         other.spec.as_mut().unwrap().containers[0].image = Some("x:2".into());
         let hash = of_template(&template, None);

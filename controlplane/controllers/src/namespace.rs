@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, PostParams};
 use kube::core::{ApiResource, discovery::Scope};
 use kube::discovery::{Discovery, verbs};
-use kube::ResourceExt;
 use seaway_client::{Informer, Key, Queue, WorkError, work};
 use tokio::task::JoinSet;
 
@@ -56,7 +56,8 @@ fn finalizers(namespace: &Namespace) -> &[String] {
 }
 
 fn is_ours_to_empty(namespace: &Namespace) -> bool {
-    namespace.metadata.deletion_timestamp.is_some() && finalizers(namespace).iter().any(|one| one == FINALIZER)
+    namespace.metadata.deletion_timestamp.is_some()
+        && finalizers(namespace).iter().any(|one| one == FINALIZER)
 }
 
 impl Namespaces {
@@ -87,7 +88,9 @@ impl Namespaces {
         for group in discovery.groups() {
             for (resource, capabilities) in group.recommended_resources() {
                 let deletable = capabilities.supports_operation(verbs::DELETE);
-                if capabilities.scope == Scope::Namespaced && deletable && capabilities.supports_operation(verbs::LIST)
+                if capabilities.scope == Scope::Namespaced
+                    && deletable
+                    && capabilities.supports_operation(verbs::LIST)
                 {
                     let collectively = capabilities.supports_operation(verbs::DELETE_COLLECTION);
                     kinds.push(ContentKind { resource, collectively });

@@ -44,7 +44,8 @@ fn allocators(config: &ControllersConfig) -> Result<Vec<Allocator>, ControllersE
         }
     }
     let allocator = |cidr: &IpNet| {
-        let mask = if matches!(cidr, IpNet::V4(_)) { config.node_cidr_mask_v4 } else { config.node_cidr_mask_v6 };
+        let mask =
+            if matches!(cidr, IpNet::V4(_)) { config.node_cidr_mask_v4 } else { config.node_cidr_mask_v6 };
         Allocator::new(*cidr, mask).ok_or(ControllersError::NodeCidrMask { cidr: *cidr, mask })
     };
     cidrs.iter().map(allocator).collect()
@@ -92,7 +93,9 @@ fn pod_cidrs(node: &Node) -> Vec<IpNet> {
 impl NodeIpam {
     async fn reconcile(&self, key: &Key) -> Result<(), WorkError> {
         self.nodes.wait_until_synced().await;
-        let Some(node) = self.nodes.store().get(key).filter(|node| node.metadata.deletion_timestamp.is_none()) else {
+        let Some(node) =
+            self.nodes.store().get(key).filter(|node| node.metadata.deletion_timestamp.is_none())
+        else {
             self.lock().promised.remove(&key.name);
             return Ok(());
         };

@@ -138,7 +138,8 @@ impl NodeLifecycle {
 
     async fn write_taints(&self, node: &Node, now: Timestamp) -> Result<(), WorkError> {
         let Some(taints) = health::taints(node, now) else { return Ok(()) };
-        let patch = json!({"metadata": {"resourceVersion": node.resource_version()}, "spec": {"taints": taints}});
+        let patch =
+            json!({"metadata": {"resourceVersion": node.resource_version()}, "spec": {"taints": taints}});
         write::merge(&self.context.cluster::<Node>(), &self.nodes, &node.name_any(), &patch).await
     }
 

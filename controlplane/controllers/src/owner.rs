@@ -95,7 +95,8 @@ pub(crate) fn adoption(meta: &ObjectMeta, owner: OwnerReference) -> Value {
 
 /// The merge patch by which the object of `uid` gives up the object of `meta`.
 pub(crate) fn release(meta: &ObjectMeta, uid: &str) -> Value {
-    let owners: Vec<_> = meta.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect();
+    let owners: Vec<_> =
+        meta.owner_references.iter().flatten().filter(|owner| owner.uid != uid).cloned().collect();
     owners_patch(meta, &owners)
 }
 

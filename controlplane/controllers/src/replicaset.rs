@@ -86,7 +86,8 @@ impl ReplicaSets {
                 decide::Scale::Create(count) => outcome = self.create(&set, &api, count.min(BURST)).await,
                 decide::Scale::Delete(victims) => outcome = self.delete(&set, &api, &victims).await,
             }
-            failure = outcome.as_ref().err().map(|error| (pods.len() < decide::wanted(&set), error.to_string()));
+            failure =
+                outcome.as_ref().err().map(|error| (pods.len() < decide::wanted(&set), error.to_string()));
         }
         let again = self.write_status(key, failure).await?;
         outcome.map(|()| again)
@@ -128,7 +129,8 @@ impl ReplicaSets {
     /// Asks the server, not the cache: a set that is gone must not adopt.
     async fn is_still_there(&self, set: &ReplicaSet) -> Result<bool, WorkError> {
         let api = self.context.namespaced::<ReplicaSet>(&set.namespace().unwrap_or_default());
-        let live = api.get_opt(&set.name_any()).await.map_err(WorkError::api("read replicaset", &set.name_any()))?;
+        let live =
+            api.get_opt(&set.name_any()).await.map_err(WorkError::api("read replicaset", &set.name_any()))?;
         Ok(live.is_some_and(|live| live.uid() == set.uid() && live.metadata.deletion_timestamp.is_none()))
     }
 
@@ -195,7 +197,11 @@ impl ReplicaSets {
     }
 
     /// Counts again after the writes and says when a pod becomes available without anything else happening.
-    async fn write_status(&self, key: &Key, failure: Option<(bool, String)>) -> Result<Option<Duration>, WorkError> {
+    async fn write_status(
+        &self,
+        key: &Key,
+        failure: Option<(bool, String)>,
+    ) -> Result<Option<Duration>, WorkError> {
         let Some(set) = self.sets.store().get(key) else { return Ok(None) };
         let own = self.pods.store().indexed(&owner::owned_by(&set.uid().unwrap_or_default()));
         let now = Timestamp::now();

@@ -29,12 +29,15 @@ pub(crate) fn start(context: &Arc<Context>, tasks: &mut JoinSet<()>) {
     });
     maps.on_change({
         let queue = Arc::clone(&queue);
-        move |change| change.latest().and_then(|one| one.namespace()).into_iter().for_each(|name| queue.add(name))
+        move |change| {
+            change.latest().and_then(|one| one.namespace()).into_iter().for_each(|name| queue.add(name));
+        }
     });
     let reconcile = {
         let context = Arc::clone(context);
         move |namespace: String| {
-            let (context, namespaces, maps) = (Arc::clone(&context), Arc::clone(&namespaces), Arc::clone(&maps));
+            let (context, namespaces, maps) =
+                (Arc::clone(&context), Arc::clone(&namespaces), Arc::clone(&maps));
             let ca = Arc::clone(&ca);
             async move { reconcile(&context, &namespaces, &maps, &namespace, &ca).await.map(|()| None) }
         }

@@ -34,7 +34,8 @@ impl PodInfo {
         let spec = pod.spec.clone().unwrap_or_default();
         let requests = Resources::of_pod(&spec);
         let owners = pod.metadata.owner_references.iter().flatten();
-        let owner = owners.filter(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone()).next();
+        let owner =
+            owners.filter(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone()).next();
         Self {
             key: Key::of(pod.as_ref()),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
@@ -163,19 +164,20 @@ impl Cluster {
 
     /// The pods with required anti-affinity and where they are.
     pub(crate) fn exclusive(&self) -> impl Iterator<Item = (&PodInfo, &str)> {
-        self.exclusive.iter().filter_map(|(uid, pod)| Some((pod.as_ref(), self.places.get(uid)?.node.as_str())))
+        self.exclusive
+            .iter()
+            .filter_map(|(uid, pod)| Some((pod.as_ref(), self.places.get(uid)?.node.as_str())))
     }
 
     /// A node is there, or has changed.
     pub(crate) fn set_node(&mut self, node: Arc<Node>) {
         let mut info = NodeInfo::new(node);
-        match self.nodes.remove(&info.name) {
-            Some(before) => before.pods.into_values().for_each(|pod| info.insert(pod)),
-            None => {
-                let name = info.name.clone();
-                let here = self.places.values().filter(|place| place.node == name);
-                here.for_each(|place| info.insert(Arc::clone(&place.pod)));
-            }
+        if let Some(before) = self.nodes.remove(&info.name) {
+            before.pods.into_values().for_each(|pod| info.insert(pod));
+        } else {
+            let name = info.name.clone();
+            let here = self.places.values().filter(|place| place.node == name);
+            here.for_each(|place| info.insert(Arc::clone(&place.pod)));
         }
         self.nodes.insert(info.name.clone(), info);
     }

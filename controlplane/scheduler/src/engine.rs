@@ -115,7 +115,8 @@ impl Engine {
 
     fn learn_of_pod(&mut self, change: Change<Pod>) {
         // A pod of the same name may be another one.
-        let replaced = change.old.as_ref().filter(|old| change.new.as_ref().is_none_or(|new| new.uid() != old.uid()));
+        let replaced =
+            change.old.as_ref().filter(|old| change.new.as_ref().is_none_or(|new| new.uid() != old.uid()));
         if let Some(old) = replaced {
             self.pod_is_gone(&old.uid().unwrap_or_default());
         }
@@ -129,7 +130,10 @@ impl Engine {
         }
         if let Some(node) = spec.node_name.filter(|node| !node.is_empty()) {
             self.queue.remove(&uid);
-            let came = change.old.as_ref().is_none_or(|old| old.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()));
+            let came = change
+                .old
+                .as_ref()
+                .is_none_or(|old| old.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()));
             self.cluster.place(Arc::new(PodInfo::new(new)), &node);
             if came {
                 // Others may wait for it, by affinity.
@@ -137,7 +141,8 @@ impl Engine {
             }
             return;
         }
-        let ours = spec.scheduler_name.as_deref().unwrap_or("default-scheduler") == self.config.scheduler_name;
+        let ours =
+            spec.scheduler_name.as_deref().unwrap_or("default-scheduler") == self.config.scheduler_name;
         let gated = spec.scheduling_gates.is_some_and(|gates| !gates.is_empty());
         if !ours || gated || new.metadata.deletion_timestamp.is_some() {
             self.queue.remove(&uid);
@@ -169,7 +174,12 @@ impl Engine {
             }
             Decision::Nowhere { message, depends_on_pods } => {
                 self.queue.unschedulable(&pod.uid, depends_on_pods, Instant::now());
-                self.recorder.record(pod.pod.as_ref(), EventType::Warning, "FailedScheduling", message.clone());
+                self.recorder.record(
+                    pod.pod.as_ref(),
+                    EventType::Warning,
+                    "FailedScheduling",
+                    message.clone(),
+                );
                 self.report(pod, message);
             }
         }
@@ -177,7 +187,8 @@ impl Engine {
 
     /// Says in the pod's status why it has no node.
     fn report(&mut self, pod: &Arc<PodInfo>, message: String) {
-        let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let conditions =
+            pod.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let said = conditions.iter().find(|condition| condition.type_ == "PodScheduled");
         let before = said.filter(|condition| condition.status == "False");
         if before.is_some_and(|condition| condition.message.as_ref() == Some(&message)) {
@@ -196,7 +207,8 @@ impl Engine {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.key.namespace);
         let key = pod.key.clone();
         self.reports.spawn(async move {
-            let patched = api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+            let patched =
+                api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
             if let Err(error) = patched {
                 debug!(pod = %key, %error, "cannot say why the pod has no node");
             }

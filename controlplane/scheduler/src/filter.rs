@@ -58,7 +58,11 @@ impl Reason {
             | Self::PodAntiAffinity
             | Self::ExistingAntiAffinity
             | Self::TopologySpread => true,
-            Self::NotReady | Self::Unschedulable | Self::NodeName | Self::Taint { .. } | Self::NodeAffinity => false,
+            Self::NotReady
+            | Self::Unschedulable
+            | Self::NodeName
+            | Self::Taint { .. }
+            | Self::NodeAffinity => false,
         }
     }
 }
@@ -122,7 +126,8 @@ pub(crate) fn message(nodes: usize, rejections: &BTreeMap<Reason, usize>) -> Str
     if nodes == 0 {
         return "no nodes available to schedule pods".to_owned();
     }
-    let mut parts: Vec<String> = rejections.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let mut parts: Vec<String> =
+        rejections.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     parts.sort();
     format!("0/{nodes} nodes are available: {}.", parts.join(", "))
 }

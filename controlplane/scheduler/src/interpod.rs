@@ -40,7 +40,8 @@ pub(crate) fn is_exclusive(pod: &PodInfo) -> bool {
 fn anti_affinity(pod: &PodInfo) -> &[PodAffinityTerm] {
     let affinity = pod.spec().and_then(|spec| spec.affinity.as_ref());
     let anti = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref());
-    anti.and_then(|anti| anti.required_during_scheduling_ignored_during_execution.as_deref()).unwrap_or_default()
+    anti.and_then(|anti| anti.required_during_scheduling_ignored_during_execution.as_deref())
+        .unwrap_or_default()
 }
 
 fn affinity(pod: &PodInfo) -> &[PodAffinityTerm] {
@@ -134,7 +135,8 @@ fn spread(constraint: &TopologySpreadConstraint, pod: &PodInfo, cluster: &Cluste
             *counts.entry(value.to_owned()).or_default() += i64::try_from(here).unwrap_or(i64::MAX);
         }
     }
-    let too_few = constraint.min_domains.is_some_and(|min| usize::try_from(min).is_ok_and(|min| counts.len() < min));
+    let too_few =
+        constraint.min_domains.is_some_and(|min| usize::try_from(min).is_ok_and(|min| counts.len() < min));
     Spread {
         key: constraint.topology_key.clone(),
         max_skew: i64::from(constraint.max_skew),

@@ -32,9 +32,16 @@ struct Waiting {
 enum State {
     Active(i32, u64),
     Backoff(Instant, u64),
-    Unschedulable { since: Instant, not_before: Instant, depends_on_pods: bool },
+    Unschedulable {
+        since: Instant,
+        not_before: Instant,
+        depends_on_pods: bool,
+    },
     /// Taken out to be tried; `missed` is what happened since.
-    InFlight { missed_node: bool, missed_pod: bool },
+    InFlight {
+        missed_node: bool,
+        missed_pod: bool,
+    },
 }
 
 /// The scheduling queue.
@@ -70,7 +77,8 @@ impl Queue {
             self.activate(&uid);
             return;
         };
-        let same = waiting.pod.pod.spec == pod.pod.spec && waiting.pod.pod.metadata.labels == pod.pod.metadata.labels;
+        let same = waiting.pod.pod.spec == pod.pod.spec
+            && waiting.pod.pod.metadata.labels == pod.pod.metadata.labels;
         waiting.pod = pod;
         if let State::InFlight { missed_node, .. } = &mut waiting.state {
             *missed_node |= !same;
@@ -132,7 +140,10 @@ impl Queue {
             }
             _ => None,
         };
-        let woken = self.unschedulable.iter().filter_map(|uid| Some((uid.clone(), helped(self.pods.get(uid)?.state)?)));
+        let woken = self
+            .unschedulable
+            .iter()
+            .filter_map(|uid| Some((uid.clone(), helped(self.pods.get(uid)?.state)?)));
         for (uid, not_before) in woken.collect::<Vec<_>>() {
             if not_before <= now { self.activate(&uid) } else { self.back_off(&uid, not_before) }
         }
@@ -188,7 +199,9 @@ impl Queue {
 
     fn unlink(&mut self, uid: &str) {
         match self.pods.get(uid).map(|waiting| waiting.state) {
-            Some(State::Active(priority, serial)) => drop(self.active.remove(&(std::cmp::Reverse(priority), serial))),
+            Some(State::Active(priority, serial)) => {
+                self.active.remove(&(std::cmp::Reverse(priority), serial));
+            }
             Some(State::Backoff(at, serial)) => drop(self.backoff.remove(&(at, serial, uid.to_owned()))),
             Some(State::Unschedulable { .. }) => drop(self.unschedulable.remove(uid)),
             Some(State::InFlight { .. }) | None => {}
@@ -202,7 +215,8 @@ mod tests {
     use serde_json::json;
 
     fn pod(uid: &str, priority: i32) -> Arc<PodInfo> {
-        let pod = json!({"metadata": {"uid": uid, "name": uid}, "spec": {"containers": [], "priority": priority}});
+        let pod =
+            json!({"metadata": {"uid": uid, "name": uid}, "spec": {"containers": [], "priority": priority}});
         Arc::new(PodInfo::new(Arc::new(serde_json::from_value(pod).unwrap())))
     }
 

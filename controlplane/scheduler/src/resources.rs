@@ -137,13 +137,13 @@ fn units(quantity: &Quantity) -> i64 {
 
 /// A quantity times `scale`, rounded up. What does not parse counts as nothing: the API server validates.
 fn parse(text: &str, scale: i128) -> i64 {
-    scaled(text.trim(), scale).map_or(0, |value| {
-        i64::try_from(value).unwrap_or(if value > 0 { i64::MAX } else { i64::MIN })
-    })
+    scaled(text.trim(), scale)
+        .map_or(0, |value| i64::try_from(value).unwrap_or(if value > 0 { i64::MAX } else { i64::MIN }))
 }
 
 fn scaled(text: &str, scale: i128) -> Option<i128> {
-    let end = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let end =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let (multiplier, divisor) = factor(suffix)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));

@@ -64,7 +64,9 @@ fn spread(pod: &PodInfo, nodes: &[&NodeInfo]) -> Vec<i64> {
     if in_zone.is_empty() {
         return by_node;
     }
-    let zoned = nodes.iter().map(|node| node.zone.as_deref().and_then(|zone| in_zone.get(zone)).copied().unwrap_or(0));
+    let zoned = nodes
+        .iter()
+        .map(|node| node.zone.as_deref().and_then(|zone| in_zone.get(zone)).copied().unwrap_or(0));
     let by_zone = worst_is_zero(zoned.collect());
     by_node.into_iter().zip(by_zone).map(|(node, zone)| (node + 2 * zone) / 3).collect()
 }

@@ -89,7 +89,8 @@ fn the_message_names_every_reason_with_its_count() {
 
 #[test]
 fn filters() {
-    let nodes = [node("n1", "4", json!({})), node("n2", "4", json!({"metadata": {"labels": {"disk": "ssd"}}}))];
+    let nodes =
+        [node("n1", "4", json!({})), node("n2", "4", json!({"metadata": {"labels": {"disk": "ssd"}}}))];
     let mut cluster = cluster(&nodes);
     assert_eq!(decide(&cluster, &pod("a", json!({"nodeSelector": {"disk": "ssd"}}))), to("n2"));
     let none = message(&cluster, &pod("a", json!({"nodeSelector": {"disk": "hdd"}})));
@@ -99,18 +100,29 @@ fn filters() {
     assert_eq!(decide(&cluster, &pod("web-2", port.clone())), to("n2"));
     cluster.assume(pod("web-2", port.clone()), "n2");
     let none = message(&cluster, &pod("web-3", port));
-    assert_eq!(none, "0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports.");
+    assert_eq!(
+        none,
+        "0/2 nodes are available: 2 node(s) didn't have free ports for the requested pod ports."
+    );
     assert!(cluster.is_assumed("web-2"));
     cluster.forget("web-2");
     cluster.forget("web-1");
     assert!(cluster.node("n2").is_some_and(|node| node.pods.is_empty()));
-    assert!(cluster.node("n1").is_some_and(|node| node.pods.len() == 1), "what the server said is not forgotten");
+    assert!(
+        cluster.node("n1").is_some_and(|node| node.pods.len() == 1),
+        "what the server said is not forgotten"
+    );
 }
 
 #[test]
 fn pods_of_one_owner_spread_over_zones_then_nodes() {
     let zone = |zone: &str| json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
-    let nodes = [node("a1", "8", zone("a")), node("a2", "8", zone("a")), node("b1", "8", zone("b")), node("b2", "8", zone("b"))];
+    let nodes = [
+        node("a1", "8", zone("a")),
+        node("a2", "8", zone("a")),
+        node("b1", "8", zone("b")),
+        node("b2", "8", zone("b")),
+    ];
     let mut cluster = cluster(&nodes);
     let mut chooser = Chooser::new(3);
     let owner = json!({"ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "w", "uid": "rs", "controller": true}]});
@@ -133,11 +145,14 @@ fn preferences_decide_among_nodes_that_do() {
     assert_eq!(decide(&taints, &pod("p", json!({}))), to("n2"));
     let ssd = json!({"metadata": {"labels": {"disk": "ssd"}}});
     let disks = cluster(&[node("n1", "4", json!({})), node("n2", "4", ssd)]);
-    let term = json!({"weight": 1, "preference": {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}});
-    let spec = json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}});
+    let term =
+        json!({"weight": 1, "preference": {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}});
+    let spec =
+        json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}}});
     assert_eq!(decide(&disks, &pod("p", spec)), to("n2"));
     let mut full = cluster(&[node("n1", "4", json!({})), node("n2", "4", json!({}))]);
-    let big = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "2", "memory": "4Gi"}}}]});
+    let big =
+        json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "2", "memory": "4Gi"}}}]});
     full.place(pod("big", big), "n1");
     assert_eq!(decide(&full, &pod("p", json!({}))), to("n2"), "the emptier one");
 }
@@ -146,9 +161,12 @@ fn preferences_decide_among_nodes_that_do() {
 fn pods_keep_away_from_each_other_and_close_to_each_other() {
     let mut cluster = cluster(&[node("n1", "4", json!({})), node("n2", "4", json!({}))]);
     let web = json!({"labels": {"app": "web"}});
-    let term = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "web"}}}]);
-    let anti = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}});
-    let close = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}});
+    let term =
+        json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "web"}}}]);
+    let anti =
+        json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}});
+    let close =
+        json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}}});
     let none = message(&cluster, &pod("c", close.clone()));
     assert_eq!(none, "0/2 nodes are available: 2 node(s) didn't match pod affinity rules.");
     cluster.place(pod_with("w1", anti.clone(), web.clone()), "n1");
@@ -173,7 +191,11 @@ fn hard_topology_spread() {
 type Script = Vec<(u32, Option<prop::sample::Index>)>;
 
 fn play(seed: u64, nodes: &[u32], script: &Script) -> (Cluster, Vec<Decision>) {
-    let nodes: Vec<_> = nodes.iter().enumerate().map(|(n, cpu)| node(&format!("n{n:03}"), &format!("{cpu}m"), json!({}))).collect();
+    let nodes: Vec<_> = nodes
+        .iter()
+        .enumerate()
+        .map(|(n, cpu)| node(&format!("n{n:03}"), &format!("{cpu}m"), json!({})))
+        .collect();
     let mut cluster = cluster(&nodes);
     let mut chooser = Chooser::new(seed);
     let (mut decisions, mut placed): (_, Vec<String>) = (Vec::new(), Vec::new());

@@ -16,7 +16,7 @@ use crate::pod::{self, Availability};
 use crate::{hash, owner};
 
 /// The label that tells pods of different templates apart.
-const HASH_LABEL: &str = "controller-revision-hash";
+pub(super) const HASH_LABEL: &str = "controller-revision-hash";
 /// The DaemonSet's generation that made the pod, which old clients read.
 const GENERATION_LABEL: &str = "pod-template-generation";
 
@@ -109,7 +109,10 @@ fn target(pod: &Pod) -> Option<&str> {
 fn belongs(set: &DaemonSet, node: &Node) -> (bool, bool) {
     let mut spec = set.spec.as_ref().and_then(|spec| spec.template.spec.clone()).unwrap_or_default();
     add_tolerations(&mut spec);
-    let named = spec.node_name.as_ref().is_none_or(|name| name.is_empty() || node.metadata.name.as_ref() == Some(name));
+    let named = spec
+        .node_name
+        .as_ref()
+        .is_none_or(|name| name.is_empty() || node.metadata.name.as_ref() == Some(name));
     if !named || !placement::matches_node_affinity(&spec, node) {
         return (false, false);
     }
@@ -143,7 +146,13 @@ struct Spot<'a> {
 }
 
 /// Decides what to make and what to delete.
-pub(super) fn plan(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Arc<Pod>], hash: &str, now: Timestamp) -> Plan {
+pub(super) fn plan(
+    set: &DaemonSet,
+    nodes: &[Arc<Node>],
+    pods: &[Arc<Pod>],
+    hash: &str,
+    now: Timestamp,
+) -> Plan {
     let mut plan = Plan::default();
     let mut by_node = by_node(pods);
     let surge = limits(set, nodes).1;
@@ -151,7 +160,8 @@ pub(super) fn plan(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Arc<Pod>], hash
     for node in nodes {
         let name = node.metadata.name.clone().unwrap_or_default();
         let here = by_node.remove(name.as_str()).unwrap_or_default();
-        let alive: Vec<_> = here.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).copied().collect();
+        let alive: Vec<_> =
+            here.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).copied().collect();
         let (should_run, may_stay) = belongs(set, node);
         if !may_stay {
             plan.delete.extend(alive.into_iter().cloned());
@@ -199,7 +209,8 @@ fn limits(set: &DaemonSet, nodes: &[Arc<Node>]) -> (usize, usize) {
         }
     };
     let surge = resolve(rolling.and_then(|rolling| rolling.max_surge.as_ref()), 0);
-    let unavailable = resolve(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), usize::from(surge == 0));
+    let unavailable =
+        resolve(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), usize::from(surge == 0));
     if surge == 0 && unavailable == 0 { (1, 0) } else { (unavailable, surge) }
 }
 
@@ -215,20 +226,24 @@ fn roll(set: &DaemonSet, nodes: &[Arc<Node>], spots: &[Spot<'_>], now: Timestamp
     let mut spare = max_unavailable.saturating_sub(unavailable);
     for spot in spots {
         let Some(old) = spot.old else { continue };
-        match spot.new {
-            Some(new) if available(new) || !available(old) => plan.delete.push(Arc::clone(old)),
-            Some(_) => {}
-            // What does not serve is replaced first and costs nothing.
-            None if max_surge == 0 && !available(old) => plan.delete.push(Arc::clone(old)),
-            None if max_surge == 0 && spare > 0 => {
-                spare -= 1;
-                plan.delete.push(Arc::clone(old));
+        // Of old pods, what does not serve is replaced first and costs nothing.
+        let goes = match spot.new {
+            Some(new) => available(new) || !available(old),
+            None if max_surge == 0 => {
+                let goes = !available(old) || spare > 0;
+                spare -= usize::from(goes && available(old));
+                goes
             }
-            None if max_surge > 0 && (surging < max_surge || !available(old)) => {
-                surging += 1;
-                plan.create.push(spot.node.clone());
+            None => {
+                if surging < max_surge || !available(old) {
+                    surging += 1;
+                    plan.create.push(spot.node.clone());
+                }
+                false
             }
-            None => {}
+        };
+        if goes {
+            plan.delete.push(Arc::clone(old));
         }
     }
 }
@@ -265,11 +280,11 @@ pub(super) fn status(
         status.number_ready += i32::from(ready.count() > 0);
         updated += i32::from(here.iter().any(|pod| is_current(pod, hash)));
         let alive = here.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
-        let states: Vec<_> = alive.map(|pod| pod::availability(pod, min_ready, now)).collect();
-        if states.contains(&Availability::Available) {
+        let phases: Vec<_> = alive.map(|pod| pod::availability(pod, min_ready, now)).collect();
+        if phases.contains(&Availability::Available) {
             available += 1;
         }
-        for state in states {
+        for state in phases {
             if let Availability::In(wait) = state {
                 again = Some(again.map_or(wait, |earlier| earlier.min(wait)));
             }

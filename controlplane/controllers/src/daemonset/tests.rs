@@ -33,7 +33,10 @@ fn placed(set: &DaemonSet, node: &str, ready: bool) -> Arc<Pod> {
     pod.metadata.name = Some(format!("agent-{node}-{}", &hash_of(set)[..3]));
     pod.metadata.uid = pod.metadata.name.clone();
     let ready = if ready { "True" } else { "False" };
-    pod.status = serde_json::from_value(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]})).unwrap();
+    pod.status = serde_json::from_value(
+        json!({"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}),
+    )
+    .unwrap();
     Arc::new(pod)
 }
 
@@ -48,7 +51,8 @@ fn decide(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> (Vec<Strin
 #[test]
 fn every_node_that_qualifies_gets_one_pod() {
     let set = set("a", json!({}));
-    let windows: Node = serde_json::from_value(json!({"metadata": {"name": "n4", "labels": {"os": "windows"}}})).unwrap();
+    let windows: Node =
+        serde_json::from_value(json!({"metadata": {"name": "n4", "labels": {"os": "windows"}}})).unwrap();
     let nodes = [
         node("n1", json!([])),
         node("n2", json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}])),
@@ -56,7 +60,12 @@ fn every_node_that_qualifies_gets_one_pod() {
         Arc::new(windows),
     ];
     assert_eq!(decide(&set, &nodes, &[]).0, ["n1", "n2"]);
-    let pods = [placed(&set, "n1", true), placed(&set, "n2", true), placed(&set, "n3", true), placed(&set, "n4", true)];
+    let pods = [
+        placed(&set, "n1", true),
+        placed(&set, "n2", true),
+        placed(&set, "n3", true),
+        placed(&set, "n4", true),
+    ];
     let (create, delete) = decide(&set, &nodes, &pods);
     assert_eq!(create, Vec::<String>::new());
     assert_eq!(delete, [pods[3].name_any()], "n3 keeps what it has: NoSchedule only turns away");

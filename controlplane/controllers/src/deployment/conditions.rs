@@ -22,7 +22,9 @@ pub(super) fn status(view: &View) -> DeploymentStatus {
         observed_generation: view.deployment.metadata.generation,
         replicas: count(sum(|set| set.status.as_ref().map_or(0, |status| status.replicas))),
         updated_replicas: count(updated),
-        ready_replicas: count(sum(|set| set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0))),
+        ready_replicas: count(sum(|set| {
+            set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)
+        })),
         available_replicas: count(available),
         unavailable_replicas: count((view.total() - available).max(0)),
         terminating_replicas: before.terminating_replicas,
@@ -41,7 +43,8 @@ pub(super) fn status(view: &View) -> DeploymentStatus {
 pub(super) fn deadline(view: &View, now: Timestamp) -> Option<Duration> {
     let seconds = view.progress_deadline()?;
     let status = view.deployment.status.as_ref()?;
-    let progressing = status.conditions.iter().flatten().find(|condition| condition.type_ == "Progressing")?;
+    let progressing =
+        status.conditions.iter().flatten().find(|condition| condition.type_ == "Progressing")?;
     let running = matches!(progressing.reason.as_deref(), Some(reason) if reason != "NewReplicaSetAvailable")
         && progressing.status == "True";
     if !running || view.paused() {

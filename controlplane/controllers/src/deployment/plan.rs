@@ -60,7 +60,8 @@ impl View {
         });
         let hash = template::hash_of(&deployment);
         // The oldest wins, as upstream decides it.
-        let new = sets.iter().position(|set| template::is_of(set, &deployment, &hash)).map(|at| sets.remove(at));
+        let new =
+            sets.iter().position(|set| template::is_of(set, &deployment, &hash)).map(|at| sets.remove(at));
         let spec = deployment.spec.clone().unwrap_or_default();
         Self { deployment, new, old: sets, pods, now, hash, spec }
     }
@@ -101,7 +102,12 @@ impl View {
 
     /// The annotations that the new ReplicaSet must have.
     fn new_annotations(&self) -> std::collections::BTreeMap<String, String> {
-        revision::annotations(&self.deployment, self.new.as_deref(), revision::next(&self.old), self.scale_marks())
+        revision::annotations(
+            &self.deployment,
+            self.new.as_deref(),
+            revision::next(&self.old),
+            self.scale_marks(),
+        )
     }
 
     /// Whether the Deployment's size changed since its ReplicaSets were last scaled.
@@ -243,12 +249,8 @@ fn shrink_old(view: &View, new: &ReplicaSet) -> Vec<Action> {
 
 /// Recreate: all old pods end before the first new one starts.
 fn recreate(view: &View) -> Vec<Action> {
-    let mut actions: Vec<Action> = view
-        .old
-        .iter()
-        .filter(|set| replicas(set) > 0)
-        .filter_map(|set| view.resize(set, 0))
-        .collect();
+    let mut actions: Vec<Action> =
+        view.old.iter().filter(|set| replicas(set) > 0).filter_map(|set| view.resize(set, 0)).collect();
     if !actions.is_empty() || old_pods_run(view) {
         return actions;
     }
@@ -309,7 +311,9 @@ fn clean_up(view: &View) -> Vec<Action> {
         .take(surplus)
         .filter(|set| {
             let status = set.status.clone().unwrap_or_default();
-            replicas(set) == 0 && status.replicas == 0 && status.observed_generation >= set.metadata.generation
+            replicas(set) == 0
+                && status.replicas == 0
+                && status.observed_generation >= set.metadata.generation
         })
         .map(Action::Delete)
         .collect()

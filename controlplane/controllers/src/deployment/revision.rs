@@ -42,7 +42,8 @@ pub(super) fn annotations(
     let before = set.and_then(|set| number(set, REVISION));
     if before.is_none_or(|before| before < next) {
         if let Some(before) = before {
-            let mut history = annotations.get(HISTORY).filter(|text| !text.is_empty()).cloned().unwrap_or_default();
+            let mut history =
+                annotations.get(HISTORY).filter(|text| !text.is_empty()).cloned().unwrap_or_default();
             if !history.split(',').any(|earlier| earlier == before.to_string()) {
                 history = if history.is_empty() { before.to_string() } else { format!("{history},{before}") };
             }

@@ -71,17 +71,23 @@ impl World {
                 Action::Create(mut set) => {
                     set.metadata.uid = set.metadata.name.clone();
                     let at = Timestamp::from_second(self.second).unwrap();
-                    set.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+                    set.metadata.creation_timestamp =
+                        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
                     self.sets.push(*set);
                 }
                 Action::Update { set, .. } => {
-                    let old = self.sets.iter_mut().find(|old| old.metadata.name == set.metadata.name).unwrap();
+                    let old =
+                        self.sets.iter_mut().find(|old| old.metadata.name == set.metadata.name).unwrap();
                     *old = *set;
                 }
                 Action::Delete(set) => self.sets.retain(|old| old.metadata.name != set.metadata.name),
                 Action::Annotate(patch) => {
                     let value = patch["metadata"]["annotations"][REVISION].as_str().unwrap().to_owned();
-                    self.deployment.metadata.annotations.get_or_insert_default().insert(REVISION.into(), value);
+                    self.deployment
+                        .metadata
+                        .annotations
+                        .get_or_insert_default()
+                        .insert(REVISION.into(), value);
                 }
                 Action::Status(status) => self.deployment.status = Some(*status),
             }
@@ -96,11 +102,18 @@ impl World {
         for set in &mut self.sets {
             let size = replicas(set);
             let before = set.status.clone().unwrap_or_default();
-            let bad = set.spec.as_ref().unwrap().template.as_ref().unwrap().spec.as_ref().unwrap().containers[0]
-                .image
-                .as_deref()
+            let bad = set.spec.as_ref().unwrap().template.as_ref().unwrap().spec.as_ref().unwrap().containers
+                [0]
+            .image
+            .as_deref()
                 == Some("broken");
-            let up = if bad { 0 } else if healthy { size } else { before.available_replicas.unwrap_or(0).min(size) };
+            let up = if bad {
+                0
+            } else if healthy {
+                size
+            } else {
+                before.available_replicas.unwrap_or(0).min(size)
+            };
             let after = ReplicaSetStatus {
                 replicas: size,
                 ready_replicas: Some(up),
@@ -171,7 +184,10 @@ fn a_new_deployment_comes_up_and_says_so() {
     assert_eq!(world.condition("Progressing"), pair("True", "NewReplicaSetAvailable"));
     assert_eq!(world.condition("Available"), pair("True", "MinimumReplicasAvailable"));
     let status = world.deployment.status.clone().unwrap();
-    assert_eq!((status.replicas, status.updated_replicas, status.available_replicas), (Some(3), Some(3), Some(3)));
+    assert_eq!(
+        (status.replicas, status.updated_replicas, status.available_replicas),
+        (Some(3), Some(3), Some(3))
+    );
     assert_eq!((status.unavailable_replicas, status.observed_generation), (None, Some(1)));
     let set = &world.sets[0];
     let annotations = set.metadata.annotations.as_ref().unwrap();
@@ -198,7 +214,10 @@ fn a_rollout_keeps_within_its_limits_and_can_be_undone() {
     world.settle();
     assert_eq!(world.sizes(), sizes(&[("v1", 4), ("v2", 0)]), "the old ReplicaSet is used again");
     assert_eq!(number(&world.sets[0], REVISION), Some(3));
-    assert_eq!(world.sets[0].metadata.annotations.as_ref().unwrap()["deployment.kubernetes.io/revision-history"], "1");
+    assert_eq!(
+        world.sets[0].metadata.annotations.as_ref().unwrap()["deployment.kubernetes.io/revision-history"],
+        "1"
+    );
     assert_eq!(world.deployment.metadata.annotations.as_ref().unwrap()[REVISION], "3");
 }
 

@@ -54,7 +54,8 @@ pub(super) fn groups(
     for family in families(&spec) {
         for pod in pods.iter().filter(|pod| !pod::is_terminal(pod)) {
             let Some(address) = address(pod, &family) else { continue };
-            let ports: Vec<_> = spec.ports.iter().flatten().filter_map(|port| endpoint_port(port, pod)).collect();
+            let ports: Vec<_> =
+                spec.ports.iter().flatten().filter_map(|port| endpoint_port(port, pod)).collect();
             if ports.is_empty() && spec.ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
                 continue;
             }
@@ -108,7 +109,9 @@ pub(crate) fn resolve_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
             let sidecars = spec.init_containers.iter().flatten().filter(stays);
             let ports = spec.containers.iter().chain(sidecars).flat_map(|one| one.ports.iter().flatten());
             let mut named = ports.filter(|one| one.name.as_ref() == Some(name));
-            named.find(|one| one.protocol.as_deref().unwrap_or("TCP") == protocol).map(|one| one.container_port)
+            named
+                .find(|one| one.protocol.as_deref().unwrap_or("TCP") == protocol)
+                .map(|one| one.container_port)
         }
     }
 }
@@ -126,7 +129,8 @@ fn endpoint_port(port: &ServicePort, pod: &Pod) -> Option<EndpointPort> {
 pub(crate) fn hostname_of(service: &Service, pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let hostname = spec.hostname.clone().filter(|hostname| !hostname.is_empty())?;
-    (spec.subdomain == service.metadata.name && pod.metadata.namespace == service.metadata.namespace).then_some(hostname)
+    (spec.subdomain == service.metadata.name && pod.metadata.namespace == service.metadata.namespace)
+        .then_some(hostname)
 }
 
 fn endpoint(
@@ -169,7 +173,9 @@ fn hints(spec: &ServiceSpec, zone: Option<&str>, node: Option<&str>) -> Option<E
     let for_zones = zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
     let for_nodes = node.map(|node| vec![ForNode { name: node.to_owned() }]);
     match spec.traffic_distribution.as_deref()? {
-        "PreferClose" | "PreferSameZone" => Some(EndpointHints { for_zones: Some(for_zones?), for_nodes: None }),
+        "PreferClose" | "PreferSameZone" => {
+            Some(EndpointHints { for_zones: Some(for_zones?), for_nodes: None })
+        }
         "PreferSameNode" => Some(EndpointHints { for_zones, for_nodes: Some(for_nodes?) }),
         _ => None,
     }
@@ -177,7 +183,8 @@ fn hints(spec: &ServiceSpec, zone: Option<&str>, node: Option<&str>) -> Option<E
 
 /// Whether no endpoint can tell `old` from `new`.
 pub(super) fn look_the_same(old: &Pod, new: &Pod) -> bool {
-    let addresses = |pod: &Pod| pod.status.as_ref().map(|status| (status.pod_ips.clone(), status.pod_ip.clone()));
+    let addresses =
+        |pod: &Pod| pod.status.as_ref().map(|status| (status.pod_ips.clone(), status.pod_ip.clone()));
     old.metadata.uid == new.metadata.uid
         && old.metadata.labels == new.metadata.labels
         && old.metadata.deletion_timestamp.is_some() == new.metadata.deletion_timestamp.is_some()

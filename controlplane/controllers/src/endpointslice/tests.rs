@@ -82,10 +82,16 @@ fn one_slice_per_family_and_conditions_by_the_pods_state() {
         .iter()
         .map(|endpoint| {
             let conditions = endpoint.conditions.clone().unwrap();
-            (&*endpoint.addresses[0], conditions.ready.unwrap(), conditions.serving.unwrap(), conditions.terminating.unwrap())
+            (
+                &*endpoint.addresses[0],
+                conditions.ready.unwrap(),
+                conditions.serving.unwrap(),
+                conditions.terminating.unwrap(),
+            )
         })
         .collect();
-    let expected = [("fd00::1", true, true, false), ("fd00::2", false, false, false), ("fd00::3", false, true, true)];
+    let expected =
+        [("fd00::1", true, true, false), ("fd00::2", false, false, false), ("fd00::3", false, true, true)];
     assert_eq!(states, expected);
     let slice = &changes.create[0];
     assert_eq!(slice.endpoints[0].zone.as_deref(), Some("zone-a"));

@@ -144,8 +144,11 @@ impl Graph {
     }
 
     fn unlink(&mut self, uid: &str) {
-        let owners: Vec<String> =
-            self.objects.get(uid).map(|object| object.owners().iter().map(|owner| owner.uid.clone()).collect()).unwrap_or_default();
+        let owners: Vec<String> = self
+            .objects
+            .get(uid)
+            .map(|object| object.owners().iter().map(|owner| owner.uid.clone()).collect())
+            .unwrap_or_default();
         for owner in owners {
             if let Some(dependents) = self.dependents.get_mut(&owner) {
                 dependents.remove(uid);
@@ -158,7 +161,9 @@ impl Graph {
 
     /// The owners of an object that are neither in the graph nor known to be absent.
     pub(super) fn unknown_owners(&self, uid: &str) -> Vec<OwnerReference> {
-        let Some(object) = self.objects.get(uid).filter(|object| !object.is_going()) else { return Vec::new() };
+        let Some(object) = self.objects.get(uid).filter(|object| !object.is_going()) else {
+            return Vec::new();
+        };
         let known = |owner: &&OwnerReference| {
             self.objects.contains_key(&owner.uid)
                 || self.absent.get(uid).is_some_and(|absent| absent.contains(&owner.uid))
@@ -176,7 +181,8 @@ impl Graph {
     /// Decides what to do with an object.
     pub(super) fn decide(&self, uid: &str) -> Option<(Owner, Decision)> {
         let object = self.objects.get(uid)?;
-        let decision = if object.is_going() { self.decide_going(uid, object) } else { self.decide_owned(uid, object) };
+        let decision =
+            if object.is_going() { self.decide_going(uid, object) } else { self.decide_owned(uid, object) };
         Some((object.clone(), decision))
     }
 
@@ -193,7 +199,10 @@ impl Graph {
             return Decision::Keep;
         }
         let blocks = |dependent: &&Owner| {
-            dependent.owners().iter().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
+            dependent
+                .owners()
+                .iter()
+                .any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
         };
         if !self.dependents_of(uid).any(|dependent| blocks(&dependent)) {
             return Decision::Release;
@@ -210,18 +219,19 @@ impl Graph {
         let absent = self.absent.get(uid);
         let (mut solid, mut waiting, mut loose) = (0, 0, HashSet::new());
         for owner in object.owners() {
-            match self.objects.get(&owner.uid) {
-                Some(there) if !self.can_own(there, object) => drop(loose.insert(owner.uid.clone())),
-                Some(there) if there.waits_for_dependents() => {
+            let holds = match self.objects.get(&owner.uid) {
+                Some(there) if there.waits_for_dependents() && can_own(there, object) => {
                     waiting += 1;
-                    loose.insert(owner.uid.clone());
+                    false
                 }
-                Some(_) => solid += 1,
-                None if absent.is_some_and(|absent| absent.contains(&owner.uid)) => {
-                    loose.insert(owner.uid.clone());
-                }
-                // Nobody knows: better keep it.
-                None => solid += 1,
+                Some(there) => can_own(there, object),
+                // When nobody knows it is better kept.
+                None => absent.is_none_or(|absent| !absent.contains(&owner.uid)),
+            };
+            if holds {
+                solid += 1;
+            } else {
+                loose.insert(owner.uid.clone());
             }
         }
         if solid > 0 {
@@ -233,12 +243,11 @@ impl Graph {
         }
         Decision::Delete(Propagation::Default)
     }
+}
 
-    /// An owner is of the whole cluster or of the same namespace; any other reference is void.
-    #[expect(clippy::unused_self, reason = "reads as a question to the graph")]
-    fn can_own(&self, owner: &Owner, dependent: &Owner) -> bool {
-        owner.key.namespace.is_empty() || owner.key.namespace == dependent.key.namespace
-    }
+/// An owner is of the whole cluster or of the same namespace; any other reference is void.
+fn can_own(owner: &Owner, dependent: &Owner) -> bool {
+    owner.key.namespace.is_empty() || owner.key.namespace == dependent.key.namespace
 }
 
 /// Only what decisions need: the graph holds every object there is.

@@ -30,8 +30,9 @@ pub(super) fn start(
             if before.into_iter().eq(no_execute(node)) {
                 return;
             }
-            let here = pods.store().indexed(&pod::on_node(&node.name_any()));
-            here.iter().for_each(|pod| queue.add(Key::of(pod.as_ref())));
+            for here in pods.store().indexed(&pod::on_node(&node.name_any())) {
+                queue.add(Key::of(here.as_ref()));
+            }
         }
     });
     pods.on_change({
@@ -76,7 +77,8 @@ async fn reconcile(
     }
     let message = format!("Marking for deletion Pod {key}");
     context.recorder.record(pod.as_ref(), EventType::Normal, "TaintManagerEviction", message);
-    write::delete(&context.namespaced::<Pod>(&key.namespace), pods, pod.as_ref(), DeleteParams::default()).await?;
+    write::delete(&context.namespaced::<Pod>(&key.namespace), pods, pod.as_ref(), DeleteParams::default())
+        .await?;
     Ok(None)
 }
 

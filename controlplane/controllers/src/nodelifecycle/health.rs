@@ -44,7 +44,10 @@ fn conditions(node: &Node) -> &[NodeCondition] {
 }
 
 fn status_of<'a>(node: &'a Node, kind: &str) -> Option<&'a str> {
-    conditions(node).iter().find(|condition| condition.type_ == kind).map(|condition| condition.status.as_str())
+    conditions(node)
+        .iter()
+        .find(|condition| condition.type_ == kind)
+        .map(|condition| condition.status.as_str())
 }
 
 /// The status of the condition Ready; `Missing` when there is none.
@@ -105,7 +108,8 @@ pub(super) fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
         let keys = PRESSURES.iter().map(|(_, key)| *key).chain([NOT_READY, UNREACHABLE, CORDONED]);
         keys.into_iter().any(|key| key == taint.key)
     };
-    let is_wanted = |taint: &Taint| wanted.iter().any(|(key, effect)| *key == taint.key && *effect == taint.effect);
+    let is_wanted =
+        |taint: &Taint| wanted.iter().any(|(key, effect)| *key == taint.key && *effect == taint.effect);
     let mut updated: Vec<Taint> =
         current.iter().filter(|taint| !ours(taint) || is_wanted(taint)).cloned().collect();
     for (key, effect) in wanted {

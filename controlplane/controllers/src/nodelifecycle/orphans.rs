@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::DeleteParams;
 use kube::ResourceExt;
+use kube::api::DeleteParams;
 use seaway_client::{Informer, Key, Queue, WorkError, work};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -28,8 +28,9 @@ pub(super) fn start(
         let (queue, pods) = (Arc::clone(&queue), Arc::clone(pods));
         move |change| {
             if let (Some(node), None) = (&change.old, &change.new) {
-                let here = pods.store().indexed(&pod::on_node(&node.name_any()));
-                here.iter().for_each(|pod| queue.add_after(Key::of(pod.as_ref()), wait));
+                for here in pods.store().indexed(&pod::on_node(&node.name_any())) {
+                    queue.add_after(Key::of(here.as_ref()), wait);
+                }
             }
         }
     });
@@ -92,7 +93,10 @@ async fn reconcile(
 async fn fail(api: &kube::Api<Pod>, pods: &Informer<Pod>, orphan: &Pod, node: &str) -> Result<(), WorkError> {
     let mut conditions =
         orphan.status.as_ref().and_then(|status| status.conditions.clone()).map_or_else(Vec::new, |list| {
-            list.into_iter().filter(|condition| condition.type_ != "DisruptionTarget").map(|one| json!(one)).collect()
+            list.into_iter()
+                .filter(|condition| condition.type_ != "DisruptionTarget")
+                .map(|one| json!(one))
+                .collect()
         });
     conditions.push(json!({
         "type": "DisruptionTarget",
@@ -101,7 +105,8 @@ async fn fail(api: &kube::Api<Pod>, pods: &Informer<Pod>, orphan: &Pod, node: &s
         "message": format!("PodGC: node {node} no longer exists"),
         "lastTransitionTime": format!("{:.0}", Timestamp::now()),
     }));
-    let patch = json!({"metadata": {"uid": orphan.uid()}, "status": {"phase": "Failed", "conditions": conditions}});
+    let patch =
+        json!({"metadata": {"uid": orphan.uid()}, "status": {"phase": "Failed", "conditions": conditions}});
     match write::merge_status(api, pods, &orphan.name_any(), &patch).await {
         Err(error) if error.code() == Some(404) => Ok(()),
         other => other,

@@ -66,7 +66,8 @@ fn a_silent_node_becomes_unknown_once() {
 
 #[test]
 fn a_renewed_lease_is_a_sign_of_life() {
-    let lease = |time: &str| -> Lease { serde_json::from_value(json!({"spec": {"renewTime": time}})).unwrap() };
+    let lease =
+        |time: &str| -> Lease { serde_json::from_value(json!({"spec": {"renewTime": time}})).unwrap() };
     let node = node("True", json!({}));
     let (one, two) = (lease("2026-01-01T00:00:00.000000Z"), lease("2026-01-01T00:00:10.000000Z"));
     assert_eq!(Heartbeat::of(&node, Some(&one)), Heartbeat::of(&node, Some(&one)));
@@ -80,9 +81,7 @@ fn pods_leave_when_they_no_longer_tolerate() {
     let pod = |tolerations: Value| -> Pod {
         serde_json::from_value(json!({"spec": {"containers": [], "tolerations": tolerations}})).unwrap()
     };
-    let for_seconds = |key: &str, seconds: i64| {
-        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds})
-    };
+    let for_seconds = |key: &str, seconds: i64| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
     let for_ever = |key: &str| json!({"key": key, "operator": "Exists"});
     let unreachable = "node.kubernetes.io/unreachable";
     let cases = [

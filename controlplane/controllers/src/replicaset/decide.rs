@@ -97,7 +97,9 @@ pub(super) fn status(
         }
         replicas += 1;
         let pod_labels = pod.metadata.labels.as_ref();
-        full += i32::from(labels.iter().all(|(key, value)| pod_labels.and_then(|map| map.get(key)) == Some(value)));
+        full += i32::from(
+            labels.iter().all(|(key, value)| pod_labels.and_then(|map| map.get(key)) == Some(value)),
+        );
         ready += i32::from(pod::is_ready(pod));
         match pod::availability(pod, min_ready, now) {
             Availability::Available => available += 1,

@@ -190,7 +190,8 @@ async fn renew(client: &Client, node: &str) {
     let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": node, "namespace": "kube-node-lease"},
         "spec": {"holderIdentity": node, "renewTime": format!("{:.6}", Timestamp::now())}});
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+        Api::namespaced(client.clone(), "kube-node-lease");
     let spec = json!({"spec": lease["spec"]});
     let renewed = leases.patch(node, &PatchParams::default(), &Patch::Merge(spec)).await;
     if renewed.is_err() {

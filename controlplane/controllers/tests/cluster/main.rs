@@ -7,8 +7,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use harness::{Cluster, deployment, eventually, list_until, object};
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -32,7 +34,8 @@ where
 async fn rolled_out(api: &Api<Deployment>, name: &str) -> Deployment {
     eventually(&format!("deployment {name} to roll out"), || async {
         let one = api.get(name).await.unwrap();
-        let (wanted, status) = (one.spec.as_ref().unwrap().replicas.unwrap(), one.status.clone().unwrap_or_default());
+        let (wanted, status) =
+            (one.spec.as_ref().unwrap().replicas.unwrap(), one.status.clone().unwrap_or_default());
         let done = status.observed_generation >= one.metadata.generation
             && [status.replicas, status.updated_replicas, status.available_replicas]
                 .iter()
@@ -53,7 +56,9 @@ fn ready(slices: &[EndpointSlice], service: &str, family: &str) -> BTreeSet<Stri
         .filter(|slice| slice.labels().get("kubernetes.io/service-name").is_some_and(|name| name == service))
         .filter(|slice| slice.address_type == family)
         .flat_map(|slice| &slice.endpoints)
-        .filter(|endpoint| endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true)))
+        .filter(|endpoint| {
+            endpoint.conditions.as_ref().is_some_and(|conditions| conditions.ready == Some(true))
+        })
         .flat_map(|endpoint| endpoint.addresses.clone())
         .collect()
 }
@@ -66,11 +71,16 @@ async fn a_deployment_comes_up_rolls_scales_and_goes() {
     create(&deployments, deployment("web", 3, "v1")).await;
     let ports = json!([{"name": "http", "port": 80, "targetPort": "http"}]);
     let spec = json!({"selector": {"app": "web"}, "ports": ports, "ipFamilyPolicy": "RequireDualStack"});
-    create(&services, json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec})).await;
+    create(
+        &services,
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec}),
+    )
+    .await;
     let up = rolled_out(&deployments, "web").await;
     assert_eq!(up.annotations()["deployment.kubernetes.io/revision"], "1");
     let running = pods.list(&ListParams::default()).await.unwrap().items;
-    let nodes: BTreeSet<_> = running.iter().map(|pod| pod.spec.as_ref().unwrap().node_name.clone().unwrap()).collect();
+    let nodes: BTreeSet<_> =
+        running.iter().map(|pod| pod.spec.as_ref().unwrap().node_name.clone().unwrap()).collect();
     assert_eq!((running.len(), nodes.len()), (3, 3), "exactly three, spread over the nodes");
     for family in ["IPv4", "IPv6"] {
         let found = list_until("endpoints", &slices, |all| ready(all, "web", family).len() == 3).await;
@@ -102,20 +112,24 @@ async fn a_deployment_comes_up_rolls_scales_and_goes() {
     list_until("pods to be collected", &pods, <[Pod]>::is_empty).await;
     list_until("replica sets to be collected", &cluster.api::<ReplicaSet>(), <[ReplicaSet]>::is_empty).await;
     services.delete("web", &DeleteParams::default()).await.unwrap();
-    list_until("slices to be collected", &slices, |all| ready(all, "web", "IPv4").is_empty()
-        && !all.iter().any(|slice| slice.name_any().starts_with("web-")))
+    list_until("slices to be collected", &slices, |all| {
+        ready(all, "web", "IPv4").is_empty() && !all.iter().any(|slice| slice.name_any().starts_with("web-"))
+    })
     .await;
-    eventually("Endpoints to go", || async { classic.get_opt("web").await.unwrap().is_none().then_some(()) }).await;
+    eventually("Endpoints to go", || async { classic.get_opt("web").await.unwrap().is_none().then_some(()) })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_cluster_needs_is_there() {
     let cluster = Cluster::start(3).await;
     let nodes = list_until("pod CIDRs", &cluster.all::<Node>(), |nodes| {
-        nodes.len() == 3 && nodes.iter().all(|node| node.spec.as_ref().is_some_and(|spec| spec.pod_cidrs.is_some()))
+        nodes.len() == 3
+            && nodes.iter().all(|node| node.spec.as_ref().is_some_and(|spec| spec.pod_cidrs.is_some()))
     })
     .await;
-    let cidrs: BTreeSet<_> = nodes.iter().flat_map(|node| node.spec.clone().unwrap().pod_cidrs.unwrap()).collect();
+    let cidrs: BTreeSet<_> =
+        nodes.iter().flat_map(|node| node.spec.clone().unwrap().pod_cidrs.unwrap()).collect();
     assert_eq!(cidrs.len(), 6, "two each, none twice: {cidrs:?}");
     assert!(cidrs.contains("10.244.0.0/24") && cidrs.contains("fd00:10:244::/64"), "{cidrs:?}");
     let dns = eventually("kube-dns", || async {
@@ -127,7 +141,9 @@ async fn what_a_cluster_needs_is_there() {
         cluster.api::<ServiceAccount>().get_opt("default").await.unwrap()
     })
     .await;
-    let ca = eventually("root CA", || async { cluster.api::<ConfigMap>().get_opt("kube-root-ca.crt").await.unwrap() });
+    let ca = eventually("root CA", || async {
+        cluster.api::<ConfigMap>().get_opt("kube-root-ca.crt").await.unwrap()
+    });
     assert_eq!(ca.await.data.unwrap()["ca.crt"], "the CA");
 }
 
@@ -140,7 +156,10 @@ async fn a_namespace_is_emptied_before_it_goes() {
     create(&cluster.within::<ConfigMap>("shop"), json!({"metadata": {"name": "settings"}})).await;
     rolled_out(&cluster.within("shop"), "web").await;
     namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
-    eventually("the namespace to go", || async { namespaces.get_opt("shop").await.unwrap().is_none().then_some(()) }).await;
+    eventually("the namespace to go", || async {
+        namespaces.get_opt("shop").await.unwrap().is_none().then_some(())
+    })
+    .await;
     let left = cluster.within::<Pod>("shop").list(&ListParams::default()).await.unwrap().items;
     assert!(left.is_empty());
 }
@@ -164,16 +183,23 @@ async fn a_silent_node_loses_its_endpoints_and_a_vanished_one_its_pods() {
     let node = eventually("n2 to be unreachable", || async {
         let node = nodes.get("n2").await.unwrap();
         let taints = node.spec.as_ref()?.taints.clone()?;
-        taints.iter().any(|taint| taint.key == "node.kubernetes.io/unreachable" && taint.effect == "NoExecute").then_some(node)
+        taints
+            .iter()
+            .any(|taint| taint.key == "node.kubernetes.io/unreachable" && taint.effect == "NoExecute")
+            .then_some(node)
     })
     .await;
     let conditions = node.status.unwrap().conditions.unwrap();
     let is_ready = conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
-    assert_eq!((is_ready.status.as_str(), is_ready.reason.as_deref()), ("Unknown", Some("NodeStatusUnknown")));
+    assert_eq!(
+        (is_ready.status.as_str(), is_ready.reason.as_deref()),
+        ("Unknown", Some("NodeStatusUnknown"))
+    );
     list_until("its endpoint to go", &slices, |all| ready(all, "web", "IPv4").len() == 1).await;
     nodes.delete("n2", &DeleteParams::default()).await.unwrap();
     list_until("its pod to be replaced", &cluster.api::<Pod>(), |pods| {
-        pods.len() == 2 && pods.iter().all(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some("n1"))
+        pods.len() == 2
+            && pods.iter().all(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some("n1"))
     })
     .await;
     list_until("two endpoints again", &slices, |all| ready(all, "web", "IPv4").len() == 2).await;
@@ -188,19 +214,30 @@ async fn a_daemon_runs_on_every_node_also_on_new_ones() {
     agent["spec"].as_object_mut().unwrap().remove("replicas");
     create(&sets, agent).await;
     let on_nodes = |pods: &[Pod], image: &str| -> BTreeSet<String> {
-        let current = alive(pods).into_iter().filter(|pod| pod.spec.as_ref().unwrap().containers[0].image.as_deref() == Some(image));
+        let current = alive(pods)
+            .into_iter()
+            .filter(|pod| pod.spec.as_ref().unwrap().containers[0].image.as_deref() == Some(image));
         current.filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect()
     };
     list_until("daemons", &pods, |pods| on_nodes(pods, "v1").len() == 2 && pods.len() == 2).await;
     cluster.node("n3").await;
-    list_until("the new node's daemon", &pods, |pods| on_nodes(pods, "v1").len() == 3 && pods.len() == 3).await;
-    merge(&sets, "agent", json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "v2"}]}}}})).await;
+    list_until("the new node's daemon", &pods, |pods| on_nodes(pods, "v1").len() == 3 && pods.len() == 3)
+        .await;
+    merge(
+        &sets,
+        "agent",
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "v2"}]}}}}),
+    )
+    .await;
     list_until("the update", &pods, |pods| on_nodes(pods, "v2").len() == 3 && pods.len() == 3).await;
     eventually("the status", || async {
         let status = sets.get("agent").await.unwrap().status?;
         (status.number_ready == 3 && status.updated_number_scheduled == Some(3)).then_some(())
     })
     .await;
+    let revisions = cluster.api::<ControllerRevision>().list(&ListParams::default()).await.unwrap().items;
+    let numbers: BTreeSet<_> = revisions.iter().map(|revision| revision.revision).collect();
+    assert_eq!(numbers, [1, 2].into());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -208,30 +245,30 @@ async fn a_pod_that_fits_nowhere_says_why_and_goes_when_it_can() {
     let cluster = Cluster::start(1).await;
     let pods = cluster.api::<Pod>();
     let container = |cpu: &str| json!({"name": "c", "image": "x", "resources": {"requests": {"cpu": cpu}}});
-    let pod = |name: &str, cpu: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container(cpu)]}})
-    };
+    let pod = |name: &str, cpu: &str| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container(cpu)]}});
     create(&pods, pod("first", "3")).await;
-    eventually("the first pod", || async {
-        pods.get("first").await.unwrap().spec.unwrap().node_name
-    })
-    .await;
+    eventually("the first pod", || async { pods.get("first").await.unwrap().spec.unwrap().node_name }).await;
     create(&pods, pod("second", "2")).await;
     let condition = eventually("the condition", || async {
         let conditions = pods.get("second").await.unwrap().status?.conditions?;
-        conditions.into_iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+        conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
     })
     .await;
     assert_eq!(condition.reason.as_deref(), Some("Unschedulable"));
     assert_eq!(condition.message.as_deref(), Some("0/1 nodes are available: 1 Insufficient cpu."));
     let events = cluster.api::<Event>();
     list_until("the event", &events, |events| {
-        events.iter().any(|event| event.reason.as_deref() == Some("FailedScheduling")
-            && event.involved_object.name.as_deref() == Some("second"))
+        events.iter().any(|event| {
+            event.reason.as_deref() == Some("FailedScheduling")
+                && event.involved_object.name.as_deref() == Some("second")
+        })
     })
     .await;
     pods.delete("first", &DeleteParams::default()).await.unwrap();
-    eventually("the second pod", || async { pods.get("second").await.unwrap().spec.unwrap().node_name }).await;
+    eventually("the second pod", || async { pods.get("second").await.unwrap().spec.unwrap().node_name })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -255,7 +292,8 @@ async fn controllers_and_scheduler_that_are_killed_leave_nothing_doubled() {
     let sets = cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items;
     assert_eq!(sets.len(), 1);
     let nodes = cluster.all::<Node>().list(&ListParams::default()).await.unwrap().items;
-    let cidrs: BTreeSet<_> = nodes.iter().flat_map(|node| node.spec.clone().unwrap().pod_cidrs.unwrap()).collect();
+    let cidrs: BTreeSet<_> =
+        nodes.iter().flat_map(|node| node.spec.clone().unwrap().pod_cidrs.unwrap()).collect();
     assert_eq!(cidrs.len(), 6);
 }
 
@@ -268,11 +306,17 @@ async fn foreground_and_orphan_deletion() {
         rolled_out(&deployments, name).await;
     }
     deployments.delete("held", &DeleteParams::foreground()).await.unwrap();
-    eventually("the deployment to go", || async { deployments.get_opt("held").await.unwrap().is_none().then_some(()) }).await;
+    eventually("the deployment to go", || async {
+        deployments.get_opt("held").await.unwrap().is_none().then_some(())
+    })
+    .await;
     let left = pods.list(&ListParams::default().labels("app=held")).await.unwrap().items;
     assert!(left.is_empty(), "it waited for its pods");
     deployments.delete("kept", &DeleteParams::orphan()).await.unwrap();
-    eventually("the deployment to go", || async { deployments.get_opt("kept").await.unwrap().is_none().then_some(()) }).await;
+    eventually("the deployment to go", || async {
+        deployments.get_opt("kept").await.unwrap().is_none().then_some(())
+    })
+    .await;
     let sets = cluster.api::<ReplicaSet>();
     let set = list_until("the replica set to be let go", &sets, |sets| {
         sets.len() == 1 && sets[0].owner_references().is_empty()
