@@ -145,7 +145,7 @@ impl LoadError {
 pub struct Attached {
     /// The program's name.
     pub program: &'static str,
-    /// The device's name, or "cgroup".
+    /// The device's name, or "cgroup" for the socket programs.
     pub target: String,
     /// The id of the program that runs there.
     pub program_id: u32,
@@ -236,12 +236,13 @@ impl Dataplane {
 
     /// Makes exactly these devices (of the calling thread's network namespace) carry the packet programs: attaches to
     /// new ones, also to ones that were deleted and came back, replaces on those that have them, detaches from all
-    /// others. Returns the names that do not exist.
+    /// others. Returns the names of those that do not exist, or that are no Ethernet devices, which the programs cannot
+    /// read.
     pub fn attach_devices(&mut self, devices: &[String]) -> Result<Vec<String>, LoadError> {
         let mut missing = Vec::new();
         let mut indices = Vec::new();
         for device in devices {
-            let Some(ifindex) = sys::ifindex(device) else {
+            let Some(ifindex) = sys::ifindex(device).filter(|_| sys::is_ethernet(device)) else {
                 missing.push(device.clone());
                 continue;
             };

@@ -431,3 +431,96 @@ impl NodeConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn addr() -> impl Strategy<Value = IpAddr> {
+        // A mapped IPv6 address is IPv4 by another name: it does not come back as it went.
+        let v6 = any::<u128>().prop_map(std::net::Ipv6Addr::from_bits);
+        prop_oneof![
+            any::<u32>().prop_map(|bits| IpAddr::V4(std::net::Ipv4Addr::from_bits(bits))),
+            v6.prop_filter("mapped", |a| a.to_ipv4_mapped().is_none()).prop_map(IpAddr::V6),
+        ]
+    }
+
+    fn frontend() -> impl Strategy<Value = Frontend> {
+        (addr(), any::<u16>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(addr, port, tcp, inner, all)| {
+                let scope = if inner { Scope::Internal } else { Scope::External };
+                let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+                if all { Frontend::any_port(addr, scope) } else { Frontend::new(addr, port, protocol, scope) }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn frontends_round_trip(frontend in frontend()) {
+            prop_assert_eq!(Frontend::from_key(&frontend.key()), frontend);
+        }
+
+        #[test]
+        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 4]>()) {
+            let entry = ServiceEntry {
+                id: numbers[0],
+                base: numbers[1],
+                count: numbers[2],
+                affinity: (numbers[3] > 0).then(|| Duration::from_secs(u64::from(numbers[3]))),
+                generation: numbers[4],
+                source_ranges: flags[0],
+                drop_when_empty: flags[1],
+                node_port: flags[2],
+                host_only: flags[3],
+            };
+            prop_assert_eq!(ServiceEntry::from_value(&entry.value()), entry);
+        }
+
+        #[test]
+        fn backends_round_trip(addr in addr(), port in any::<u16>(), service in any::<u32>(), local in any::<bool>()) {
+            let entry = BackendEntry { addr, port, service, local };
+            prop_assert_eq!(BackendEntry::from_value(&entry.value()), entry);
+        }
+
+        #[test]
+        fn backends_of_a_family_are_ordered_as_the_programs_order_them(a in addr(), b in addr()) {
+            prop_assume!(a.is_ipv4() == b.is_ipv4());
+            prop_assert_eq!(a < b, abi::Addr::from(a).less(&abi::Addr::from(b)));
+        }
+
+        #[test]
+        fn source_ranges_round_trip(service in any::<u32>(), addr in addr(), prefix in 0..=32_u8) {
+            let range = SourceRange { service, addr, prefix };
+            prop_assert_eq!(SourceRange::from_key(&range.key()), range);
+        }
+
+        #[test]
+        fn affinities_round_trip(service in any::<u32>(), addr in addr(), cookie in any::<u64>(), by_netns in any::<bool>()) {
+            let client = if by_netns { AffinityClient::Netns(cookie) } else { AffinityClient::Address(addr) };
+            let affinity = Affinity { service, client, backend: (addr, 80), idle: Duration::ZERO };
+            let value = abi::AffinityValue { addr: addr.into(), port_be: 80_u16.to_be(), pad: 0, last_used_s: 7 };
+            prop_assert_eq!(Affinity::from_element(&affinity.key(), &value, 7), affinity);
+        }
+    }
+
+    #[test]
+    fn a_fraction_of_an_affinity_timeout_counts_as_a_second() {
+        let entry = ServiceEntry { affinity: Some(Duration::from_millis(1)), ..ServiceEntry::default() };
+        assert_eq!(entry.value().affinity_timeout_s, 1);
+    }
+
+    #[test]
+    fn configurations_round_trip() {
+        let full = NodeConfig {
+            node_v4: Some([192, 168, 0, 1].into()),
+            node_v6: Some("fd01::1".parse().unwrap()),
+            snat_ports: 1024..=2000,
+            netns_cookie: 9,
+        };
+        for config in [full, NodeConfig::default()] {
+            assert_eq!(NodeConfig::from_value(&config.value(0)), config);
+        }
+    }
+}

@@ -408,6 +408,27 @@ pub(crate) fn ifindex(name: &str) -> Option<u32> {
     }
 }
 
+/// Whether a device's packets begin with an Ethernet header (the loopback device's do, tunnels' may not).
+pub(crate) fn is_ethernet(name: &str) -> bool {
+    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return false };
+    // SAFETY: an all-zero request is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= libc::IF_NAMESIZE {
+        return false;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the call reads the name and fills the hardware address, which is then the union's member in use.
+    let kind = unsafe {
+        if libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) != 0 {
+            return false;
+        }
+        request.ifr_ifru.ifru_hwaddr.sa_family
+    };
+    kind == libc::ARPHRD_ETHER || kind == libc::ARPHRD_LOOPBACK
+}
+
 /// A device's name, in the calling thread's network namespace.
 pub(crate) fn ifname(index: u32) -> Option<String> {
     let mut name = [0_u8; libc::IF_NAMESIZE];

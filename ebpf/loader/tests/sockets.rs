@@ -385,7 +385,8 @@ fn devices_are_followed_and_targets_that_went_are_attached_anew() {
         let attached = node.dataplane.attached().unwrap();
         attached.into_iter().map(|a| format!("{} {}", a.program, a.target)).collect::<Vec<_>>()
     };
-    assert_eq!(node.dataplane.attach_devices(&devices(&["up0", "nix0"])).unwrap(), ["nix0"]);
+    node::run("ip tuntap add tun0 mode tun");
+    assert_eq!(node.dataplane.attach_devices(&devices(&["up0", "nix0", "tun0"])).unwrap(), ["nix0", "tun0"]);
     assert_eq!(carrying(&node), ["sw_egress up0", "sw_ingress up0"]);
     assert!(node.dataplane.attach_devices(&devices(&["up0", "wire0"])).unwrap().is_empty());
     assert_eq!(carrying(&node).len(), 4);
