@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How often the binding is decided anew when somebody else was faster.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 256;
 
 /// POST.
 pub(crate) async fn bind(call: &Call<'_>, body: &[u8]) -> ApiResult {

@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub cluster_domain: String,
     /// How often an idle watch that allows bookmarks gets one.
     pub bookmark_interval: Duration,
+    /// How many past events watches and paged lists can go back.
+    pub history_events: usize,
     /// How long requests may take to finish at shutdown.
     pub drain_timeout: Duration,
     /// The URL in `admin.kubeconfig`; the first advertised address when absent, else the first listener's.
@@ -55,6 +57,7 @@ impl ServerConfig {
             load_balancer_pools: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             bookmark_interval: Duration::from_secs(60),
+            history_events: 20_000,
             drain_timeout: Duration::from_secs(10),
             admin_server_url: None,
         }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How often a deletion is decided anew when somebody else was faster.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 256;
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 

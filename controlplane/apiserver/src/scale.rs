@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How often a change is decided anew when somebody else was faster.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 256;
 
 /// GET.
 pub(crate) async fn get(call: &Call<'_>) -> ApiResult {

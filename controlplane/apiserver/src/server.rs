@@ -79,7 +79,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         return Err(ServerError::NoListener);
     }
     let data_dir = config.data_dir.clone();
-    let engine = Arc::new(open_store(data_dir.join("store")).await?);
+    let engine = Arc::new(open_store(data_dir.join("store"), config.history_events).await?);
     let pki = Pki::open_or_create(data_dir.join("pki"))?;
     let services =
         Allocations::new(&config.service_cidrs, &config.load_balancer_pools, config.node_port_range.clone());
@@ -118,8 +118,9 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     Ok(())
 }
 
-async fn open_store(dir: PathBuf) -> Result<Engine, StoreError> {
-    let opened = tokio::task::spawn_blocking(move || Engine::open(EngineConfig::new(dir))).await;
+async fn open_store(dir: PathBuf, history_events: usize) -> Result<Engine, StoreError> {
+    let config = EngineConfig { history_events, ..EngineConfig::new(dir) };
+    let opened = tokio::task::spawn_blocking(move || Engine::open(config)).await;
     opened.unwrap_or(Err(StoreError::Closed))
 }
 

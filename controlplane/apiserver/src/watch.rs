@@ -72,8 +72,11 @@ fn selection(call: &Call<'_>) -> Result<Selection, ApiError> {
 async fn begin(call: &Call<'_>, query: &WatchQuery, view: View) -> Result<Stream, ApiError> {
     let failed = |error| objects::store_error(call.kind, "", error);
     let prefix = objects::prefix(call.kind, call.namespace());
-    if let Some(after) = query.after {
-        list::reached(call.api, after)?;
+    if let Some(after) = query.after
+        && after > call.api.store.revision()
+    {
+        // The store was replaced by a younger one: only a new list helps, and this makes every client do one.
+        return Err(ApiError::expired(format!("resource version {after} is of another store: list again")));
     }
     let from_state = query.initial_events || query.after.unwrap_or(0) == 0;
     let (initial, after) = if from_state {

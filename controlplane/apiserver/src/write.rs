@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How often a change is decided anew when somebody else was faster.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 256;
 /// How many generated names are tried.
 const NAME_ATTEMPTS: usize = 8;
 
