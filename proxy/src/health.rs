@@ -47,7 +47,7 @@ fn is_checked(service: &Service) -> bool {
 }
 
 /// Ready endpoints of `service` on the node. Terminating ones do not count: the load balancer should go elsewhere.
-pub(crate) fn local_endpoints(snapshot: &Snapshot, service: &Service, node_name: &str) -> usize {
+fn local_endpoints(snapshot: &Snapshot, service: &Service, node_name: &str) -> usize {
     let Some(endpoints) = snapshot.endpoints.get(&service.key) else { return 0 };
     let local = endpoints.endpoints.iter().filter(|e| e.node.as_deref() == Some(node_name));
     let ready = local.filter(|e| e.ready || service.publish_not_ready);

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use seaway_model::{IngressMode, Service, ServiceKind, Snapshot, TrafficPolicy};
+use seaway_model::{Endpoint, IngressMode, Service, ServiceKind, Snapshot, TrafficPolicy};
 
 use crate::desired::is_served;
 use crate::frontend::StableHash;
-use crate::health::local_endpoints;
 
 /// The class of load balancers that are ours; Services without a class are, too.
 const CLASS_PREFIX: &str = "seaway.dev/";
@@ -30,7 +29,9 @@ pub fn owner<'a>(addr: IpAddr, candidates: impl IntoIterator<Item = &'a Arc<str>
 }
 
 /// Every address that is to be answered for, with the nodes that may: Ready ones that are not excluded, and with
-/// externalTrafficPolicy Local only those with a ready endpoint. Services that share an address must all agree.
+/// externalTrafficPolicy Local only those with a ready endpoint; where nobody has one, those with one that still serves
+/// while it terminates; else all, so that clients are refused rather than left waiting. Services that share an address
+/// must all agree.
 pub fn candidates(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<Arc<str>>> {
     let able = snapshot.nodes.values().filter(|node| node.ready && !node.excluded_from_load_balancers);
     let able: BTreeSet<Arc<str>> = able.map(|node| Arc::clone(&node.name)).collect();
@@ -38,9 +39,7 @@ pub fn candidates(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<Arc<str>>> {
     for service in snapshot.services.values().filter(|service| is_announced(service)) {
         let nodes: BTreeSet<Arc<str>> = match service.external_policy {
             TrafficPolicy::Cluster => able.clone(),
-            TrafficPolicy::Local => {
-                able.iter().filter(|node| local_endpoints(snapshot, service, node) > 0).cloned().collect()
-            }
+            TrafficPolicy::Local => with_endpoints(snapshot, service, &able),
         };
         for ingress in service.load_balancer.iter().filter(|ingress| ingress.mode == IngressMode::Vip) {
             all.entry(ingress.addr)
@@ -49,6 +48,17 @@ pub fn candidates(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<Arc<str>>> {
         }
     }
     all
+}
+
+fn with_endpoints(snapshot: &Snapshot, service: &Service, able: &BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+    let endpoints = snapshot.endpoints.get(&service.key).map_or(&[][..], |set| &set.endpoints[..]);
+    let nodes_of = |usable: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<Arc<str>> {
+        let nodes = endpoints.iter().filter(|endpoint| usable(endpoint)).filter_map(|e| e.node.as_ref());
+        nodes.filter(|node| able.contains(*node)).cloned().collect()
+    };
+    let ready = nodes_of(&|e| e.ready || service.publish_not_ready);
+    let going = || nodes_of(&|e| e.serving && e.terminating);
+    [ready, going()].into_iter().find(|nodes| !nodes.is_empty()).unwrap_or_else(|| able.clone())
 }
 
 /// The addresses that `node_name` answers for. An address of a node is that node's, whoever claims it.
@@ -142,6 +152,38 @@ mod tests {
         service.load_balancer_class = Some("example.org/other".into());
         snapshot.services.insert(service.key.clone(), Arc::new(service));
         assert!(owners(&snapshot).is_empty());
+    }
+
+    #[test]
+    fn policy_local_is_answered_for_where_the_endpoints_are() {
+        let mut snapshot = cluster(&[node("a"), node("b"), node("c")], &["192.0.2.1"]);
+        let mut service = (**snapshot.services.values().next().unwrap()).clone();
+        service.external_policy = TrafficPolicy::Local;
+        let key = service.key.clone();
+        snapshot.services.insert(key.clone(), Arc::new(service));
+        let endpoint = |on: &str, ready: bool| Endpoint {
+            addr: "10.244.0.1".parse().unwrap(),
+            hostname: None,
+            node: Some(on.into()),
+            zone: None,
+            pod: None,
+            ready,
+            serving: true,
+            terminating: !ready,
+            zone_hints: Vec::new(),
+            node_hints: Vec::new(),
+            ports: [].into(),
+        };
+        let mut owner_with = |endpoints: Vec<Endpoint>| {
+            snapshot.endpoints.insert(key.clone(), Arc::new(seaway_model::EndpointSet { endpoints }));
+            owners(&snapshot).into_values().next()
+        };
+        for name in ["a", "b", "c"] {
+            assert_eq!(owner_with(vec![endpoint(name, true)]).as_deref(), Some(name));
+            assert_eq!(owner_with(vec![endpoint(name, false)]).as_deref(), Some(name), "the last ones to go");
+        }
+        assert_eq!(owner_with(vec![endpoint("a", false), endpoint("b", true)]).as_deref(), Some("b"));
+        assert!(owner_with(Vec::new()).is_some(), "somebody has to refuse");
     }
 
     #[test]

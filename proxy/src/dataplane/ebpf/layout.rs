@@ -55,9 +55,10 @@ pub(super) struct Layout {
 struct Placed {
     id: u32,
     probe: u32,
-    members: BTreeMap<FrontendKey, Member>,
+    /// Vectors, since most groups have a handful and there are tens of thousands of groups.
+    members: Vec<(FrontendKey, Member)>,
     /// Slices by base.
-    slices: BTreeMap<u32, Arc<[Backend]>>,
+    slices: Vec<(u32, Arc<[Backend]>)>,
     ranges: BTreeSet<IpNet>,
 }
 
@@ -132,13 +133,14 @@ impl Layout {
         if placed.id != entry.id {
             return false;
         }
-        let known = placed.slices.get(&entry.base).filter(|held| held[..] == backends[..]).cloned();
+        let known = placed.slices.iter().find(|(base, held)| *base == entry.base && held[..] == backends[..]);
+        let known = known.map(|(_, held)| Arc::clone(held));
         let slice = match known {
             Some(held) => held,
             None if entry.count == 0 => Arc::from([]),
             None if self.alloc.reserve(entry.base, entry.count) => {
                 let held: Arc<[Backend]> = backends.into();
-                placed.slices.insert(entry.base, Arc::clone(&held));
+                placed.slices.push((entry.base, Arc::clone(&held)));
                 held
             }
             None => {
@@ -155,7 +157,9 @@ impl Layout {
         if let Some((guard, _)) = codec::guard(&key, &frontend) {
             *self.guards.entry(guard).or_default() += 1;
         }
-        placed.members.insert(key, Member { frontend: Arc::new(frontend), base: entry.base });
+        let same = placed.members.iter().map(|(_, member)| &member.frontend).find(|held| ***held == frontend);
+        let frontend = same.map_or_else(|| Arc::new(frontend), Arc::clone);
+        placed.members.push((key, Member { frontend, base: entry.base }));
         true
     }
 
@@ -248,7 +252,7 @@ impl Layout {
                 ops.add_ranges.push(range(id, *net));
             }
         }
-        placed.members.insert(key, Member { frontend: Arc::clone(frontend), base });
+        placed.members.push((key, Member { frontend: Arc::clone(frontend), base }));
         self.group_of.insert(key, frontend.group);
         self.stale_services.remove(&place);
         ops.put_services.push((place, codec::entry(&key, frontend, id, probe, base)));
@@ -280,7 +284,7 @@ impl Layout {
         }
         let placed = self.groups.get_mut(&frontend.group);
         let held = placed.as_ref().and_then(|placed| {
-            placed.slices.iter().find(|(_, backends)| **backends == frontend.backends).map(|(base, _)| *base)
+            placed.slices.iter().find(|(_, backends)| **backends == *frontend.backends).map(|(base, _)| *base)
         });
         if let Some(base) = held {
             return Ok(base);
@@ -293,7 +297,7 @@ impl Layout {
         let len = u32::try_from(frontend.backends.len()).map_err(|_| full(&self.alloc))?;
         let Some(base) = self.alloc.allocate(len, now) else { return Err(full(&self.alloc)) };
         if let Some(placed) = placed {
-            placed.slices.insert(base, Arc::clone(&frontend.backends));
+            placed.slices.push((base, Arc::clone(&frontend.backends)));
         }
         ops.put_slices.push((base, codec::slice(&frontend.backends, id)));
         Ok(base)
@@ -303,7 +307,10 @@ impl Layout {
     fn take_out(&mut self, key: &FrontendKey, ops: &mut Ops, touched: &mut BTreeSet<Group>) {
         let Some(group) = self.group_of.remove(key) else { return };
         touched.insert(group);
-        let member = self.groups.get_mut(&group).and_then(|placed| placed.members.remove(key));
+        let member = self.groups.get_mut(&group).and_then(|placed| {
+            let at = placed.members.iter().position(|(held, _)| held == key)?;
+            Some(placed.members.swap_remove(at).1)
+        });
         let Some((guard, _)) = member.and_then(|member| codec::guard(key, &member.frontend)) else { return };
         if let Some(users) = self.guards.get_mut(&guard) {
             *users -= 1;
@@ -318,20 +325,18 @@ impl Layout {
     /// Gives back what no frontend of the group uses any more.
     fn settle(&mut self, group: Group, now: Instant, ops: &mut Ops) {
         let Some(placed) = self.groups.get_mut(&group) else { return };
-        let used: BTreeSet<u32> = placed.members.values().map(|member| member.base).collect();
-        let unused: Vec<u32> = placed
-            .slices
-            .keys()
-            .filter(|base| !used.contains(base) || placed.members.is_empty())
-            .copied()
-            .collect();
-        for base in unused {
-            if let Some(backends) = placed.slices.remove(&base) {
-                self.alloc.release(base, u32::try_from(backends.len()).unwrap_or(u32::MAX), now);
+        let serving = placed.members.iter().filter(|(_, member)| !member.frontend.backends.is_empty());
+        let used: BTreeSet<u32> = serving.map(|(_, member)| member.base).collect();
+        placed.slices.retain(|(base, backends)| {
+            let keep = used.contains(base);
+            if !keep {
+                self.alloc.release(*base, u32::try_from(backends.len()).unwrap_or(u32::MAX), now);
             }
-        }
+            keep
+        });
+        let members = placed.members.iter();
         let wanted: BTreeSet<IpNet> =
-            placed.members.values().flat_map(|m| m.frontend.source_ranges.iter().copied()).collect();
+            members.flat_map(|(_, member)| member.frontend.source_ranges.iter().copied()).collect();
         ops.remove_ranges.extend(placed.ranges.difference(&wanted).map(|net| range(placed.id, *net)));
         placed.ranges = wanted;
         if placed.members.is_empty() {
@@ -343,7 +348,7 @@ impl Layout {
 
 impl Placed {
     fn new(id: u32, probe: u32) -> Self {
-        Self { id, probe, members: BTreeMap::new(), slices: BTreeMap::new(), ranges: BTreeSet::new() }
+        Self { id, probe, members: Vec::new(), slices: Vec::new(), ranges: BTreeSet::new() }
     }
 }
 
