@@ -35,13 +35,18 @@ struct Running {
 
 impl Running {
     fn start(net: &Net, place: &Place, snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
-        let mut config = ProxyConfig::new("node", &place.cgroup, &place.bpffs);
+        Self::start_on("node", net, place, snapshots)
+    }
+
+    /// The proxy of the node `node`, in the namespace of that name.
+    fn start_on(node: &str, net: &Net, place: &Place, snapshots: watch::Receiver<Arc<Snapshot>>) -> Self {
+        let mut config = ProxyConfig::new(node, &place.cgroup, &place.bpffs);
         config.mode = Mode::Ebpf;
         config.resync_interval = Duration::from_secs(1);
         let (stop, status) = (CancellationToken::new(), config.status.clone());
         let (sender, ended) = std::sync::mpsc::channel();
         let shutdown = stop.clone();
-        net.spawn_within("node", move || {
+        net.spawn_within(node, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let metrics = Metrics::new(&prometheus::Registry::new());
             runtime.block_on(seaway_proxy::run(config, snapshots, metrics, shutdown)).unwrap();
@@ -270,6 +275,48 @@ fn clients_keep_their_backend_and_strangers_stay_out() {
     change(6, &|service| service.source_ranges = vec![ranges("203.0.113.0/24"), ranges("172.30.7.0/24")]);
     world.outside("tcp", at("172.30.7.206", 80));
     running.stop();
+}
+
+/// Two nodes answer for one address, one after the other: neighbours are told.
+#[test]
+fn an_address_moves_when_its_node_is_not_ready() {
+    let world = World::new();
+    world.net.forward("other");
+    let second = Place::new();
+    let with_ready = |ready: &str| {
+        let mut snapshot = cluster();
+        for name in ["node", "other"] {
+            let mut node = (*snapshot.nodes[name]).clone();
+            node.ready = name == ready;
+            snapshot.nodes.insert(name.into(), Arc::new(node));
+        }
+        world.sender.send_replace(Arc::new(snapshot));
+    };
+    with_ready("node");
+    let runnings = [
+        Running::start(&world.net, &world.place, world.sender.subscribe()),
+        Running::start_on("other", &world.net, &second, world.sender.subscribe()),
+    ];
+    let announced = |which: usize| runnings[which].status.status().announced.len();
+    eventually("the first node has all", || {
+        ((announced(0), announced(1)) == (8, 0)).then_some(()).ok_or("not yet")
+    });
+    // Behind these the remote pod runs, which is local to the other node: it sees the client once that one answers.
+    let vips = ["172.30.7.202", "fd00:7::c2"];
+    for (vip, node) in vips.iter().zip(NODE_ADDRS) {
+        assert_eq!(world.outside("tcp", at(vip, 80)), format!("remote {node}"));
+    }
+    with_ready("other");
+    for (vip, client) in vips.iter().zip(CLIENT_ADDRS) {
+        eventually("the address moves", || match world.net.ask_tcp("client", at(vip, 80)) {
+            Ok(answer) if answer == format!("remote {client}") => Ok(()),
+            other => Err(other),
+        });
+    }
+    assert_eq!((announced(0), announced(1)), (0, 8));
+    for running in runnings {
+        running.stop();
+    }
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Net {
         net
     }
 
-    fn forward(&self, name: &str) {
+    pub(crate) fn forward(&self, name: &str) {
         self.within(name, || {
             for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/{path}"), "1").unwrap();
