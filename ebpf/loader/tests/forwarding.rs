@@ -332,6 +332,42 @@ fn a_narrow_way_to_the_other_node_is_found_out() {
     }
 }
 
+/// As the node's overlay is: packets to the other node's pods go through VXLAN, answers to the node's address do not.
+#[test]
+fn pods_behind_an_overlay_are_reached() {
+    let (world, mut node) = ready();
+    for (name, own, other, number) in
+        [("a", "192.168.0.1", "192.168.0.2", "0a"), ("b", "192.168.0.2", "192.168.0.1", "0b")]
+    {
+        let vxlan = format!("vxlan id 7 dstport 8472 local {own} nolearning");
+        world.ip(name, &format!("link add vx0 mtu 1450 address 02:00:00:00:00:{number} type {vxlan}"));
+        world.ip(name, "link set vx0 up");
+        let peer = if number == "0a" { "0b" } else { "0a" };
+        let entry = format!("fdb append 02:00:00:00:00:{peer} dev vx0 dst {other}");
+        node::run(&format!("bridge -n {} {entry}", world.full(name)));
+    }
+    world.ip("a", "route add 10.244.3.0/24 via 10.244.3.0 dev vx0 onlink");
+    world.ip("a", "neigh add 10.244.3.0 lladdr 02:00:00:00:00:0b dev vx0");
+    world.ip("b", "addr add 10.244.3.9/32 dev lo");
+    // The node's address is reached by another way than it comes from.
+    world.inside("b", || {
+        for device in ["all", "vx0", "ba0"] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), "0").unwrap();
+        }
+    });
+    world.tcp_server("b", "10.244.3.9:8080", "b");
+    world.udp_server("b", "10.244.3.9:8080", "b");
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        node.service(external("172.30.0.200", 80, protocol), &[("10.244.3.9", 8080, false)], |_| {});
+    }
+    let to = at("172.30.0.200", 80);
+    assert_eq!(world.inside("client", || ask_tcp(to, 300_000)).unwrap(), "b 192.168.0.1 300000");
+    for bytes in [100, 1460, 4000] {
+        assert_eq!(world.inside("client", || ask_udp(to, bytes)).unwrap(), format!("b 192.168.0.1 {bytes}"));
+    }
+    assert!(node.counter(Counter::TooBig) > 0, "the overlay is narrower than the wire");
+}
+
 #[test]
 fn many_connections_go_on_while_the_programs_are_replaced() {
     let (world, mut node) = ready();

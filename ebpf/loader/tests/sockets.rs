@@ -451,4 +451,8 @@ fn maps_hold_what_is_written_and_say_when_they_are_full() {
     assert!(matches!(node.maps.put_backends(&[(0, backwards)]).unwrap_err(), MapError::Unordered { .. }));
     let usage = node.maps.usage().unwrap();
     assert_eq!((usage[0].used, usage[1].capacity), (Some(1), 4096));
+    // An agent that is set to another size takes over the maps that there are.
+    let capacities = seaway_ebpf_loader::Capacities::default();
+    let restarted = seaway_ebpf_loader::Dataplane::open(&node.bpffs, &capacities).unwrap();
+    assert_eq!(restarted.maps().usage().unwrap(), usage);
 }
