@@ -65,7 +65,7 @@ impl Identity {
 
     /// Whether a path that is not a resource's may be read.
     pub(crate) fn may_read_path(&self, path: &str) -> bool {
-        !self.is_anonymous() && (path != "/metrics" || !self.groups.is_empty())
+        !self.is_anonymous()
             || matches!(path, "/version" | "/version/")
             || ["/healthz", "/livez", "/readyz"].iter().any(|health| path.starts_with(health))
     }
@@ -112,9 +112,8 @@ impl Identity {
 
 fn scheduler_may_write(request: &Attributes<'_>) -> bool {
     match (request.resource, request.subresource) {
-        ("pods", "binding" | "status" | "eviction") => true,
+        ("pods", "binding" | "status" | "eviction") | ("leases", "") => true,
         ("pods", "") => request.verb == "delete",
-        ("leases", "") => true,
         _ => false,
     }
 }
@@ -122,10 +121,8 @@ fn scheduler_may_write(request: &Attributes<'_>) -> bool {
 fn node_may_write(request: &Attributes<'_>) -> bool {
     let creates = matches!(request.verb, "create" | "update" | "patch");
     match (request.resource, request.subresource) {
-        ("nodes", "" | "status") | ("leases", "") => creates,
-        ("pods", "status") => creates,
+        ("nodes", "" | "status") | ("leases", "") | ("pods", "status" | "eviction") => creates,
         ("pods", "") => request.verb == "delete",
-        ("pods", "eviction") => creates,
         ("endpointslices", "") => request.namespace == "kube-system" && (creates || request.verb == "delete"),
         _ => false,
     }

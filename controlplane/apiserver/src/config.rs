@@ -70,15 +70,11 @@ impl ServerConfig {
         }
         let advertised =
             self.advertise_addresses.first().map(|address| SocketAddr::new(*address, self.advertise_port));
-        let bound = self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).next();
-        let address = match (advertised, bound) {
-            (Some(address), _) => address,
-            (None, Some(address)) if address.ip().is_unspecified() => {
-                SocketAddr::new([127, 0, 0, 1].into(), address.port())
-            }
-            (None, Some(address)) => address,
-            (None, None) => SocketAddr::new([127, 0, 0, 1].into(), self.advertise_port),
-        };
+        let bound = self.listeners.iter().find_map(|listener| listener.local_addr().ok());
+        let local =
+            SocketAddr::new([127, 0, 0, 1].into(), bound.map_or(self.advertise_port, |bound| bound.port()));
+        let bound = bound.filter(|address| !address.ip().is_unspecified());
+        let address = advertised.or(bound).unwrap_or(local);
         format!("https://{address}")
     }
 }

@@ -233,10 +233,10 @@ fn time(time: Timestamp) -> String {
 pub(crate) fn is_finished(kind: &Kind, object: &Value) -> bool {
     let metadata = &object["metadata"];
     let waits = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
-    !metadata["deletionTimestamp"].is_null()
-        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
-        && !waits(&metadata["finalizers"])
-        && !(kind.plural == "namespaces" && waits(&object["spec"]["finalizers"]))
+    let marked = !metadata["deletionTimestamp"].is_null();
+    let graceful = metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0;
+    let has_content = kind.plural == "namespaces" && waits(&object["spec"]["finalizers"]);
+    marked && !graceful && !has_content && !waits(&metadata["finalizers"])
 }
 
 /// Removes the entry if it is still the one that was read, and gives its addresses back.

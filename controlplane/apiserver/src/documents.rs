@@ -69,12 +69,12 @@ impl Documents {
             "" => self.document(request, "application/json", path, || Some(paths(api))),
             _ => match health_check(path) {
                 Some(check) => self.health(api, request, path, check),
-                None => self.document(request, "application/json", path, || self.find(api, path)),
+                None => self.document(request, "application/json", path, || Self::find(api, path)),
             },
         }
     }
 
-    fn find(&self, api: &Api, path: &str) -> Option<Value> {
+    fn find(api: &Api, path: &str) -> Option<Value> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         match parts[..] {
             ["api", version] => discovery::resource_list(&api.registry, "", version),
@@ -113,17 +113,15 @@ impl Documents {
         request: &Parts,
         content_type: &str,
         name: &str,
-        make: impl FnOnce() -> Option<Value>,
+        content: impl FnOnce() -> Option<Value>,
     ) -> ApiResult {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let document = match made.get(name) {
-            Some(document) => document.clone(),
-            None => {
-                let value = make().ok_or_else(ApiError::no_such_resource)?;
-                let document = Document::of(&value)?;
-                made.insert(name.to_owned(), document.clone());
-                document
-            }
+        let document = if let Some(document) = made.get(name) {
+            document.clone()
+        } else {
+            let document = Document::of(&content().ok_or_else(ApiError::no_such_resource)?)?;
+            made.insert(name.to_owned(), document.clone());
+            document
         };
         drop(made);
         let known = request.headers.get(header::IF_NONE_MATCH).is_some_and(|etag| etag == document.etag);
@@ -198,15 +196,13 @@ fn health_text(
     if healthy && !verbose {
         return response::text(200, "ok");
     }
-    let mut text = String::new();
-    for (name, result) in checks {
-        match result {
-            Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
-            Err(why) => text.push_str(&format!("[-]{name} failed: {why}\n")),
-        }
-    }
+    let lines = checks.iter().map(|(name, result)| match result {
+        Ok(()) => format!("[+]{name} ok\n"),
+        Err(why) => format!("[-]{name} failed: {why}\n"),
+    });
     let root = path.split('/').nth(1).unwrap_or_default();
-    text.push_str(&format!("{root} check {}\n", if healthy { "passed" } else { "failed" }));
+    let verdict = format!("{root} check {}\n", if healthy { "passed" } else { "failed" });
+    let text: String = lines.chain([verdict]).collect();
     response::text(if healthy { 200 } else { 503 }, text)
 }
 

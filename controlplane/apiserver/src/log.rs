@@ -34,7 +34,7 @@ pub(crate) async fn get(call: &Call<'_>) -> ApiResult {
     })?;
     let (parts, body) = answer.into_parts();
     if !parts.status.is_success() {
-        let text = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let text = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let text = String::from_utf8_lossy(&text[..text.len().min(1024)]).trim().to_owned();
         return Err(match parts.status.as_u16() {
             400 | 404 => ApiError::bad_request(text),

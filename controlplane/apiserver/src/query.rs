@@ -113,13 +113,12 @@ impl ListQuery {
         let at = match (query.get("resourceVersionMatch"), version) {
             (None, None | Some(0)) => At::Now,
             (None, Some(version)) if limit > 0 => At::Exact(version),
-            (None, Some(version)) => At::NotOlderThan(version),
+            (None | Some("NotOlderThan"), Some(version)) => At::NotOlderThan(version),
             (Some(word), None) => {
                 let detail =
                     format!("resourceVersionMatch is forbidden unless resourceVersion is provided: {word}");
                 return Err(invalid(kind, "resourceVersionMatch", Fault::Forbidden, &detail));
             }
-            (Some("NotOlderThan"), Some(version)) => At::NotOlderThan(version),
             (Some("Exact"), Some(0)) => {
                 let detail = "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"";
                 return Err(invalid(kind, "resourceVersionMatch", Fault::Forbidden, detail));

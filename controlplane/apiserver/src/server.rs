@@ -239,12 +239,11 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, shutdown
     let connection =
         builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
-    let served = match shutdown.run_until_cancelled(connection.as_mut()).await {
-        Some(served) => served,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let served = if let Some(served) = shutdown.run_until_cancelled(connection.as_mut()).await {
+        served
+    } else {
+        connection.as_mut().graceful_shutdown();
+        connection.await
     };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended");

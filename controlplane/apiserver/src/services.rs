@@ -304,7 +304,10 @@ impl Planner<'_> {
         let mut addresses = Vec::new();
         for (at, ipv4) in families.iter().enumerate() {
             let found = match wanted.get(at) {
-                Some(ip) => self.requested_ip(at, *ip, *ipv4),
+                Some(ip) => {
+                    self.check_requested_ip(at, *ip, *ipv4);
+                    Some(*ip)
+                }
                 None => self.allocations.free_cluster_ip(*ipv4),
             };
             match found {
@@ -320,7 +323,7 @@ impl Planner<'_> {
         claims.cluster_ips = addresses.into_iter().collect();
     }
 
-    fn requested_ip(&mut self, at: usize, ip: IpAddr, ipv4: bool) -> Option<IpAddr> {
+    fn check_requested_ip(&mut self, at: usize, ip: IpAddr, ipv4: bool) {
         let path = format!("spec.clusterIPs[{at}]");
         if ip.is_ipv4() != ipv4 {
             let detail =
@@ -343,7 +346,6 @@ impl Planner<'_> {
                 self.errors.invalid(&path, ip.to_string(), detail);
             }
         }
-        Some(ip)
     }
 
     /// A ClusterIP stays as long as the Service has one.

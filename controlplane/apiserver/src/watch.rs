@@ -289,7 +289,9 @@ impl Stream {
             Poll::Pending => {
                 self.seen = self.seen.max(revision);
                 // Arms the alarm for this task.
-                let _: Poll<()> = self.alarm.as_mut().poll(cx);
+                if self.alarm.as_mut().poll(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
                 Poll::Ready(Some(Ok(self.view.bookmark(self.seen, false))))
             }
         }

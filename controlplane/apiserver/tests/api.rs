@@ -226,14 +226,14 @@ async fn addresses_and_ports_are_given_out_once() {
         .into_iter()
         .map(Result::unwrap)
         .collect();
-    let (mut ips, mut ports, mut vips) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut ips, mut ports, mut virtual_ips) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for service in &made {
         let spec = service.spec.as_ref().unwrap();
         ips.extend(spec.cluster_ips.clone().unwrap());
         ports.insert(spec.ports.as_ref().unwrap()[0].node_port.unwrap());
         ports.insert(spec.health_check_node_port.unwrap());
         let balancer = service.status.clone().unwrap_or_default().load_balancer.unwrap_or_default();
-        vips.extend(
+        virtual_ips.extend(
             balancer
                 .ingress
                 .unwrap_or_default()
@@ -243,8 +243,8 @@ async fn addresses_and_ports_are_given_out_once() {
     }
     assert_eq!((ips.len(), ports.len()), (60, 60));
     // Six addresses are in the pool of IPv4, and enough in that of IPv6.
-    assert_eq!(vips.len(), 36);
-    assert!(vips.iter().all(|(_, mode)| mode.as_deref() == Some("VIP")));
+    assert_eq!(virtual_ips.len(), 36);
+    assert!(virtual_ips.iter().all(|(_, mode)| mode.as_deref() == Some("VIP")));
     // What is wanted is given or refused, and freed with its Service.
     let taken = made[0].spec.as_ref().unwrap().cluster_ip.clone().unwrap();
     let wanted = service("wanted", json!({"clusterIP": taken, "ports": [{"port": 80}]}));

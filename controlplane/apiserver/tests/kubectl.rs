@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use server::Server;
 
-const MANIFEST: &str = r#"
+const MANIFEST: &str = r"
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop}
@@ -39,7 +39,7 @@ kind: Pod
 metadata: {name: one, namespace: shop, labels: {app: one}}
 spec:
   containers: [{name: pause, image: seaway/pause}]
-"#;
+";
 
 /// Commands in a row, each with what its output must contain. `!` in front: the command must fail.
 const WALK: &[(&str, &str)] = &[

@@ -201,7 +201,9 @@ mod tests {
     fn framed(records: &[Record]) -> Vec<u8> {
         let mut buffer = Vec::new();
         let start = begin_frame(&mut buffer);
-        records.iter().for_each(|record| encode(&mut buffer, record));
+        for record in records {
+            encode(&mut buffer, record);
+        }
         finish_frame(&mut buffer, start);
         buffer
     }
