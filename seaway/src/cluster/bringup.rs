@@ -69,6 +69,7 @@ fn make(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     let text = serde_json::to_vec_pretty(spec)?;
     fs::write(layout.spec_file(), text)
         .with_context(|| format!("cannot write {}", layout.spec_file().display()))?;
+    install_binary(layout)?;
     preflight::ensure_bpffs()?;
     fs::create_dir_all(layout.cgroup())
         .with_context(|| format!("cannot make {}", layout.cgroup().display()))?;
@@ -79,6 +80,15 @@ fn make(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     credentials(spec, layout)?;
     step.done("");
     supervisor::spawn(layout)
+}
+
+fn install_binary(layout: &Layout) -> Result<()> {
+    let (from, to) = (std::env::current_exe().context("cannot find the running executable")?, layout.exe());
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
 }
 
 /// Issued before anything runs, so that server and nodes start side by side.

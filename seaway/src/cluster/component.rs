@@ -101,9 +101,8 @@ impl Process {
 
 /// Starts a component with its log, and remembers its process id.
 pub fn start(component: &Component, layout: &Layout) -> Result<Process> {
-    let exe = std::env::current_exe().context("cannot find the running executable")?;
     let log = open_log(&layout.logs(), &component.name)?;
-    let child = Command::new(exe)
+    let child = Command::new(layout.exe())
         .args(&component.args)
         .current_dir("/")
         .stdin(Stdio::null())

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::spec::BPFFS;
 
-/// Space that a fresh cluster needs for logs, store and state.
+/// Space that a fresh cluster needs for logs, store and state, beside its copy of the binary.
 const MIN_FREE_BYTES: u64 = 64 << 20;
 
 /// Checks everything and reports all that is missing, not only the first.
@@ -81,12 +81,14 @@ fn free_space(state_root: &Path) -> Result<()> {
     let stat = rustix::fs::statvfs(state_root)
         .with_context(|| format!("cannot ask for free space at {}", state_root.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if free < MIN_FREE_BYTES {
+    let binary = std::env::current_exe().and_then(fs::metadata).map_or(0, |file| file.len());
+    let needed = MIN_FREE_BYTES + binary;
+    if free < needed {
         bail!(
             "{} has {} MiB free, {} MiB are needed: make room or choose another --state-dir",
             state_root.display(),
             free >> 20,
-            MIN_FREE_BYTES >> 20
+            needed >> 20
         );
     }
     Ok(())

@@ -238,6 +238,11 @@ impl Layout {
         self.root.join("nodes").join(node)
     }
 
+    /// The cluster's own copy of the binary: what runs must still be there to start again when somebody builds anew.
+    pub fn exe(&self) -> PathBuf {
+        self.root.join("bin/seaway")
+    }
+
     /// Logs of all processes.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")

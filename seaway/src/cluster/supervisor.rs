@@ -78,9 +78,8 @@ fn keep(component: &Component, layout: &Layout) {
 
 /// Starts a supervisor that outlives us.
 pub fn spawn(layout: &Layout) -> Result<()> {
-    let exe = std::env::current_exe().context("cannot find the running executable")?;
     let log = component::open_log(&layout.logs(), NAME)?;
-    let child = Command::new(exe)
+    let child = Command::new(layout.exe())
         .arg("supervise")
         .arg("--cluster-of")
         .arg(layout.root())

@@ -125,7 +125,8 @@ fn troubles(agent: &Value) -> Vec<String> {
     let missing = agent.get("missing").and_then(Value::as_array).into_iter().flatten();
     troubles.extend(missing.filter_map(Value::as_str).map(|what| format!("waiting for {what}")));
     for (part, state) in agent.get("parts").and_then(Value::as_object).into_iter().flatten() {
-        if let Some(error) = state.get("lastError").and_then(Value::as_str) {
+        let down = state.get("running").and_then(Value::as_bool) == Some(false);
+        if let Some(error) = state.get("lastError").and_then(Value::as_str).filter(|_| down) {
             troubles.push(format!("{part}: {error}"));
         }
     }
