@@ -256,7 +256,7 @@ fn clients_outside_reach_pods_here_and_elsewhere() {
             node.service(external(f.vip, 80, protocol), &[(f.pod, 8080, true)], |_| {});
             node.service(external(f.vip, 81, protocol), &[(f.other, 8080, false)], |_| {});
             node.service(external(f.own, 30_080, protocol), &[(f.other, 8080, false)], |entry| {
-                entry.node_port = true
+                entry.node_port = true;
             });
         }
         for (to, from, seen) in [

@@ -298,7 +298,7 @@ fn node_ports_are_kept_from_the_nodes_processes_only() {
     let cookie = netns_cookie().unwrap();
     for v4 in [true, false] {
         node.service(Frontend::node_port_guard(v4, 30_080, Protocol::Tcp), &[], |entry| {
-            entry.node_port = true
+            entry.node_port = true;
         });
     }
     // Without the namespace's cookie nothing is protected; that is how pods see it.

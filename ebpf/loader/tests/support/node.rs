@@ -47,11 +47,8 @@ pub fn open(bpffs: &std::path::Path) -> Dataplane {
 /// Fails with a clear line when the test is not run as root.
 pub fn need_root() {
     // SAFETY: no arguments, cannot fail.
-    assert_eq!(
-        unsafe { libc::geteuid() },
-        0,
-        "this test needs root (namespaces, bpf(2), cgroups): run it with sudo"
-    );
+    let user = unsafe { libc::geteuid() };
+    assert_eq!(user, 0, "this test needs root (namespaces, bpf(2), cgroups): run it with sudo");
 }
 
 /// Runs a command in the calling thread's namespaces.
@@ -85,12 +82,8 @@ impl Node {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         need_root();
         // SAFETY: only this thread's network namespace changes.
-        assert_eq!(
-            unsafe { libc::unshare(libc::CLONE_NEWNET) },
-            0,
-            "unshare: {}",
-            std::io::Error::last_os_error()
-        );
+        let code = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(code, 0, "unshare: {}", std::io::Error::last_os_error());
         run("ip link set lo up");
         let unique =
             format!("seaway-test-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
