@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Method, Request, Response, body::Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     node_client::NodeClient,
     pki::{self, KeyedCertificate, MASTERS},
+    response,
     services::Services,
 };
 
@@ -233,7 +234,7 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, shutdown
     let identity = Arc::new(identity.unwrap_or_else(Identity::anonymous));
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let (api, identity) = (Arc::clone(&api), Arc::clone(&identity));
-        async move { Ok::<Response<Body>, std::convert::Infallible>(api::handle(api, identity, request).await) }
+        async move { Ok::<Response<Body>, std::convert::Infallible>(answer(api, identity, request).await) }
     });
     let builder = http_builder();
     let connection =
@@ -248,6 +249,18 @@ async fn connection(stream: TcpStream, tls: TlsAcceptor, api: Arc<Api>, shutdown
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended");
     }
+}
+
+/// A read ends with its client. A write that has begun is brought to its end: otherwise one that is stored while its
+/// client goes away would leave its addresses unrecorded.
+async fn answer(api: Arc<Api>, identity: Arc<Identity>, request: Request<Incoming>) -> Response<Body> {
+    if request.method() == Method::GET || request.method() == Method::HEAD {
+        return api::handle(api, identity, request).await;
+    }
+    tokio::spawn(api::handle(api, identity, request)).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request ended abnormally");
+        response::error(&ApiError::internal("the request ended abnormally"))
+    })
 }
 
 fn http_builder() -> Builder<TokioExecutor> {

@@ -264,6 +264,28 @@ async fn addresses_and_ports_are_given_out_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_go_away_leave_nothing_given_out_twice() {
+    let server = Server::start().await;
+    let api: Api<Service> = Api::default_namespaced(server.client().await);
+    let post = PostParams::default();
+    let object = |name: &str| service(name, json!({"type": "NodePort", "ports": [{"port": 80}]}));
+    for at in 0..60 {
+        let object = object(&format!("hasty-{at}"));
+        // Given up at a different moment each time; whether it was stored is left open.
+        drop(tokio::time::timeout(Duration::from_micros(at * 60), api.create(&post, &object)).await);
+    }
+    for at in 0..30 {
+        api.create(&post, &object(&format!("patient-{at}"))).await.unwrap();
+    }
+    let services = api.list(&ListParams::default().fields("spec.type=NodePort")).await.unwrap().items;
+    let ips: BTreeSet<_> = services.iter().map(|service| service.spec.clone().unwrap().cluster_ip).collect();
+    let ports: BTreeSet<_> =
+        services.iter().map(|service| service.spec.clone().unwrap().ports.unwrap()[0].node_port).collect();
+    assert!(services.len() >= 30);
+    assert_eq!((ips.len(), ports.len()), (services.len(), services.len()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_keep_and_change() {
     let server = Server::start().await;
     let api: Api<Service> = Api::default_namespaced(server.client().await);
