@@ -19,6 +19,9 @@ const SERVICE_TCP: u16 = 81;
 const SERVICE_UDP: u16 = 82;
 /// So many probes meet every backend, all but surely.
 const ENOUGH: u32 = 24;
+/// A path that is not there should not take minutes to say so.
+const TIMEOUT_MS: u64 = 1000;
+const PARALLEL: u32 = 4;
 const PROPAGATION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// All rows of this file.
@@ -65,6 +68,7 @@ async fn served_everywhere(fixture: &Fixture) -> Result<String> {
         for ip in fixture.cluster_ips("echo").await? {
             let mut request = ask(Kind::Tcp, ip, SERVICE_TCP);
             request.count = ENOUGH;
+            request.parallel = PARALLEL;
             while from.send(&request).await?.answered_by.len() != fixture.servers.len() {
                 if since.elapsed() > PROPAGATION_DEADLINE {
                     bail!("{node} does not send traffic for {ip} to every server");
@@ -84,6 +88,7 @@ pub fn ask(kind: Kind, ip: IpAddr, port: u16) -> ProbeRequest {
     let mut request = ProbeRequest::new(kind, SocketAddr::new(ip, port).to_string());
     request.greeting = kind == Kind::Tcp;
     request.retries = u32::from(kind == Kind::Udp);
+    request.timeout_ms = TIMEOUT_MS;
     request
 }
 
@@ -130,6 +135,7 @@ async fn cluster_ip(fixture: &Fixture, at: usize, from: &str, kind: Kind) -> Res
         let from = if from == "pod" { fixture.pod_on(&node)? } else { fixture.node(&node) };
         let mut request = ask(kind, ip, if kind == Kind::Udp { SERVICE_UDP } else { SERVICE_TCP });
         request.count = ENOUGH;
+        request.parallel = PARALLEL;
         let result = from.expect(&request).await?;
         if result.answered_by.len() != fixture.servers.len() {
             bail!("of {} servers {:?} answered {ENOUGH} requests", fixture.servers.len(), result.answered_by);
@@ -163,6 +169,7 @@ pub async fn node_port(fixture: &Fixture, from: Vantage, node_ip: IpAddr, kind: 
 
 async fn spread(fixture: &Fixture, from: &Vantage, mut request: ProbeRequest) -> Result<String> {
     request.count = ENOUGH;
+    request.parallel = PARALLEL;
     let result = from.expect(&request).await?;
     if result.answered_by.len() != fixture.servers.len() {
         bail!(

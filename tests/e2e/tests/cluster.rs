@@ -134,3 +134,20 @@ fn a_full_disk_is_named_and_nothing_is_left() {
     std::fs::remove_dir(&dir).unwrap();
     ran.fails_with("MiB are needed");
 }
+
+#[test]
+fn a_path_that_is_broken_fails_its_rows_loudly() {
+    let cluster = Cluster::up("e2e-broken", &["--nodes", "2", "--no-demo"]);
+    let nft =
+        "table inet broken { chain forward { type filter hook forward priority 0; udp dport 8082 drop; }; }";
+    run(&mut cluster.in_netns("node1", &["nft", nft])).ok();
+    let ran = cluster.seaway(&["check", "--json", "--only", "pod to ClusterIP"]);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+    for line in ran.stdout.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let is_broken = row["name"].as_str().unwrap().contains("UDP");
+        assert_eq!(row["ok"], !is_broken, "{row}");
+    }
+    run(&mut cluster.in_netns("node1", &["nft", "delete table inet broken"])).ok();
+    cluster.seaway(&["check", "--only", "pod to ClusterIP"]).ok();
+}
