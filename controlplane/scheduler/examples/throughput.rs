@@ -73,6 +73,9 @@ async fn add_node(api: &Api<Node>, n: usize) {
     let conditions = json!([{"type": "Ready", "status": "True"}]);
     let status = json!({"status": {"allocatable": amounts, "capacity": amounts, "conditions": conditions}});
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    // No controllers run here that would take the taint of a new node away.
+    let untainted = json!({"spec": {"taints": null}});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(untainted)).await.unwrap();
 }
 
 async fn add_pod(api: &Api<Pod>, n: usize) {

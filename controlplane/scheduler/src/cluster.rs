@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use seaway_client::Key;
 
-use crate::resources::Resources;
+use crate::resources::{Resources, units};
 
 /// The label of a node's zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -96,7 +96,7 @@ impl NodeInfo {
             name: node.metadata.name.clone().unwrap_or_default(),
             zone: node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)).cloned(),
             allocatable: Resources::of(amounts.as_ref()),
-            allowed_pods: pods.and_then(|pods| pods.0.parse().ok()).unwrap_or(0),
+            allowed_pods: pods.map_or(0, units),
             requested: Resources::default(),
             weight: Resources::default(),
             pods: HashMap::new(),

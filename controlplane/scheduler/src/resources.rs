@@ -131,7 +131,8 @@ fn millis(quantity: &Quantity) -> i64 {
     parse(&quantity.0, 1000)
 }
 
-fn units(quantity: &Quantity) -> i64 {
+/// A quantity as a whole number.
+pub(crate) fn units(quantity: &Quantity) -> i64 {
     parse(&quantity.0, 1)
 }
 

@@ -115,6 +115,12 @@ fn filters() {
 }
 
 #[test]
+fn the_number_of_pods_is_a_quantity_too() {
+    let many = json!({"status": {"allocatable": {"pods": "1k"}}});
+    assert_eq!(decide(&cluster(&[node("n1", "4", many)]), &pod("p", json!({}))), to("n1"));
+}
+
+#[test]
 fn pods_of_one_owner_spread_over_zones_then_nodes() {
     let zone = |zone: &str| json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
     let nodes = [

@@ -134,8 +134,8 @@ fn pods_of_a_headless_service_have_host_names() {
     let elsewhere = json!({"spec": {"hostname": "db-1", "subdomain": "other"}});
     let changes = plan(&service(spec), &[pod(1, 80, true, named), pod(2, 80, true, elsewhere)], &[]);
     let slice = &changes.create[0];
-    let names: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.hostname.as_deref()).collect();
-    assert_eq!(names, [Some("db-0"), None]);
+    let hostnames: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.hostname.as_deref()).collect();
+    assert_eq!(hostnames, [Some("db-0"), None]);
     assert!(slice.metadata.labels.as_ref().unwrap().contains_key("service.kubernetes.io/headless"));
     assert!(slice.ports.as_ref().unwrap().is_empty());
 }
