@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 /// An agent that runs pods and nothing else, with everything it needs in `dir`.
 fn agent(dir: &str, cgroup: &str) -> ExitCode {
     let dir = std::path::Path::new(dir);
-    let ips = vec!["127.0.0.1".parse().expect("an address")];
+    let ips = ["172.30.0.11", "fd00:10:30::b"].map(|ip| ip.parse().expect("an address")).to_vec();
     let mut config = NodeConfig::new("n1", dir.join("kubeconfig"), ips, &dir.join("state"));
     config.cgroup = cgroup.into();
     config.cni_conf_dir = dir.join("net.d");

@@ -18,6 +18,7 @@ use crate::cni::Network;
 use crate::config::{NodeConfig, Overlay, ProxyMode};
 use crate::dns_slices::{self, DnsPlace};
 use crate::events::Recorder;
+use crate::http;
 use crate::kubelet::{self, Kubelet};
 use crate::pods::{self, Runner};
 use crate::register::{self, Machine, Readiness};
@@ -25,7 +26,6 @@ use crate::report::Report;
 use crate::runtime::Runtime;
 use crate::runtime::builtin::Builtin;
 use crate::supervise::Parts;
-use crate::http;
 
 /// The conflist that the pod network installs last of all.
 const CONFLIST: &str = "10-seaway.conflist";
@@ -82,7 +82,10 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let (snapshots, watching) = seaway_watch::spawn_with(client.clone(), watch_metrics, shutdown.clone());
     let agent = Agent {
         parts: Parts::default(),
-        readiness: watch::Sender::new(Readiness { missing: vec!["the agent is starting".to_owned()], network: false }),
+        readiness: watch::Sender::new(Readiness {
+            missing: vec!["the agent is starting".to_owned()],
+            network: false,
+        }),
         dns_up: watch::Sender::new(false),
         pods: watch::Sender::new(BTreeMap::new()),
         proxy: seaway_proxy::StatusHandle::default(),
@@ -109,7 +112,8 @@ async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
     let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
     let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
     let options = kube::config::KubeConfigOptions::default();
-    let loaded = kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?;
+    let loaded =
+        kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?;
     kube::Client::try_from(loaded).map_err(|e| bad(e.to_string()))
 }
 
@@ -128,8 +132,12 @@ struct Agent {
 
 impl Agent {
     /// A supervised part that ends by itself when `shutdown` is cancelled.
-    fn part<F, T, E>(&self, tasks: &mut JoinSet<()>, name: &'static str, start: impl FnMut() -> F + Send + 'static)
-    where
+    fn part<F, T, E>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        name: &'static str,
+        start: impl FnMut() -> F + Send + 'static,
+    ) where
         F: Future<Output = Result<T, E>> + Send + 'static,
         T: Send + 'static,
         E: std::fmt::Display + Send + 'static,
@@ -187,7 +195,8 @@ impl Agent {
                 port: config.dns_port,
                 zone: config.zone.clone(),
             };
-            let (client, up, shutdown) = (self.client.clone(), self.dns_up.subscribe(), self.shutdown.clone());
+            let (client, up, shutdown) =
+                (self.client.clone(), self.dns_up.subscribe(), self.shutdown.clone());
             self.part(tasks, "dns-endpoints", move || {
                 dns_slices::keep(client.clone(), place.clone(), up.clone(), shutdown.clone())
             });
@@ -230,7 +239,8 @@ impl Agent {
         let config = &self.config;
         let mut upstreams = config.dns_upstreams.clone();
         if upstreams.is_empty() {
-            upstreams = seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+            upstreams =
+                seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         }
         seaway_dns::DnsConfig {
             listen: self.dns_addresses(),
@@ -253,7 +263,9 @@ impl Agent {
             register::keep_status(client.clone(), config.clone(), machine.clone(), readiness.clone())
         });
         let (client, name, shutdown) = (self.client.clone(), self.config.name.clone(), self.shutdown.clone());
-        self.part(tasks, "lease", move || register::heartbeat(client.clone(), name.clone(), shutdown.clone()));
+        self.part(tasks, "lease", move || {
+            register::heartbeat(client.clone(), name.clone(), shutdown.clone())
+        });
         let watcher = ReadinessWatcher {
             config: self.config.clone(),
             parts: self.parts.clone(),
@@ -383,7 +395,8 @@ impl ReadinessWatcher {
             self.network.configuration().is_ok()
         };
         if !network && (config.cni || config.run_pods) {
-            missing.push(format!("the pod network is not installed in {} yet", config.cni_conf_dir.display()));
+            missing
+                .push(format!("the pod network is not installed in {} yet", config.cni_conf_dir.display()));
         }
         if config.proxy && !self.proxy.status().synced {
             let why = self.proxy.status().last_error.or_else(|| self.parts.last_error("proxy"));

@@ -124,7 +124,9 @@ impl Network {
         let entries = std::fs::read_dir(&self.conf_dir).map_err(|_| none())?;
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
         files.retain(|path| {
-            path.extension().and_then(|e| e.to_str()).is_some_and(|e| matches!(e, "conflist" | "conf" | "json"))
+            path.extension()
+                .and_then(|e| e.to_str())
+                .is_some_and(|e| matches!(e, "conflist" | "conf" | "json"))
         });
         files.sort();
         let path = files.into_iter().next().ok_or_else(none)?;
@@ -138,7 +140,12 @@ impl Network {
     }
 
     /// ADD through the chain.
-    pub(crate) async fn add(&self, pod: &PodIdentity, netns: &str, plan: &mut Attachment) -> Result<(), CniError> {
+    pub(crate) async fn add(
+        &self,
+        pod: &PodIdentity,
+        netns: &str,
+        plan: &mut Attachment,
+    ) -> Result<(), CniError> {
         let mut previous = None;
         for plugin in plugins(&plan.list) {
             let config = plugin_config(plan, plugin, previous.as_ref());

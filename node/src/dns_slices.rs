@@ -80,7 +80,8 @@ pub(crate) async fn keep(
     mut up: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), kube::Error> {
-    let owner = Api::<Node>::all(client.clone()).get_opt(&place.node).await?.and_then(|node| node.metadata.uid);
+    let owner =
+        Api::<Node>::all(client.clone()).get_opt(&place.node).await?.and_then(|node| node.metadata.uid);
     let api: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
     loop {
         let ready = *up.borrow_and_update();

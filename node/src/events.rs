@@ -46,7 +46,13 @@ impl Recorder {
     }
 
     /// Notes an event. When too many wait it is dropped.
-    pub(crate) fn note(&self, about: ObjectReference, severity: Severity, reason: &'static str, message: String) {
+    pub(crate) fn note(
+        &self,
+        about: ObjectReference,
+        severity: Severity,
+        reason: &'static str,
+        message: String,
+    ) {
         if self.queue.try_send(Note { about, severity, reason, message }).is_err() {
             tracing::debug!(reason, "event dropped: too many are waiting");
         }

@@ -48,7 +48,8 @@ pub(crate) struct HttpError {
 
 /// Serves on a port, until dropped.
 pub(crate) async fn serve_port(ip: IpAddr, port: u16, handler: Handler) -> Result<(), HttpError> {
-    let listener = bind(ip, port).await.map_err(|source| HttpError { place: format!("{ip} port {port}"), source })?;
+    let listener =
+        bind(ip, port).await.map_err(|source| HttpError { place: format!("{ip} port {port}"), source })?;
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -73,7 +74,8 @@ async fn bind(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
 
 /// Serves on a unix socket that only the owner may use, until dropped.
 pub(crate) async fn serve_socket(path: &Path, handler: Handler) -> Result<(), HttpError> {
-    let listener = bind_socket(path).map_err(|source| HttpError { place: path.display().to_string(), source })?;
+    let listener =
+        bind_socket(path).map_err(|source| HttpError { place: path.display().to_string(), source })?;
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -106,7 +108,9 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, handler: Handle
         async move {
             let mut response = Response::new(Full::new(Bytes::from(body)));
             *response.status_mut() = status;
-            response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+            response
+                .headers_mut()
+                .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
             Ok::<_, Infallible>(response)
         }
     });

@@ -133,14 +133,16 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, kubelet: Arc<Kubel
 
 async fn serve(stream: TcpStream, acceptor: TlsAcceptor, kubelet: Arc<Kubelet>) {
     let Ok(stream) = acceptor.accept(stream).await else { return };
-    let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|cert| common_name(cert));
+    let peer =
+        stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|cert| common_name(cert));
     let allowed = peer.as_deref() == Some(CLIENT);
     let service = service_fn(move |request| {
         let kubelet = Arc::clone(&kubelet);
         async move { Ok::<_, Infallible>(answer(&kubelet, allowed, &request)) }
     });
     // A connection that breaks is the client's affair.
-    let _broken = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let _broken =
+        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
 
 fn common_name(der: &[u8]) -> Option<String> {
@@ -162,7 +164,10 @@ fn answer(kubelet: &Kubelet, allowed: bool, request: &Request<Incoming>) -> Resp
         ["pods"] => {
             let pods: Vec<Arc<Pod>> = kubelet.pods.borrow().values().cloned().collect();
             let items: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
-            text(StatusCode::OK, json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}).to_string())
+            text(
+                StatusCode::OK,
+                json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}).to_string(),
+            )
         }
         ["containerLogs", namespace, pod, container] => {
             logs(kubelet, namespace, pod, container, request.uri().query().unwrap_or_default())

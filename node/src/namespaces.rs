@@ -1,5 +1,8 @@
 //! New kernel namespaces for this thread: the one system call of the agent that Rust cannot check.
-#![allow(unsafe_code, reason = "unshare(2) has no safe wrapper; the flags used here share nothing with other threads")]
+#![allow(
+    unsafe_code,
+    reason = "unshare(2) has no safe wrapper; the flags used here share nothing with other threads"
+)]
 
 use std::io;
 use std::process::{Child, Command};

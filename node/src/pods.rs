@@ -192,7 +192,9 @@ impl<R: Runtime> Pods<R> {
 
     fn ended(&mut self, uid: Option<String>) {
         let Some(uid) = uid else {
-            tracing::error!("a pod's worker panicked; its pod is looked at again after a restart of the agent");
+            tracing::error!(
+                "a pod's worker panicked; its pod is looked at again after a restart of the agent"
+            );
             return;
         };
         self.workers.remove(&uid);

@@ -68,10 +68,13 @@ fn container() -> String {
 /// Enters the running container and probes from there.
 fn exec(pid: &str) -> Result<(), String> {
     let spec = spec_from_stdin()?;
-    let pid = pid.parse().ok().and_then(Pid::from_raw).ok_or_else(|| format!("{pid:?} is not a process id"))?;
+    let pid =
+        pid.parse().ok().and_then(Pid::from_raw).ok_or_else(|| format!("{pid:?} is not a process id"))?;
     pidfd_open(pid, PidfdFlags::empty())
         .and_then(|fd| move_into_thread_name_spaces(fd.as_fd(), ThreadNameSpaceType::MOUNT))
-        .map_err(|error| format!("cannot enter the container of process {}: {error}", pid.as_raw_nonzero()))?;
+        .map_err(|error| {
+            format!("cannot enter the container of process {}: {error}", pid.as_raw_nonzero())
+        })?;
     probe(&spec.args)
 }
 
@@ -86,7 +89,9 @@ fn probe(args: &[String]) -> Result<(), String> {
 
 fn spec_from_stdin() -> Result<ContainerSpec, String> {
     let mut text = String::new();
-    io::stdin().read_to_string(&mut text).map_err(|e| format!("cannot read the container's description: {e}"))?;
+    io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|e| format!("cannot read the container's description: {e}"))?;
     serde_json::from_str(&text).map_err(|e| format!("cannot read the container's description: {e}"))
 }
 

@@ -41,12 +41,20 @@ impl Parts {
 
     /// Whether a part runs.
     pub(crate) fn running(&self, name: &str) -> bool {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner).get(name).is_some_and(|state| state.running)
+        self.states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .is_some_and(|state| state.running)
     }
 
     /// What last ended a part.
     pub(crate) fn last_error(&self, name: &str) -> Option<String> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner).get(name).and_then(|s| s.last_error.clone())
+        self.states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .and_then(|s| s.last_error.clone())
     }
 
     fn update(&self, name: &'static str, change: impl FnOnce(&mut PartState)) {

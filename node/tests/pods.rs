@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{Api, DeleteParams, LogParams, PostParams};
 use seaway_apiserver::{Pki, ServerConfig};
+use seaway_cni_network::netlink::{Bridge, Netlink};
 use seaway_cni_network::netns::Namespace;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+const NODE_IPS: [&str; 2] = ["172.30.0.11", "fd00:10:30::b"];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One node with its API server. Everything of it is gone when it is dropped.
@@ -48,7 +50,11 @@ impl Lab {
     }
 
     fn start_agent(&mut self) {
-        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("agent.log")).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("agent.log"))
+            .unwrap();
         let mut command = Command::new(fixture());
         command.arg("agent").arg(self.dir.path()).arg(&self.cgroup).stdin(Stdio::null()).stderr(log);
         self.agent = Some(command.spawn().unwrap());
@@ -94,11 +100,11 @@ impl Lab {
     async fn nothing_left(&self) {
         let pods = self.dir.path().join("state/pods");
         eventually("nothing is left of the pods", || async {
-            let cgroups = std::fs::read_dir(self.cgroup.join("pods")).map_or(0, |entries| {
-                entries.flatten().filter(|e| e.path().is_dir()).count()
-            });
+            let cgroups = std::fs::read_dir(self.cgroup.join("pods"))
+                .map_or(0, |entries| entries.flatten().filter(|e| e.path().is_dir()).count());
             let files = std::fs::read_dir(&pods).unwrap().count();
-            (cgroups == 0 && files == 0 && !mounts().contains(&*self.dir.path().to_string_lossy())).then_some(())
+            (cgroups == 0 && files == 0 && !mounts().contains(&*self.dir.path().to_string_lossy()))
+                .then_some(())
         })
         .await;
     }
@@ -157,7 +163,7 @@ async fn api_server(dir: &Path) -> (kube::Client, CancellationToken) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
     let pki = Pki::open_or_create(dir.join("api/pki")).unwrap();
-    let node = pki.node_credentials("n1", &["127.0.0.1".parse().unwrap()], &url).unwrap();
+    let node = pki.node_credentials("n1", &NODE_IPS.map(|ip| ip.parse().unwrap()), &url).unwrap();
     for (name, text) in [
         ("kubeconfig", &node.kubeconfig),
         ("ca.crt", &node.ca_pem),
@@ -202,14 +208,28 @@ async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl
 
 /// Runs a test inside a network namespace of its own.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    assert!(rustix::process::geteuid().is_root(), "these tests make namespaces and cgroups: run them as root");
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests make namespaces and cgroups: run them as root"
+    );
     let namespace = Namespace::anonymous().unwrap();
     namespace
         .run(|| {
+            node_addresses();
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             runtime.unwrap().block_on(test());
         })
         .unwrap();
+}
+
+/// The node's own addresses, on a bridge that leads nowhere.
+fn node_addresses() {
+    let mut netlink = Netlink::open().unwrap();
+    let bridge = netlink.create_bridge(&Bridge { name: "lan", ..Bridge::default() }).unwrap();
+    let net = |address, bits| format!("{address}/{bits}").parse().unwrap();
+    netlink.add_address(bridge.index, net(NODE_IPS[0], 24)).unwrap();
+    netlink.add_silent_address(bridge.index, net(NODE_IPS[1], 64)).unwrap();
+    netlink.set_up(bridge.index).unwrap();
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -244,7 +264,8 @@ fn get(ip: IpAddr, port: u16, path: &str) -> String {
 
 /// Processes whose cgroup is the pod's.
 fn processes(lab: &Lab, uid: &str) -> Vec<i32> {
-    let procs = std::fs::read_to_string(lab.cgroup.join("pods").join(uid).join("cgroup.procs")).unwrap_or_default();
+    let procs =
+        std::fs::read_to_string(lab.cgroup.join("pods").join(uid).join("cgroup.procs")).unwrap_or_default();
     procs.lines().map(|line| line.parse().unwrap()).collect()
 }
 
@@ -283,8 +304,12 @@ fn a_pod_lives_and_ends() {
         let file = |path: &str| std::fs::read_to_string(format!("/proc/{pid}/root{path}")).unwrap();
         assert!(file("/etc/hosts").contains(&format!("{}\tweb", ips[0])));
         assert!(file("/etc/resolv.conf").starts_with("search default.svc.cluster.local svc.cluster.local"));
-        assert!(!Path::new(&format!("/proc/{pid}/root/work")).exists() && !Path::new(&format!("/proc/{pid}/root/home")).exists());
-        let log = lab.pods().logs("web", &LogParams { tail_lines: Some(1), ..LogParams::default() }).await.unwrap();
+        assert!(
+            !Path::new(&format!("/proc/{pid}/root/work")).exists()
+                && !Path::new(&format!("/proc/{pid}/root/home")).exists()
+        );
+        let log =
+            lab.pods().logs("web", &LogParams { tail_lines: Some(1), ..LogParams::default() }).await.unwrap();
         assert!(!log.is_empty());
 
         lab.pods().delete("web", &DeleteParams::default()).await.unwrap();
@@ -302,7 +327,8 @@ fn a_crash_is_answered_with_a_restart_and_back_off() {
         let uid = created.metadata.uid.unwrap();
         let first = lab.ready("web").await;
         kill(container_process(&lab, &uid));
-        let again = lab.pod("web", "it runs again", |p| (restarts(p) == 1 && is_ready(p)).then(|| p.clone())).await;
+        let again =
+            lab.pod("web", "it runs again", |p| (restarts(p) == 1 && is_ready(p)).then(|| p.clone())).await;
         assert_eq!(ips(&first), ips(&again));
         let status = again.status.unwrap().container_statuses.unwrap().remove(0);
         assert_eq!(status.last_state.unwrap().terminated.unwrap().exit_code, 137);
@@ -333,7 +359,8 @@ fn pods_outlive_the_agent_and_the_next_one_takes_them_over() {
         lab.start_agent();
         let pods = lab.cgroup.join("pods");
         eventually("the pod that is gone is cleared away", || async {
-            (std::fs::read_dir(&pods).unwrap().flatten().filter(|e| e.path().is_dir()).count() == 1).then_some(())
+            (std::fs::read_dir(&pods).unwrap().flatten().filter(|e| e.path().is_dir()).count() == 1)
+                .then_some(())
         })
         .await;
         assert_eq!(container_process(&lab, &uid), pid);
@@ -358,10 +385,18 @@ fn what_cannot_run_says_why() {
     in_namespace(|| async {
         let lab = Lab::new("refused").await;
         lab.create("image", json!({"containers": [{"name": "a", "image": "nginx"}]})).await;
-        lab.create("command", json!({"containers": [{"name": "a", "image": "seaway/echo", "command": ["sh"]}]})).await;
-        lab.create("volume", json!({"containers": [{"name": "a", "image": "seaway/echo",
+        lab.create(
+            "command",
+            json!({"containers": [{"name": "a", "image": "seaway/echo", "command": ["sh"]}]}),
+        )
+        .await;
+        lab.create(
+            "volume",
+            json!({"containers": [{"name": "a", "image": "seaway/echo",
             "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
-            "volumes": [{"name": "v", "hostPath": {"path": "/"}}]})).await;
+            "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
+        )
+        .await;
         for (name, want) in [
             ("image", "ErrImagePull"),
             ("command", "CreateContainerConfigError"),
@@ -421,9 +456,9 @@ fn jobs_init_containers_environment_volumes_and_probes() {
         lab.create("host", json!({"hostNetwork": true, "containers": [
             {"name": "web", "image": "seaway/echo", "args": ["--http-port=7070", "--tcp-port=7071", "--udp-port=7072"]}]})).await;
         let pod = lab.ready("host").await;
-        assert_eq!(ips(&pod)[0].to_string(), "127.0.0.1");
+        assert_eq!(ips(&pod)[0].to_string(), NODE_IPS[0]);
         eventually("it serves on the node's address", || async {
-            TcpStream::connect("127.0.0.1:7070").ok().map(drop)
+            TcpStream::connect((NODE_IPS[0], 7070)).ok().map(drop)
         })
         .await;
         for name in ["full", "job", "host"] {

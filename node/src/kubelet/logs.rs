@@ -111,8 +111,9 @@ impl RunLog {
     pub(super) fn find(pod_dir: &Path, container: &str, previous: bool) -> Option<Self> {
         let dir = pod_dir.join(CONTAINERS).join(container);
         let entries = std::fs::read_dir(&dir).ok()?.flatten();
-        let mut attempts: Vec<u32> =
-            entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".log")?.parse().ok()).collect();
+        let mut attempts: Vec<u32> = entries
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".log")?.parse().ok())
+            .collect();
         attempts.sort_unstable_by(|a, b| b.cmp(a));
         let attempt = attempts.get(usize::from(previous))?;
         Some(Self { log: dir.join(format!("{attempt}.log")), record: dir.join(format!("{attempt}.json")) })
@@ -135,17 +136,18 @@ impl RunLog {
         };
         let mut current = BufReader::new(File::open(&self.log)?);
         let mut held = VecDeque::new();
-        let mut pass = |line: &[u8], held: &mut VecDeque<Vec<u8>>| match (render(line, query), query.tail_lines) {
-            (None, _) => true,
-            (Some(shown), None) => give(shown),
-            (Some(shown), Some(tail)) => {
-                held.push_back(shown);
-                if held.len() > tail {
-                    held.pop_front();
+        let mut pass =
+            |line: &[u8], held: &mut VecDeque<Vec<u8>>| match (render(line, query), query.tail_lines) {
+                (None, _) => true,
+                (Some(shown), None) => give(shown),
+                (Some(shown), Some(tail)) => {
+                    held.push_back(shown);
+                    if held.len() > tail {
+                        held.pop_front();
+                    }
+                    true
                 }
-                true
-            }
-        };
+            };
         let mut rotated = self.log.clone().into_os_string();
         rotated.push(".1");
         let mut line = Vec::new();
@@ -178,7 +180,8 @@ impl RunLog {
             if !each_line(&mut current, &mut line, &mut give)? {
                 return Ok(());
             }
-            let moved = std::fs::metadata(&self.log).ok().map(|m| m.ino()) != Some(current.get_ref().metadata()?.ino());
+            let moved = std::fs::metadata(&self.log).ok().map(|m| m.ino())
+                != Some(current.get_ref().metadata()?.ino());
             if moved && let Ok(file) = File::open(&self.log) {
                 current = BufReader::new(file);
                 continue;

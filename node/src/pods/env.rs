@@ -104,11 +104,7 @@ fn lookup<'a>(
     }
 }
 
-fn from_source(
-    place: Place<'_>,
-    source: &EnvVarSource,
-    objects: &Objects,
-) -> Result<Option<String>, String> {
+fn from_source(place: Place<'_>, source: &EnvVarSource, objects: &Objects) -> Result<Option<String>, String> {
     if let Some(field) = &source.field_ref {
         return field_value(place, field).map(Some);
     }
@@ -160,7 +156,8 @@ pub(crate) fn field_value(place: Place<'_>, field: &ObjectFieldSelector) -> Resu
 }
 
 fn pairs(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<String> =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
     lines.join("\n")
 }
 
@@ -244,7 +241,8 @@ mod tests {
 
     #[test]
     fn the_downward_api_tells_the_pods_place() {
-        let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+        let field =
+            |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let pod = pod(json!({"name": "a", "env": [
             field("NODE", "spec.nodeName"), field("IPS", "status.podIPs"), field("APP", "metadata.labels['app']"),
             {"name": "BOTH", "value": "$(NODE)/$(APP)"}]}));

@@ -88,7 +88,8 @@ impl ContainerMemory {
 
     /// It takes traffic.
     pub(crate) fn ready(&self, container: &Container) -> bool {
-        self.started(container) && (container.readiness_probe.is_none() || self.health.readiness == Some(true))
+        self.started(container)
+            && (container.readiness_probe.is_none() || self.health.readiness == Some(true))
     }
 
     /// When it may run again after its end.

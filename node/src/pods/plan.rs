@@ -194,13 +194,7 @@ fn one(
     }
 }
 
-fn watch_running(
-    pod: &Pod,
-    container: &Container,
-    known: &ContainerMemory,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+fn watch_running(pod: &Pod, container: &Container, known: &ContainerMemory, now: Timestamp, plan: &mut Plan) {
     let name = container.name.clone();
     if let Some(stopping) = known.stopping {
         if stopping.forced {

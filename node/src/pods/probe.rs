@@ -130,20 +130,7 @@ mod tests {
     fn thresholds_count_in_a_row() {
         let mut readiness = machine(ProbeKind::Readiness, 2, 3);
         let results = [true, false, true, true, true, false, false, true, false, false, false, false];
-        let want = [
-            None,
-            None,
-            None,
-            Some(true),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            Some(false),
-            None,
-        ];
+        let want = [None, None, None, Some(true), None, None, None, None, None, None, Some(false), None];
         assert_eq!(changes(&mut readiness, &results), want);
         assert_eq!(changes(&mut readiness, &[true, true]), [None, Some(true)]);
     }
@@ -161,7 +148,10 @@ mod tests {
         }
         assert!((7..20).contains(&tries), "{tries}");
         let verdict = readiness.result(false, at);
-        assert_eq!(verdict, Verdict { changed: Some(false), failed: true, again_after: Duration::from_secs(2) });
+        assert_eq!(
+            verdict,
+            Verdict { changed: Some(false), failed: true, again_after: Duration::from_secs(2) }
+        );
     }
 
     #[test]

@@ -72,7 +72,8 @@ pub(crate) fn spawn(
     AbortOnDropHandle::new(tokio::spawn(async move {
         let check = check(&target, &probe);
         let limit = Duration::from_secs(u64::from(probe.timeout_seconds.unwrap_or(1).max(1).unsigned_abs()));
-        sleep(Duration::from_secs(u64::from(probe.initial_delay_seconds.unwrap_or(0).max(0).unsigned_abs()))).await;
+        sleep(Duration::from_secs(u64::from(probe.initial_delay_seconds.unwrap_or(0).max(0).unsigned_abs())))
+            .await;
         let mut machine = Machine::new(kind, &probe);
         let since = Instant::now();
         while !machine.is_done() {
@@ -106,7 +107,9 @@ fn check(target: &Target, probe: &Probe) -> Check {
     match &target.exec {
         Some(Ok(args)) => Check::Exec { args: args.clone() },
         Some(Err(message)) => Check::Impossible(message.clone()),
-        None => Check::Impossible("this kind of probe is not supported: use httpGet, tcpSocket or exec".to_owned()),
+        None => Check::Impossible(
+            "this kind of probe is not supported: use httpGet, tcpSocket or exec".to_owned(),
+        ),
     }
 }
 
@@ -186,7 +189,8 @@ async fn http_get(url: &HttpTarget) -> Result<(), String> {
     if (200..400).contains(&status.as_u16()) {
         return Ok(());
     }
-    let body = response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body =
+        response.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
     Err(format!("GET {}: HTTP {status}: {}", url.path, text.trim()))
 }
@@ -200,7 +204,8 @@ mod tests {
     #[test]
     fn ports_by_number_and_by_name() {
         let container: Container =
-            serde_json::from_value(json!({"name": "a", "ports": [{"name": "web", "containerPort": 8080}]})).unwrap();
+            serde_json::from_value(json!({"name": "a", "ports": [{"name": "web", "containerPort": 8080}]}))
+                .unwrap();
         assert_eq!(port(&container, &IntOrString::Int(80)), Ok(80));
         assert_eq!(port(&container, &IntOrString::String("web".into())), Ok(8080));
         assert_eq!(port(&container, &IntOrString::String("81".into())), Ok(81));
@@ -210,7 +215,9 @@ mod tests {
 
     #[tokio::test]
     async fn http_status_decides() {
-        for (status, ok) in [("200 OK", true), ("302 Found", true), ("404 Not Found", false), ("500 X", false)] {
+        for (status, ok) in
+            [("200 OK", true), ("302 Found", true), ("404 Not Found", false), ("500 X", false)]
+        {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let port = listener.local_addr().unwrap().port();
             let server = tokio::spawn(async move {

@@ -99,7 +99,11 @@ pub(super) async fn container_spec<R: Runtime>(
     })
 }
 
-async fn fetch(client: &kube::Client, namespace: &str, wanted: BTreeSet<Reference>) -> Result<Objects, String> {
+async fn fetch(
+    client: &kube::Client,
+    namespace: &str,
+    wanted: BTreeSet<Reference>,
+) -> Result<Objects, String> {
     let mut objects = Objects::new();
     for reference in wanted {
         let failed = |error: kube::Error| format!("cannot read {reference}: {error}");

@@ -160,22 +160,30 @@ fn phase(facts: Facts<'_>) -> &'static str {
     if goal != Goal::Run && !sandbox {
         return if all_ended && all_well { "Succeeded" } else { "Failed" };
     }
-    if !initialized(pod, memory) && !main_containers(pod).iter().any(|c| known(c).is_some_and(|k| k.record.is_some())) {
+    if !initialized(pod, memory)
+        && !main_containers(pod).iter().any(|c| known(c).is_some_and(|k| k.record.is_some()))
+    {
         let failed = policy == RestartPolicy::Never
-            && init_containers(pod)
-                .iter()
-                .any(|c| !is_sidecar(c) && known(c).and_then(ContainerMemory::exit).is_some_and(|e| e.code != 0));
+            && init_containers(pod).iter().any(|c| {
+                !is_sidecar(c) && known(c).and_then(ContainerMemory::exit).is_some_and(|e| e.code != 0)
+            });
         return if failed { "Failed" } else { "Pending" };
     }
     if all_ended && !codes.iter().any(|code| policy.restarts(*code)) {
         return if all_well { "Succeeded" } else { "Failed" };
     }
-    let every_one_ran =
-        main_containers(pod).iter().all(|c| known(c).is_some_and(|k| k.record.is_some() || k.previous.is_some()));
+    let every_one_ran = main_containers(pod)
+        .iter()
+        .all(|c| known(c).is_some_and(|k| k.record.is_some() || k.previous.is_some()));
     if every_one_ran { "Running" } else { "Pending" }
 }
 
-fn container_status(facts: Facts<'_>, container: &Container, main: bool, initialized: bool) -> ContainerStatus {
+fn container_status(
+    facts: Facts<'_>,
+    container: &Container,
+    main: bool,
+    initialized: bool,
+) -> ContainerStatus {
     let empty = ContainerMemory::default();
     let known = facts.memory.containers.get(&container.name).unwrap_or(&empty);
     let image = container.image.clone().unwrap_or_default();
@@ -282,7 +290,8 @@ pub(crate) fn qos_class(pod: &Pod) -> &'static str {
         let resources = container.resources.as_ref();
         let limits = resources.and_then(|r| r.limits.as_ref());
         let requests = resources.and_then(|r| r.requests.as_ref());
-        let names: BTreeSet<&str> = limits.into_iter().chain(requests).flat_map(|r| r.keys()).map(String::as_str).collect();
+        let names: BTreeSet<&str> =
+            limits.into_iter().chain(requests).flat_map(|r| r.keys()).map(String::as_str).collect();
         any |= names.contains("cpu") || names.contains("memory");
         for name in ["cpu", "memory"] {
             let limit = limits.and_then(|l| l.get(name));

@@ -50,7 +50,8 @@ pub(crate) fn prepare(
         let volume = volumes(place.pod).iter().find(|v| v.name == mount.name);
         let volume = volume.ok_or_else(|| format!("there is no volume {:?}", mount.name))?;
         let path = dir.join(single(&volume.name)?);
-        let content = content(place, volume, objects).map_err(|e| format!("volume {:?}: {e}", volume.name))?;
+        let content =
+            content(place, volume, objects).map_err(|e| format!("volume {:?}: {e}", volume.name))?;
         let read_only = mount.read_only.unwrap_or(false) || content != Content::Empty;
         write(&path, content).map_err(|e| format!("volume {:?}: {e}", volume.name))?;
         let mut source = path;
@@ -101,9 +102,11 @@ fn content(place: Place<'_>, volume: &Volume, objects: &Objects) -> Result<Conte
             }
         }
     } else {
-        return Err("not supported by the builtin runtime: it has emptyDir, configMap, secret, downwardAPI and \
+        return Err(
+            "not supported by the builtin runtime: it has emptyDir, configMap, secret, downwardAPI and \
                     projections of these"
-            .to_owned());
+                .to_owned(),
+        );
     }
     Ok(Content::Files(files))
 }
@@ -218,7 +221,8 @@ mod tests {
     #[test]
     fn files_appear_where_they_are_wanted() {
         let dir = tempfile::tempdir().unwrap();
-        let volume = json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "key", "path": "x/y"}]}});
+        let volume =
+            json!({"name": "v", "configMap": {"name": "conf", "items": [{"key": "key", "path": "x/y"}]}});
         let mounts = prepared(volume, dir.path()).unwrap();
         assert_eq!(mounts[0].path, Path::new("/data"));
         assert!(mounts[0].read_only);

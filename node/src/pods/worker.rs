@@ -264,10 +264,17 @@ impl<R: Runtime> Worker<R> {
         let mut last = sandbox.state.borrow().clone();
         last.alive = false;
         self.memory.observe(&last, Timestamp::now());
-        let runs_on = pod.metadata.deletion_timestamp.is_none() && !super::plan::is_finished(pod, &self.memory);
+        let runs_on =
+            pod.metadata.deletion_timestamp.is_none() && !super::plan::is_finished(pod, &self.memory);
         if runs_on {
             self.memory.sandbox_lost(pod);
-            self.note(pod, None, Severity::Normal, "SandboxChanged", "Pod sandbox changed, it will be re-created.".into());
+            self.note(
+                pod,
+                None,
+                Severity::Normal,
+                "SandboxChanged",
+                "Pod sandbox changed, it will be re-created.".into(),
+            );
         }
         self.sandbox = None;
     }
@@ -311,7 +318,8 @@ impl<R: Runtime> Worker<R> {
 
     /// Logs and records of all runs but the last two.
     fn drop_old_runs(&self, name: &str, attempt: u32) {
-        let dir = self.runner.runtime.pod_dir(&self.writer.uid).join(crate::shim::protocol::CONTAINERS).join(name);
+        let dir =
+            self.runner.runtime.pod_dir(&self.writer.uid).join(crate::shim::protocol::CONTAINERS).join(name);
         for suffix in ["log", "log.1", "json"] {
             // Not there is as good.
             let _absent = std::fs::remove_file(dir.join(format!("{}.{suffix}", attempt - 2)));
@@ -336,12 +344,19 @@ impl<R: Runtime> Worker<R> {
     fn probe(&mut self, pod: &Pod, goal: Goal) {
         let mut wanted = BTreeMap::new();
         let Some(sandbox) = self.sandbox.clone() else { return self.probes.clear() };
-        for container in init_containers(pod).iter().filter(|c| super::memory::is_sidecar(c)).chain(main_containers(pod)) {
-            let Some(known) = self.memory.containers.get(&container.name).filter(|c| c.running()) else { continue };
+        for container in
+            init_containers(pod).iter().filter(|c| super::memory::is_sidecar(c)).chain(main_containers(pod))
+        {
+            let Some(known) = self.memory.containers.get(&container.name).filter(|c| c.running()) else {
+                continue;
+            };
             let Some(record) = &known.record else { continue };
             let mut want = |kind, probe: &Option<k8s_openapi::api::core::v1::Probe>| {
                 if let Some(probe) = probe {
-                    wanted.insert((container.name.clone(), kind), (record.id.clone(), container.clone(), probe.clone()));
+                    wanted.insert(
+                        (container.name.clone(), kind),
+                        (record.id.clone(), container.clone(), probe.clone()),
+                    );
                 }
             };
             let starting = container.startup_probe.is_some() && known.health.startup.is_none();
@@ -381,7 +396,8 @@ impl<R: Runtime> Worker<R> {
 
     /// Computes the status and writes it, unless it is there already or a write is under way.
     fn report(&mut self, pod: &Pod, goal: Goal, now: Timestamp) {
-        let ended = matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+        let ended =
+            matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
         if goal == Goal::Kill || ended {
             return;
         }

@@ -245,7 +245,9 @@ impl Builtin {
         let dead = SandboxState { alive: false, containers: records(dir) };
         let (sender, state) = watch::channel(dead);
         let (asks, asked) = mpsc::unbounded_channel();
-        if meta.complete && let Ok(stream) = connect(dir).await {
+        if meta.complete
+            && let Ok(stream) = connect(dir).await
+        {
             let link = Link::new(dir.to_owned(), sender, asked, None);
             if let Err(error) = link.start(stream).await {
                 tracing::warn!(%error, pod = %meta.pod.name, "a sandbox does not answer");
@@ -299,7 +301,9 @@ async fn end_cgroup(cgroup: &Path) -> Result<(), RuntimeError> {
         match std::fs::remove_dir(cgroup) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if tokio::time::Instant::now() > deadline => return Err(error).context("remove", cgroup),
+            Err(error) if tokio::time::Instant::now() > deadline => {
+                return Err(error).context("remove", cgroup);
+            }
             Err(_) => tokio::time::sleep(pause).await,
         }
         pause = (pause * 2).min(Duration::from_millis(50));

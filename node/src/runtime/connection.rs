@@ -146,7 +146,9 @@ impl Link {
                     let _unheard = answer.send(ExecResult { code, output });
                 }
             }
-            Err(error) => tracing::warn!(%error, pod = %self.pod_dir.display(), "a shim's report cannot be read"),
+            Err(error) => {
+                tracing::warn!(%error, pod = %self.pod_dir.display(), "a shim's report cannot be read")
+            }
         }
     }
 }

@@ -107,7 +107,9 @@ impl Children {
     pub(super) fn exec(&mut self, id: u64, name: &str, args: Vec<String>, timeout_ms: u64) -> Option<Report> {
         let failed = |output: String| Some(Report::ExecDone { id, code: None, output });
         let Some(pid) = self.pid_of(name) else { return failed(format!("container {name} is not running")) };
-        let Some(spec) = self.specs.get(name) else { return failed(format!("container {name} is not known")) };
+        let Some(spec) = self.specs.get(name) else {
+            return failed(format!("container {name} is not known"));
+        };
         let spec = ContainerSpec { args, ..spec.clone() };
         let deadline = Instant::now() + Duration::from_millis(timeout_ms);
         let pid = pid.as_raw_nonzero().to_string();
@@ -121,11 +123,8 @@ impl Children {
     pub(super) fn stop(&self, name: &str, force: bool) {
         let Some(pid) = self.pid_of(name) else { return };
         // A process that is gone already is what was wanted.
-        let _gone = if force {
-            kill_process_group(pid, Signal::KILL)
-        } else {
-            kill_process(pid, Signal::TERM)
-        };
+        let _gone =
+            if force { kill_process_group(pid, Signal::KILL) } else { kill_process(pid, Signal::TERM) };
     }
 
     fn pid_of(&self, name: &str) -> Option<Pid> {

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use seaway_cni_network::netlink::{Netlink, NetlinkError};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use seaway_cni_network::netlink::{Netlink, NetlinkError};
 
 use super::children::Children;
 use super::protocol::{Report, Request, SHIM_SPEC, SOCKET, ShimSpec};
@@ -36,7 +36,9 @@ pub(crate) fn run(directory: &Path) -> Result<(), InitError> {
     let spec: ShimSpec = step(serde_json::from_slice(&text), format!("parse {SHIM_SPEC}"))?;
     isolate(&spec)?;
     match fs::remove_file(SOCKET) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => step(Err(error), "remove the former socket")?,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            step(Err(error), "remove the former socket")?
+        }
         _ => {}
     }
     // Bound under another name first: whoever sees the socket can connect to it.

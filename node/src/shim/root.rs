@@ -43,9 +43,11 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 /// namespace of its own.
 pub(crate) fn enter(root: &Path, spec: &ContainerSpec) -> Result<(), RootError> {
     let slash = Path::new("/");
-    mount_change(slash, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("detach", slash)?;
+    mount_change(slash, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("detach", slash)?;
     let options = c"size=64m,mode=755";
-    mount("tmpfs", root, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options).context("mount tmpfs on", root)?;
+    mount("tmpfs", root, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options)
+        .context("mount tmpfs on", root)?;
     for dir in ["proc", "sys", "dev/shm", "tmp", "etc", "run", "root", "var/tmp", "usr"] {
         make_dir(&root.join(dir))?;
     }
@@ -78,8 +80,7 @@ fn system(root: &Path) -> Result<(), RootError> {
             bind_file(&source, &root.join("dev").join(device), false)?;
         }
     }
-    for (name, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         let link = root.join("dev").join(name);
         symlink(target, &link).context("link", &link)?;
@@ -187,7 +188,9 @@ mod tests {
 
     #[test]
     fn paths_stay_inside_the_root() {
-        for (path, want) in [("/etc/x", "/r/etc/x"), ("../../etc", "/r/etc"), ("/a/../b", "/r/a/b"), ("/", "/r")] {
+        for (path, want) in
+            [("/etc/x", "/r/etc/x"), ("../../etc", "/r/etc"), ("/a/../b", "/r/a/b"), ("/", "/r")]
+        {
             assert_eq!(inside(Path::new("/r"), Path::new(path)), Path::new(want));
         }
     }

@@ -12,7 +12,8 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn pod(spec: Value) -> Pod {
-    serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec})).unwrap()
+    serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec}))
+        .unwrap()
 }
 
 fn simple() -> Pod {
@@ -173,7 +174,10 @@ fn termination_asks_waits_forces_and_finishes() {
 fn a_pod_that_is_gone_is_killed_at_once() {
     let known = memory(&[("a", ran(None))]);
     let plan = plan(&simple(), SandboxView::Alive, &known, Goal::Kill, at(200));
-    assert!(matches!(&plan.actions[..], [Action::Stop { force: true, .. }, Action::RemoveSandbox]), "{plan:?}");
+    assert!(
+        matches!(&plan.actions[..], [Action::Stop { force: true, .. }, Action::RemoveSandbox]),
+        "{plan:?}"
+    );
 }
 
 #[test]

@@ -63,7 +63,8 @@ fn render(status: &PodStatus) -> String {
             }
         };
         let (state, last) = (side(&c.state), side(&c.last_state));
-        writeln!(text, "  {} ready={} restarts={} {state} (last {last})", c.name, c.ready, c.restart_count).unwrap();
+        writeln!(text, "  {} ready={} restarts={} {state} (last {last})", c.name, c.ready, c.restart_count)
+            .unwrap();
     }
     text
 }
@@ -200,12 +201,17 @@ fn an_image_that_is_not_there() {
 
 #[test]
 fn finished_by_policy() {
-    for (policy, code, phase) in
-        [("Never", 0, "Succeeded"), ("Never", 3, "Failed"), ("OnFailure", 0, "Succeeded"), ("OnFailure", 3, "Running")]
-    {
-        let pod = pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "seaway/echo"}]}));
+    for (policy, code, phase) in [
+        ("Never", 0, "Succeeded"),
+        ("Never", 3, "Failed"),
+        ("OnFailure", 0, "Succeeded"),
+        ("OnFailure", 3, "Running"),
+    ] {
+        let pod =
+            pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "seaway/echo"}]}));
         let memory = memory(vec![("a", known(Some(ran(0, Some(code))), None))]);
-        let facts = Facts { pod: &pod, memory: &memory, sandbox: true, goal: Goal::Run, node_ips: &[], now: at(101) };
+        let facts =
+            Facts { pod: &pod, memory: &memory, sandbox: true, goal: Goal::Run, node_ips: &[], now: at(101) };
         let status = compute(facts, &PodStatus::default());
         assert_eq!(status.phase.as_deref(), Some(phase), "{policy} {code}");
     }
@@ -234,8 +240,14 @@ fn the_end_of_a_deleted_pod() {
 fn computing_again_changes_nothing() {
     let memory = memory(vec![("a", known(Some(ran(0, None)), None))]);
     let pod = simple();
-    let facts =
-        |now| Facts { pod: &pod, memory: &memory, sandbox: true, goal: Goal::Run, node_ips: &[], now: at(now) };
+    let facts = |now| Facts {
+        pod: &pod,
+        memory: &memory,
+        sandbox: true,
+        goal: Goal::Run,
+        node_ips: &[],
+        now: at(now),
+    };
     let first = compute(facts(101), &PodStatus::default());
     assert_eq!(compute(facts(500), &first), first);
 }
@@ -245,13 +257,15 @@ fn foreign_conditions_and_readiness_gates() {
     let pod = pod(json!({"readinessGates": [{"conditionType": "example.com/up"}],
         "containers": [{"name": "a", "image": "seaway/echo"}]}));
     let memory = memory(vec![("a", known(Some(ran(0, None)), None))]);
-    let facts = Facts { pod: &pod, memory: &memory, sandbox: true, goal: Goal::Run, node_ips: &[], now: at(101) };
+    let facts =
+        Facts { pod: &pod, memory: &memory, sandbox: true, goal: Goal::Run, node_ips: &[], now: at(101) };
     let ready = |status: &PodStatus| {
         status.conditions.iter().flatten().find(|c| c.type_ == "Ready").map(|c| c.status.clone()).unwrap()
     };
     let mut status = compute(facts, &PodStatus::default());
     assert_eq!(ready(&status), "False");
-    let gate = PodCondition { type_: "example.com/up".into(), status: "True".into(), ..PodCondition::default() };
+    let gate =
+        PodCondition { type_: "example.com/up".into(), status: "True".into(), ..PodCondition::default() };
     status.conditions.as_mut().unwrap().push(gate);
     let status = compute(facts, &status);
     assert_eq!(ready(&status), "True");
