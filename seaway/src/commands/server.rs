@@ -92,6 +92,7 @@ async fn control_plane(
             cluster_cidrs: args.cluster_cidr.clone(),
             service_cidrs: args.service_cidr.clone(),
             disabled: named,
+            root_ca_pem: Some(pki.ca_pem().to_owned()),
             ..ControllersConfig::default()
         };
         spawn("controllers", seaway_controllers::run(client, controllers, shutdown.clone()));
