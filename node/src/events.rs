@@ -89,7 +89,7 @@ async fn write(client: kube::Client, node: String, mut notes: mpsc::Receiver<Not
     }
 }
 
-fn event(note: &Note, node: &str, namespace: &str, now: Time) -> Event {
+fn event(note: &Note, host: &str, namespace: &str, now: Time) -> Event {
     let about = note.about.name.as_deref().unwrap_or("unknown");
     let unique = uuid::Uuid::new_v4().simple().to_string();
     let kind = match note.severity {
@@ -109,9 +109,9 @@ fn event(note: &Note, node: &str, namespace: &str, now: Time) -> Event {
         count: Some(1),
         first_timestamp: Some(now.clone()),
         last_timestamp: Some(now),
-        source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: Some(node.to_owned()) }),
+        source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: Some(host.to_owned()) }),
         reporting_component: Some(COMPONENT.to_owned()),
-        reporting_instance: Some(node.to_owned()),
+        reporting_instance: Some(host.to_owned()),
         ..Event::default()
     }
 }

@@ -174,7 +174,7 @@ pub(crate) fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
         } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
             match env.get(name) {
                 Some(value) => out.push_str(value),
-                None => out.push_str(&format!("$({name})")),
+                None => out.extend(["$(", name, ")"]),
             }
             rest = after;
         } else {
@@ -193,7 +193,8 @@ pub(crate) fn services(pod: &Pod, snapshot: &Snapshot) -> BTreeMap<String, Strin
     let mut env = BTreeMap::new();
     for service in snapshot.services.values() {
         let api_server = &*service.key.namespace == "default" && &*service.key.name == "kubernetes";
-        if !api_server && !(links && &*service.key.namespace == namespace) {
+        let linked = links && &*service.key.namespace == namespace;
+        if !api_server && !linked {
             continue;
         }
         let Some(ip) = service.cluster_ips.iter().min_by_key(|ip| Family::of(**ip)) else { continue };

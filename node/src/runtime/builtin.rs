@@ -117,7 +117,7 @@ impl Runtime for Builtin {
         for entry in std::fs::read_dir(&self.pods_dir).into_iter().flatten().flatten() {
             let dir = entry.path();
             let meta = std::fs::read(dir.join(META)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            let meta = meta.unwrap_or_else(|| self.unknown(&entry.file_name().to_string_lossy()));
+            let meta = meta.unwrap_or_else(|| Self::unknown(&entry.file_name().to_string_lossy()));
             sandboxes.push(self.readopt(meta, &dir).await);
         }
         sandboxes
@@ -212,20 +212,18 @@ impl Builtin {
             let mut stdout = stdout;
             matches!(stdout.read(&mut [0]), Ok(1))
         });
-        match tokio::time::timeout(SHIM_START, ready).await {
-            Ok(Ok(true)) => Ok(child),
-            _ => {
-                // It may be hanging; it is ours, and nothing runs in it yet.
-                let _gone = child.kill();
-                let _reaped = child.wait();
-                let said = std::fs::read_to_string(&log_path).unwrap_or_default();
-                Err(RuntimeError::Shim(said.trim().to_owned()))
-            }
+        if let Ok(Ok(true)) = tokio::time::timeout(SHIM_START, ready).await {
+            return Ok(child);
         }
+        // It may be hanging; it is ours, and nothing runs in it yet.
+        let _gone = child.kill();
+        let _reaped = child.wait();
+        let said = std::fs::read_to_string(&log_path).unwrap_or_default();
+        Err(RuntimeError::Shim(said.trim().to_owned()))
     }
 
     /// A directory without a readable description still has a name, and by it a cgroup.
-    fn unknown(&self, uid: &str) -> SandboxMeta {
+    fn unknown(uid: &str) -> SandboxMeta {
         SandboxMeta {
             pod: PodIdentity {
                 container_id: uid.to_owned(),
@@ -261,7 +259,7 @@ impl Builtin {
         let dir = self.pod_dir(&meta.pod.uid);
         let cgroup = self.pods_cgroup.join(&meta.pod.uid);
         if let Some(attachment) = &meta.attachment {
-            let netns = meta.pid.map(|pid| pid.cast_unsigned()).filter(|pid| is_member(&cgroup, *pid));
+            let netns = meta.pid.map(i32::cast_unsigned).filter(|pid| is_member(&cgroup, *pid));
             self.network.del(&meta.pod, netns.map(netns_path).as_deref(), attachment).await?;
         }
         end_cgroup(&cgroup).await?;

@@ -147,7 +147,7 @@ impl Link {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, pod = %self.pod_dir.display(), "a shim's report cannot be read")
+                tracing::warn!(%error, pod = %self.pod_dir.display(), "a shim's report cannot be read");
             }
         }
     }

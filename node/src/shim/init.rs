@@ -37,7 +37,7 @@ pub(crate) fn run(directory: &Path) -> Result<(), InitError> {
     isolate(&spec)?;
     match fs::remove_file(SOCKET) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            step(Err(error), "remove the former socket")?
+            step(Err(error), "remove the former socket")?;
         }
         _ => {}
     }

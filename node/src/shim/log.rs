@@ -131,11 +131,11 @@ mod tests {
         out.feed(b"one\ntw", at(), &mut log).unwrap();
         out.feed(b"o\nthree", at(), &mut log).unwrap();
         out.finish(at(), &mut log).unwrap();
-        expect_test::expect![[r#"
+        expect_test::expect![[r"
             2026-01-02T03:04:05.000000006Z stdout F one
             2026-01-02T03:04:05.000000006Z stdout F two
             2026-01-02T03:04:05.000000006Z stdout F three
-        "#]]
+        "]]
         .assert_eq(&std::fs::read_to_string(&path).unwrap());
     }
 

@@ -146,8 +146,8 @@ fn another_image_replaces_the_container() {
 
 #[test]
 fn a_refused_container_does_not_hold_up_the_others() {
-    let mut refused = ContainerMemory::default();
-    refused.refusal = Some(Refusal::Image("no".into()));
+    let refusal = Some(Refusal::Image("no".into()));
+    let refused = ContainerMemory { refusal, ..ContainerMemory::default() };
     let plan = plan(&simple(), SandboxView::Alive, &memory(&[("a", refused)]), Goal::Run, at(0));
     assert_eq!(starts(&plan), ["b"]);
 }
