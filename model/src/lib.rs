@@ -7,11 +7,13 @@
 
 mod endpoint;
 mod node;
+mod pod;
 mod service;
 mod snapshot;
 
 pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, TargetPod};
 pub use node::{Node, NodeAddress, NodeAddressKind};
+pub use pod::{HostPod, HostPort};
 pub use service::{
     IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service, ServiceKey, ServiceKind,
     ServicePort, TrafficDistribution, TrafficPolicy,

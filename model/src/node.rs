@@ -40,6 +40,9 @@ pub struct Node {
     pub ready: bool,
     /// The label `node.kubernetes.io/exclude-from-external-load-balancers` is present, or the node is being deleted.
     pub excluded_from_load_balancers: bool,
+    /// The node is about to go: it is being deleted, or has the taint `ToBeDeletedByClusterAutoscaler`. Load balancers
+    /// should send no new connections (KEP-3836).
+    pub draining: bool,
     /// The MAC address of the node's VXLAN device (annotation `seaway.dev/vtep-mac`), where it has one.
     pub vtep_mac: Option<[u8; 6]>,
 }
@@ -75,6 +78,7 @@ mod tests {
             zone: None,
             ready: true,
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: None,
         };
         assert_eq!(node.addr(Family::V4), Some("192.0.2.1".parse().unwrap()));

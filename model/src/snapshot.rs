@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
-use crate::{EndpointSet, Node, Service, ServiceKey};
+use crate::{EndpointSet, HostPod, Node, Service, ServiceKey, TargetPod};
 
 /// The state of the cluster as far as the data plane is concerned.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub endpoints: OrdMap<ServiceKey, Arc<EndpointSet>>,
     /// Nodes by name.
     pub nodes: OrdMap<Arc<str>, Arc<Node>>,
+    /// Pods of the own node that ask for host ports. Empty where nobody said which node is the own one.
+    pub host_pods: OrdMap<TargetPod, Arc<HostPod>>,
     /// When the oldest of the endpoint changes that this snapshot is the first to show came about
     /// (`endpoints.kubernetes.io/last-change-trigger-time`), where it is known: the latency of programming is
     /// measured from here.
@@ -39,6 +41,8 @@ pub struct Changes {
     pub services: BTreeSet<ServiceKey>,
     /// Nodes that appeared, changed or went.
     pub nodes: BTreeSet<Arc<str>>,
+    /// Pods with host ports that appeared, changed or went.
+    pub host_pods: BTreeSet<TargetPod>,
 }
 
 impl Snapshot {
@@ -48,6 +52,7 @@ impl Snapshot {
         changed_keys(&older.services, &self.services, &mut changes.services);
         changed_keys(&older.endpoints, &self.endpoints, &mut changes.services);
         changed_keys(&older.nodes, &self.nodes, &mut changes.nodes);
+        changed_keys(&older.host_pods, &self.host_pods, &mut changes.host_pods);
         changes
     }
 }

@@ -126,6 +126,7 @@ fn cluster() -> Snapshot {
             zone: None,
             ready: node == "node",
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: None,
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));

@@ -3,6 +3,7 @@
 
 mod endpoint_slice;
 mod node;
+mod pod;
 mod service;
 
 use std::collections::HashSet;
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 pub use endpoint_slice::{ConvertedSlice, endpoint_slice};
 pub use node::node;
+pub use pod::host_pod;
 pub use service::service;
 
 /// An object, or a part of it, that cannot be used.

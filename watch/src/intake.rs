@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::runtime::watcher;
@@ -12,25 +12,30 @@ use crate::convert::{self, InvalidObject, Names, object_name};
 use crate::metrics::Metrics;
 use crate::store::{Change, Event, ObjectKey};
 
-/// An item of one of the three streams.
+/// An item of one of the streams.
 #[allow(clippy::large_enum_variant, reason = "an item is converted as it passes, none is kept")]
 pub(crate) enum Incoming {
     Service(watcher::Result<watcher::Event<Service>>),
     Slice(watcher::Result<watcher::Event<EndpointSlice>>),
     Node(watcher::Result<watcher::Event<Node>>),
+    Pod(watcher::Result<watcher::Event<Pod>>),
 }
+
+/// Is told about objects that make no sense, once per version of the object.
+pub type OnInvalid = Arc<dyn Fn(ObjectReference, &InvalidObject) + Send + Sync>;
 
 /// Converts what comes in.
 pub(crate) struct Intake {
     names: Names,
     metrics: Metrics,
+    on_invalid: Option<OnInvalid>,
     /// The version of each invalid object that was reported last.
     reported: HashMap<(&'static str, String), String>,
 }
 
 impl Intake {
-    pub(crate) fn new(metrics: Metrics) -> Self {
-        Self { names: Names::default(), metrics, reported: HashMap::new() }
+    pub(crate) fn new(metrics: Metrics, on_invalid: Option<OnInvalid>) -> Self {
+        Self { names: Names::default(), metrics, on_invalid, reported: HashMap::new() }
     }
 
     /// The event for `incoming`, if it means anything to the store.
@@ -59,6 +64,12 @@ impl Intake {
                     convert::node(object, &mut intake.names).map(Some)
                 })?;
                 Some(Event::Node(change))
+            }
+            Incoming::Pod(item) => {
+                let denied = matches!(&item, Err(error) if is_forbidden(error));
+                let change =
+                    self.change("Pod", item, |intake, object| convert::host_pod(object, &mut intake.names));
+                change.map(Event::Pod).or_else(|| denied.then_some(Event::PodsDenied))
             }
         }
     }
@@ -118,8 +129,29 @@ impl Intake {
         if reported.as_deref() != Some(version.as_str()) {
             self.metrics.invalid(kind);
             tracing::warn!(%error, "left out");
+            if let Some(on_invalid) = &self.on_invalid {
+                on_invalid(reference(kind, object), error);
+            }
         }
     }
+}
+
+/// The object as an Event names it.
+fn reference<K: ResourceExt>(kind: &'static str, object: &K) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(if kind == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" }.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: object.namespace(),
+        name: Some(object.name_any()),
+        uid: object.uid(),
+        resource_version: object.resource_version(),
+        ..ObjectReference::default()
+    }
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    const FORBIDDEN: u16 = 403;
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == FORBIDDEN)
 }
 
 fn key<K: ResourceExt>(object: &K) -> ObjectKey {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt};
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::utils::Backoff;
@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use intake::OnInvalid;
 use intake::{Incoming, Intake};
 pub use metrics::Metrics;
 use store::Store;
@@ -41,7 +42,24 @@ pub fn spawn(
     client: kube::Client,
     shutdown: CancellationToken,
 ) -> (watch::Receiver<Arc<Snapshot>>, JoinHandle<()>) {
-    spawn_with(client, Metrics::new(&prometheus::Registry::new()), shutdown)
+    spawn_for(client, Options::default(), shutdown)
+}
+
+/// What a watch may be told beyond whom to ask.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Counts here; `None`: unseen.
+    pub metrics: Option<Metrics>,
+    /// The own node: the host ports of its pods are part of the snapshot.
+    pub own_node: Option<String>,
+    /// Is told about objects that are left out.
+    pub on_invalid: Option<OnInvalid>,
+}
+
+impl Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options").field("own_node", &self.own_node).finish_non_exhaustive()
+    }
 }
 
 /// As [`spawn`], counting into `metrics`.
@@ -50,11 +68,20 @@ pub fn spawn_with(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> (watch::Receiver<Arc<Snapshot>>, JoinHandle<()>) {
+    spawn_for(client, Options { metrics: Some(metrics), ..Options::default() }, shutdown)
+}
+
+/// As [`spawn`], with `options`.
+pub fn spawn_for(
+    client: kube::Client,
+    options: Options,
+    shutdown: CancellationToken,
+) -> (watch::Receiver<Arc<Snapshot>>, JoinHandle<()>) {
     let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
     let task = tokio::spawn(async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = publish(streams(&client), sender, metrics) => {}
+            () = publish(streams(&client, options.own_node.as_deref()), sender, options) => {}
         }
     });
     (receiver, task)
@@ -64,10 +91,11 @@ pub fn spawn_with(
 async fn publish(
     mut incoming: BoxStream<'static, Incoming>,
     sender: watch::Sender<Arc<Snapshot>>,
-    metrics: Metrics,
+    options: Options,
 ) {
-    let mut intake = Intake::new(metrics.clone());
-    let mut store = Store::default();
+    let metrics = options.metrics.unwrap_or_else(|| Metrics::new(&prometheus::Registry::new()));
+    let mut intake = Intake::new(metrics.clone(), options.on_invalid);
+    let mut store = if options.own_node.is_some() { Store::with_host_ports() } else { Store::default() };
     while let Some(first) = incoming.next().await {
         if let Some(event) = intake.convert(first) {
             store.apply(event);
@@ -85,19 +113,28 @@ async fn publish(
     }
 }
 
-fn streams(client: &kube::Client) -> BoxStream<'static, Incoming> {
-    let services = watched::<Service>(client).map(Incoming::Service).boxed();
-    let slices = watched::<EndpointSlice>(client).map(Incoming::Slice).boxed();
-    let nodes = watched::<Node>(client).map(Incoming::Node).boxed();
-    stream::select_all([services, slices, nodes]).boxed()
+fn streams(client: &kube::Client, own_node: Option<&str>) -> BoxStream<'static, Incoming> {
+    let all = watcher::Config::default();
+    let services = watched::<Service>(client, all.clone()).map(Incoming::Service).boxed();
+    let slices = watched::<EndpointSlice>(client, all.clone()).map(Incoming::Slice).boxed();
+    let nodes = watched::<Node>(client, all.clone()).map(Incoming::Node).boxed();
+    let mut streams = vec![services, slices, nodes];
+    if let Some(name) = own_node {
+        let own = all.fields(&format!("spec.nodeName={name}"));
+        streams.push(watched::<Pod>(client, own).map(Incoming::Pod).boxed());
+    }
+    stream::select_all(streams).boxed()
 }
 
-fn watched<K>(client: &kube::Client) -> BoxStream<'static, watcher::Result<watcher::Event<K>>>
+fn watched<K>(
+    client: &kube::Client,
+    config: watcher::Config,
+) -> BoxStream<'static, watcher::Result<watcher::Event<K>>>
 where
     K: kube::Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     let api = Api::<K>::all(client.clone());
-    let begin = move || watcher(api.clone(), watcher::Config::default().page_size(PAGE_SIZE)).boxed();
+    let begin = move || watcher(api.clone(), config.clone().page_size(PAGE_SIZE)).boxed();
     let events = stream::unfold((begin(), begin), |(mut events, begin)| async move {
         let item = events.next().await?;
         if history_is_gone(&item) {

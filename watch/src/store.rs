@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use imbl::OrdMap;
-use seaway_model::{EndpointSet, EndpointSlice, Node, Service, ServiceKey, Snapshot};
+use seaway_model::{EndpointSet, EndpointSlice, HostPod, Node, Service, ServiceKey, Snapshot, TargetPod};
 
 /// What happened to objects of one kind.
 #[derive(Debug)]
@@ -36,6 +36,10 @@ pub enum Event {
     Slice(Change<(EndpointSlice, Option<SystemTime>)>),
     /// To Nodes.
     Node(Change<Node>),
+    /// To pods of the own node that have host ports.
+    Pod(Change<HostPod>),
+    /// Pods may not be listed: host ports are not served, and nobody waits for them.
+    PodsDenied,
 }
 
 /// The state of the cluster as the events so far tell it.
@@ -49,6 +53,8 @@ pub struct Store {
     services: Progress<Service>,
     slice_list: Progress<EndpointSlice>,
     nodes: Progress<Node>,
+    /// `None`: nobody asked for host ports.
+    pods: Option<Progress<HostPod>>,
 }
 
 /// How far the list of one kind is.
@@ -73,14 +79,22 @@ impl<T> Progress<T> {
 }
 
 impl Store {
+    /// A store that waits for the host ports of the own node's pods as well.
+    pub fn with_host_ports() -> Self {
+        Self { pods: Some(Progress::default()), ..Self::default() }
+    }
+
     /// Takes one event in.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Service(change) => self.apply_service(change),
             Event::Slice(change) => self.apply_slice(change),
             Event::Node(change) => self.apply_node(change),
+            Event::Pod(change) => self.apply_pod(change),
+            Event::PodsDenied => self.pods.get_or_insert_default().complete = true,
         }
-        let synced = self.services.complete && self.slice_list.complete && self.nodes.complete;
+        let pods = self.pods.as_ref().is_none_or(|pods| pods.complete);
+        let synced = self.services.complete && self.slice_list.complete && self.nodes.complete && pods;
         self.changed |= synced != self.snapshot.synced;
         self.snapshot.synced = synced;
     }
@@ -129,6 +143,25 @@ impl Store {
                 self.changed |= put(&mut self.snapshot.nodes, Arc::clone(&node.name), node);
             }
             Change::Deleted((_, name)) => self.changed |= self.snapshot.nodes.remove(&name).is_some(),
+        }
+    }
+
+    fn apply_pod(&mut self, change: Change<HostPod>) {
+        let progress = self.pods.get_or_insert_default();
+        match change {
+            Change::ListBegins => progress.incoming = Some(Vec::new()),
+            Change::Listed(pod) => progress.incoming.get_or_insert_default().push(pod),
+            Change::ListEnds => {
+                let by_name = progress.finish().into_iter().map(|pod| (pod.pod.clone(), pod)).collect();
+                self.changed |= swap(&mut self.snapshot.host_pods, by_name);
+            }
+            Change::Applied(pod) => {
+                self.changed |= put(&mut self.snapshot.host_pods, pod.pod.clone(), pod);
+            }
+            Change::Deleted((namespace, name)) => {
+                let removed = self.snapshot.host_pods.remove(&TargetPod { namespace, name });
+                self.changed |= removed.is_some();
+            }
         }
     }
 

@@ -27,6 +27,8 @@ struct State {
     gone: Vec<String>,
     /// Everything is answered with 503.
     down: bool,
+    /// This resource is answered with 403.
+    forbidden: Option<String>,
     lists: usize,
 }
 
@@ -71,6 +73,9 @@ impl Server {
         let mut state = self.0.lock().unwrap();
         if state.down {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "down");
+        }
+        if state.forbidden.as_ref() == Some(&resource) {
+            return failure(StatusCode::FORBIDDEN, "forbidden");
         }
         if query.contains("watch=") {
             if let Some(at) = state.gone.iter().position(|gone| *gone == resource) {
@@ -215,4 +220,66 @@ async fn nothing_vanishes_while_the_server_is_away() {
     assert!(watched.server.0.lock().unwrap().lists >= 4);
     watched.end().await;
     observer.await.unwrap();
+}
+
+/// The host ports of the own node's pods belong to a whole snapshot; where they may not be read nobody waits for them.
+#[tokio::test]
+async fn host_ports_are_waited_for_unless_forbidden() {
+    let options = || seaway_watch::Options { own_node: Some("node1".to_owned()), ..Default::default() };
+    let server = Server::default();
+    server.put("services", service("web", 1, 80));
+    server.put("pods", pod(8080));
+    let stop = CancellationToken::new();
+    let (mut snapshots, task) = seaway_watch::spawn_for(server.client(), options(), stop.clone());
+    let synced = tokio::time::timeout(Duration::from_secs(10), snapshots.wait_for(|s| s.synced)).await;
+    let first = Arc::clone(&synced.unwrap().unwrap());
+    assert_eq!(first.host_pods.values().next().unwrap().ports[0].container_port, 8080);
+    server.delete("pods", "web");
+    let gone = snapshots.wait_for(|s| s.host_pods.is_empty());
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap().unwrap();
+    stop.cancel();
+    task.await.unwrap();
+
+    let server = Server::default();
+    server.0.lock().unwrap().forbidden = Some("pods".to_owned());
+    let stop = CancellationToken::new();
+    let (mut snapshots, task) = seaway_watch::spawn_for(server.client(), options(), stop.clone());
+    let synced = tokio::time::timeout(Duration::from_secs(10), snapshots.wait_for(|s| s.synced)).await;
+    assert!(synced.unwrap().unwrap().host_pods.is_empty());
+    stop.cancel();
+    task.await.unwrap();
+}
+
+fn pod(container_port: u16) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "default", "name": "web", "uid": "u", "resourceVersion": "1"},
+        "spec": {"nodeName": "node1", "containers": [
+            {"name": "web", "ports": [{"containerPort": container_port, "hostPort": 80}]}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.244.1.5"}]}})
+}
+
+/// Whoever asked is told once about each version of an object that makes no sense.
+#[tokio::test]
+async fn senseless_objects_are_told_about_once() {
+    let server = Server::default();
+    server.put("services", service("bad", 1, 70_000));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let listener = Arc::clone(&told);
+    let on_invalid: seaway_watch::OnInvalid = Arc::new(move |about, error| {
+        listener.lock().unwrap().push(format!("{} {}: {error}", about.kind.unwrap(), about.name.unwrap()));
+    });
+    let options = seaway_watch::Options { on_invalid: Some(on_invalid), ..Default::default() };
+    let stop = CancellationToken::new();
+    let (mut snapshots, task) = seaway_watch::spawn_for(server.client(), options, stop.clone());
+    tokio::time::timeout(Duration::from_secs(10), snapshots.wait_for(|s| s.synced)).await.unwrap().unwrap();
+    server.put("services", service("bad", 1, 70_000));
+    server.put("services", service("web", 2, 80));
+    let seen = snapshots.wait_for(|s| s.services.contains_key(&web()));
+    tokio::time::timeout(Duration::from_secs(10), seen).await.unwrap().unwrap();
+    assert_eq!(
+        *told.lock().unwrap(),
+        ["Service bad: Service default/bad: spec.ports[0].port is \"70000\": want a port from 1 to 65535"]
+    );
+    stop.cancel();
+    task.await.unwrap();
 }

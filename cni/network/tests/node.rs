@@ -52,6 +52,7 @@ fn snapshot(lab: &Lab, numbers: &[usize], synced: bool) -> Arc<Snapshot> {
             zone: None,
             ready: true,
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: None,
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
@@ -316,6 +317,7 @@ fn two_thousand_peers_come_and_go() {
             zone: None,
             ready: true,
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: None,
         };
         many.nodes.insert(peer.name.clone(), Arc::new(peer));

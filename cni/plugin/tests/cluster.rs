@@ -44,6 +44,7 @@ fn snapshot(lab: &Lab) -> Arc<Snapshot> {
             zone: None,
             ready: true,
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: Some(seaway_cni_network::vtep_mac(node.name())),
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));

@@ -131,6 +131,7 @@ fn node<'a>(name: &str, cidrs: impl Iterator<Item = &'a str>) -> Node {
         zone: None,
         ready: true,
         excluded_from_load_balancers: false,
+        draining: false,
         vtep_mac: None,
     }
 }

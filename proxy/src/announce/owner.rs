@@ -95,6 +95,7 @@ mod tests {
             zone: None,
             ready: true,
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: None,
         }
     }

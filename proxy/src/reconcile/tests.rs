@@ -17,6 +17,7 @@ fn cluster(services: u8) -> Snapshot {
         zone: None,
         ready: true,
         excluded_from_load_balancers: false,
+        draining: false,
         vtep_mac: None,
     };
     snapshot.nodes.insert(NODE.into(), Arc::new(node));

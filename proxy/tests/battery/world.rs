@@ -134,6 +134,7 @@ pub(crate) fn node(addrs: &[&str]) -> Node {
         zone: Some("z1".into()),
         ready: true,
         excluded_from_load_balancers: false,
+        draining: false,
         vtep_mac: None,
     }
 }

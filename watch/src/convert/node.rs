@@ -8,6 +8,8 @@ use super::{InvalidObject, Names, Subject, annotation, label};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The cluster autoscaler is about to remove the node.
+const GOING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const VTEP_ANNOTATION: &str = "seaway.dev/vtep-mac";
 
 /// Converts a Node.
@@ -22,6 +24,7 @@ pub fn node(object: &api::Node, names: &mut Names) -> Result<Node, InvalidObject
         zone: names.share_opt(label(meta, ZONE_LABEL)),
         ready: is_ready(object),
         excluded_from_load_balancers: excluded,
+        draining: meta.deletion_timestamp.is_some() || has_taint(object, GOING_TAINT),
         vtep_mac: match annotation(meta, VTEP_ANNOTATION) {
             None => None,
             Some(text) => Some(mac(text).ok_or_else(|| {
@@ -30,6 +33,11 @@ pub fn node(object: &api::Node, names: &mut Names) -> Result<Node, InvalidObject
             })?),
         },
     })
+}
+
+fn has_taint(object: &api::Node, key: &str) -> bool {
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    taints.iter().any(|taint| taint.key == key)
 }
 
 fn addresses(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<NodeAddress>, InvalidObject> {

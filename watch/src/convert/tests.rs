@@ -243,3 +243,50 @@ fn a_mac_that_is_none_is_refused() {
     .unwrap();
     assert!(node(&object, &mut Names::default()).is_err());
 }
+
+#[test]
+fn a_node_that_is_about_to_go() {
+    let node = |taint: &str, deleted: Option<&str>| {
+        let object = serde_json::from_value(json!({
+            "metadata": {"name": "a", "deletionTimestamp": deleted},
+            "spec": {"taints": [{"key": taint, "effect": "NoSchedule"}]},
+        }));
+        node(&object.unwrap(), &mut Names::default()).unwrap().draining
+    };
+    assert!(!node("some-other", None));
+    assert!(node("ToBeDeletedByClusterAutoscaler", None));
+    assert!(node("some-other", Some("2026-01-01T00:00:00Z")));
+}
+
+#[test]
+fn host_ports_of_pods_that_run() {
+    let pod = |phase: &str, host_network: bool, port: Value| {
+        let object = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": "web", "uid": "u"},
+            "spec": {"hostNetwork": host_network, "containers": [{"name": "a", "ports": [port]}, {"name": "b"}]},
+            "status": {"phase": phase, "podIPs": [{"ip": "10.244.1.5"}, {"ip": "fd00:10:244:1::5"}]},
+        }));
+        host_pod(&object.unwrap(), &mut Names::default())
+    };
+    let port = || json!({"containerPort": 8080, "hostPort": 80, "hostIP": "0.0.0.0"});
+    let found = pod("Running", false, port()).unwrap().unwrap();
+    assert_eq!(found.addrs.len(), 2);
+    assert_eq!(
+        (found.ports[0].host_port, found.ports[0].container_port, found.ports[0].host_ip),
+        (80, 8080, None)
+    );
+    assert_eq!(pod("Succeeded", false, port()), Ok(None), "its containers have ended");
+    assert_eq!(pod("Running", true, port()), Ok(None), "it listens there itself");
+    assert_eq!(pod("Running", false, json!({"containerPort": 8080})), Ok(None));
+    let one = pod(
+        "Running",
+        false,
+        json!({"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"}),
+    );
+    assert_eq!(one.unwrap().unwrap().ports[0].host_ip, Some("127.0.0.1".parse().unwrap()));
+    let error = pod("Running", false, json!({"containerPort": 8080, "hostPort": 70_000})).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Pod default/web: spec.containers[].ports[].hostPort is \"70000\": want a port from 1 to 65535"
+    );
+}

@@ -228,6 +228,7 @@ pub(super) mod tests {
             zone: None,
             ready: true,
             excluded_from_load_balancers: false,
+            draining: false,
             vtep_mac: None,
         }
     }

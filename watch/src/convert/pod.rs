@@ -1,0 +1,59 @@
+//! Pod: only what the service proxy of its node needs, its host ports.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as api;
+use seaway_model::{HostPod, HostPort, Protocol, TargetPod};
+
+use super::{InvalidObject, Names, Subject};
+
+/// Converts a Pod. `None`: it has no host ports that someone else would have to serve, or no address (any more).
+pub fn host_pod(object: &api::Pod, names: &mut Names) -> Result<Option<HostPod>, InvalidObject> {
+    let subject = Subject { kind: "Pod", meta: &object.metadata };
+    let (Some(spec), Some(status)) = (object.spec.as_ref(), object.status.as_ref()) else { return Ok(None) };
+    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if ended || spec.host_network == Some(true) {
+        return Ok(None);
+    }
+    // Init containers that are restarted for ever (sidecars) have ports like any other.
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let containers = spec.containers.iter().chain(sidecars);
+    let mut ports = Vec::new();
+    for port in containers.flat_map(|container| container.ports.iter().flatten()) {
+        ports.extend(host_port(&subject, port)?);
+    }
+    let addrs = status.pod_ips.iter().flatten().map(|ip| subject.address("status.podIPs", &ip.ip));
+    let addrs = addrs.collect::<Result<Vec<_>, _>>()?;
+    if ports.is_empty() || addrs.is_empty() {
+        return Ok(None);
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(Some(HostPod {
+        pod: TargetPod { namespace: names.share(subject.namespace()?), name: subject.name()?.into() },
+        uid: object.metadata.uid.as_deref().unwrap_or("").into(),
+        addrs,
+        ports,
+    }))
+}
+
+fn host_port(subject: &Subject<'_>, port: &api::ContainerPort) -> Result<Option<HostPort>, InvalidObject> {
+    let Some(number) = port.host_port.filter(|number| *number != 0) else { return Ok(None) };
+    let text = port.protocol.as_deref().unwrap_or("TCP");
+    let protocol: Protocol =
+        text.parse().map_err(|error| subject.invalid("spec.containers[].ports[].protocol", text, error))?;
+    let host_ip = match port.host_ip.as_deref() {
+        None | Some("") => None,
+        Some(text) => {
+            let parsed = text.parse::<IpAddr>();
+            Some(parsed.map_err(|error| subject.invalid("spec.containers[].ports[].hostIP", text, error))?)
+        }
+    };
+    Ok(Some(HostPort {
+        protocol,
+        host_port: subject.port("spec.containers[].ports[].hostPort", number)?,
+        host_ip: host_ip.filter(|addr| !addr.is_unspecified()),
+        container_port: subject.port("spec.containers[].ports[].containerPort", port.container_port)?,
+    }))
+}
