@@ -1,11 +1,12 @@
 //! What the proxy of a node is told when it starts.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::StatusHandle;
+use crate::{Reporter, StatusHandle};
 
 /// Which backend programs the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +44,8 @@ pub struct ProxyConfig {
     pub resync_interval: Duration,
     /// The least time between two syncs.
     pub min_sync_interval: Duration,
+    /// Who is told what operators should know about a Service.
+    pub reporter: Option<Arc<dyn Reporter>>,
     /// Where the proxy reports how it is doing; keep a clone to read it.
     pub status: StatusHandle,
 }
@@ -61,6 +64,7 @@ impl ProxyConfig {
             announce_load_balancers: true,
             resync_interval: Duration::from_secs(30),
             min_sync_interval: Duration::from_millis(1),
+            reporter: None,
             status: StatusHandle::default(),
         }
     }

@@ -7,6 +7,7 @@
 //! **Invariant:** the result depends on the last snapshot and view only, not on the ones before.
 
 mod choice;
+mod host_port;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,6 +22,7 @@ use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
 use crate::status::{BackendStatus, FrontendStatus, ServiceStatus};
 
 pub use choice::{Choice, choose};
+pub(crate) use host_port::pod_of;
 
 /// The node that the data plane is computed for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -161,10 +163,14 @@ impl Computation {
 
     /// Moves on to `snapshot` and `view`. Returns the frontends that may have changed.
     pub fn update(&mut self, snapshot: &Snapshot, view: &NodeView) -> BTreeSet<FrontendKey> {
-        let mut services = snapshot.changes_since(&self.snapshot).services;
+        let changes = snapshot.changes_since(&self.snapshot);
+        let mut services = changes.services;
+        services.extend(changes.host_pods.iter().map(host_port::owner_of));
         if *view != self.view {
-            services.extend(self.snapshot.services.keys().cloned());
-            services.extend(snapshot.services.keys().cloned());
+            for snapshot in [&self.snapshot, snapshot] {
+                services.extend(snapshot.services.keys().cloned());
+                services.extend(snapshot.host_pods.keys().map(host_port::owner_of));
+            }
         }
         self.snapshot = snapshot.clone();
         self.view = view.clone();
@@ -173,7 +179,9 @@ impl Computation {
         for service in services {
             self.update_service(&service, &mut changed);
         }
-        self.desired.totals.services = self.claims.len();
+        let pods = snapshot.host_pods.keys().map(host_port::owner_of);
+        let pods = pods.filter(|owner| self.claims.contains_key(owner)).count();
+        self.desired.totals.services = self.claims.len() - pods;
         changed
     }
 
@@ -192,6 +200,10 @@ impl Computation {
     }
 
     fn compile(&self, service: &ServiceKey) -> BTreeMap<FrontendKey, Arc<Entry>> {
+        if let Some(pod) = pod_of(service) {
+            let held = self.snapshot.host_pods.get(&pod);
+            return held.map_or_else(BTreeMap::new, |held| host_port::frontends(held, &self.view));
+        }
         let Some(object) = self.snapshot.services.get(service) else { return BTreeMap::new() };
         if !is_served(object) {
             return BTreeMap::new();

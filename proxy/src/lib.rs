@@ -15,8 +15,10 @@ pub mod frontend;
 pub mod health;
 pub mod links;
 mod metrics;
+mod notices;
 pub mod plan;
 pub mod reconcile;
+pub mod sockets;
 pub mod stale;
 mod status;
 
@@ -29,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Mode, ProxyConfig};
 pub use error::ProxyError;
 pub use metrics::Metrics;
+pub use notices::{Notice, Reporter};
 pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status, StatusHandle};
 
 use dataplane::Dataplane;
@@ -57,7 +60,12 @@ pub async fn run(
         let (config, shutdown) = (config.clone(), shutdown.child_token());
         parts.spawn(announce::run(config, snapshots.clone(), metrics.clone(), shutdown));
     }
-    parts.spawn(Reconciler::new(config, metrics, dataplane).run(snapshots, shutdown.clone()));
+    let (table, cgroup) = (dataplane.sockets(), config.cgroup.clone());
+    let reconciler = Reconciler::new(config, metrics.clone(), dataplane);
+    if let Some(table) = table {
+        parts.spawn(sockets::run(table, cgroup, reconciler.views(), metrics, shutdown.child_token()));
+    }
+    parts.spawn(reconciler.run(snapshots, shutdown.clone()));
     while let Some(ended) = parts.join_next().await {
         if ended.is_err() || !shutdown.is_cancelled() {
             parts.abort_all();

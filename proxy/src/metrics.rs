@@ -1,11 +1,14 @@
 //! What the proxy counts, under kube-proxy's names where kube-proxy counts the same, so that its dashboards work.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+
+use seaway_model::{ServiceKey, Snapshot};
 
 use crate::desired::Desired;
 use crate::plan::Plan;
@@ -27,6 +30,12 @@ pub struct Metrics {
     conflicts: IntGauge,
     repairs: IntCounter,
     forgotten_udp: IntCounter,
+    ended_sockets: IntCounterVec,
+    service_changes: IntCounter,
+    endpoint_changes: IntCounter,
+    conntrack_deleted: IntCounterVec,
+    health: IntCounterVec,
+    live: IntCounterVec,
     drops: IntGaugeVec,
     announced: IntGauge,
     announce_replies: IntCounterVec,
@@ -81,6 +90,30 @@ impl Metrics {
                 "seaway_proxy_forgotten_udp_flows_total",
                 "UDP flow entries removed because their endpoint was gone",
             ),
+            ended_sockets: counters(
+                "seaway_proxy_ended_sockets_total",
+                "Sockets ended because their endpoint was gone, by protocol",
+                &["protocol"],
+            ),
+            service_changes: counter(
+                "kubeproxy_sync_proxy_rules_service_changes_total",
+                "Cumulative proxy rules Service changes",
+            ),
+            endpoint_changes: counter(
+                "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+                "Cumulative proxy rules Endpoint changes",
+            ),
+            conntrack_deleted: counters(
+                "kubeproxy_conntrack_reconciler_deleted_entries_total",
+                "Cumulative conntrack flows deleted by conntrack reconciler",
+                &["ip_family"],
+            ),
+            health: counters(
+                "kubeproxy_proxy_healthz_total",
+                "Cumulative proxy healthz HTTP status",
+                &["code"],
+            ),
+            live: counters("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status", &["code"]),
             drops: int_gauges("seaway_proxy_dropped_packets", "Dropped packets by reason", &["reason"]),
             announced: int_gauge("seaway_proxy_announced_addresses", "Addresses this node answers for"),
             announce_replies: counters(
@@ -94,7 +127,7 @@ impl Metrics {
     }
 
     fn register(&self, registry: &Registry) {
-        let all: [Box<dyn Collector>; 16] = [
+        let all: [Box<dyn Collector>; 22] = [
             Box::new(self.sync_duration.clone()),
             Box::new(self.network_programming.clone()),
             Box::new(self.last_timestamp.clone()),
@@ -108,6 +141,12 @@ impl Metrics {
             Box::new(self.conflicts.clone()),
             Box::new(self.repairs.clone()),
             Box::new(self.forgotten_udp.clone()),
+            Box::new(self.ended_sockets.clone()),
+            Box::new(self.service_changes.clone()),
+            Box::new(self.endpoint_changes.clone()),
+            Box::new(self.conntrack_deleted.clone()),
+            Box::new(self.health.clone()),
+            Box::new(self.live.clone()),
             Box::new(self.drops.clone()),
             Box::new(self.announced.clone()),
             Box::new(self.announce_replies.clone()),
@@ -138,6 +177,24 @@ impl Metrics {
         self.conflicts.set(as_i64(desired.contested.len()));
     }
 
+    /// `services` differ between two snapshots, in their own object or in their endpoints.
+    pub(crate) fn changed(&self, services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) {
+        let same = |key: &&ServiceKey| former.services.get(*key) == snapshot.services.get(*key);
+        self.service_changes.inc_by(services.iter().filter(|key| !same(key)).count() as u64);
+        let same = |key: &&ServiceKey| former.endpoints.get(*key) == snapshot.endpoints.get(*key);
+        self.endpoint_changes.inc_by(services.iter().filter(|key| !same(key)).count() as u64);
+    }
+
+    /// /healthz was answered with this status code.
+    pub fn healthz_answered(&self, code: u16) {
+        self.health.with_label_values(&[&code.to_string()]).inc();
+    }
+
+    /// /livez was answered with this status code.
+    pub fn livez_answered(&self, code: u16) {
+        self.live.with_label_values(&[&code.to_string()]).inc();
+    }
+
     /// An endpoint changed at `changed_at` and packets follow now.
     pub(crate) fn programmed(&self, changed_at: SystemTime) {
         if let Ok(latency) = SystemTime::now().duration_since(changed_at) {
@@ -157,7 +214,12 @@ impl Metrics {
     }
 
     pub(crate) fn forgot_udp(&self, flows: usize) {
+        self.conntrack_deleted.with_label_values(&["any"]).inc_by(flows as u64);
         self.forgotten_udp.inc_by(flows as u64);
+    }
+
+    pub(crate) fn ended_sockets(&self, protocol: &'static str, sockets: usize) {
+        self.ended_sockets.with_label_values(&[protocol]).inc_by(sockets as u64);
     }
 
     pub(crate) fn repaired(&self, steps: usize) {

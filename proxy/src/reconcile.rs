@@ -8,7 +8,7 @@
 //! the former process left in it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,11 +21,14 @@ use crate::dataplane::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::desired::{Computation, NodeView};
 use crate::frontend::FrontendKey;
 use crate::links::{self, Link};
+use crate::notices::{self, Notices};
 use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
+use crate::sockets::View;
 use crate::{Metrics, ProxyConfig, stale};
 
-/// How often the links are looked at.
-const LINKS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the links are looked at where the kernel tells of their changes, and where it does not.
+const LINKS_INTERVAL: Duration = Duration::from_secs(10);
+const LINKS_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
@@ -45,18 +48,23 @@ pub struct Reconciler {
     former: Snapshot,
     /// UDP flows have to be looked through: an endpoint is gone, or may have gone before this process began.
     forget_due: bool,
+    /// Endpoints are gone, or may have gone before this process began: sockets may have to be ended.
+    departure: bool,
     /// The own Node as last seen. Before it is seen nothing is written: without its addresses half of what the kernel
     /// holds would be taken away. When it vanishes later, its addresses are still there.
     node: Option<Arc<Node>>,
     failures: u32,
     /// The last failure that was logged, so that a lasting one is logged once.
     logged: Option<String>,
+    notices: Notices,
+    views: watch::Sender<View>,
 }
 
 impl Reconciler {
     /// A loop over `dataplane`.
     pub fn new(config: ProxyConfig, metrics: Metrics, dataplane: Box<dyn Dataplane>) -> Self {
         config.status.update(|status| dataplane.name().clone_into(&mut status.mode));
+        let notices = Notices::new(config.reporter.clone());
         Self {
             config,
             metrics,
@@ -67,10 +75,18 @@ impl Reconciler {
             links: Vec::new(),
             former: Snapshot::default(),
             forget_due: true,
+            departure: true,
             node: None,
             failures: 0,
             logged: None,
+            notices,
+            views: watch::Sender::new(View::default()),
         }
+    }
+
+    /// What the loop works with, for those who clean up behind it.
+    pub(crate) fn views(&self) -> watch::Receiver<View> {
+        self.views.subscribe()
     }
 
     /// Runs until `shutdown`.
@@ -78,7 +94,17 @@ impl Reconciler {
         let mut resync = interval(self.config.resync_interval);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         resync.reset();
-        let mut look_at_links = interval(LINKS_INTERVAL);
+        let monitor = links::Monitor::open()
+            .inspect_err(
+                |error| tracing::warn!(%error, "the kernel does not tell of changed links; they are polled"),
+            )
+            .ok();
+        let heard_of_links = async || match &monitor {
+            Some(monitor) => monitor.changed().await,
+            None => std::future::pending().await,
+        };
+        let mut look_at_links =
+            interval(if monitor.is_some() { LINKS_INTERVAL } else { LINKS_POLL_INTERVAL });
         look_at_links.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut open = true;
         let mut retry_at: Option<tokio::time::Instant> = None;
@@ -93,6 +119,7 @@ impl Reconciler {
                 () = shutdown.cancelled() => return,
                 changed = snapshots.changed(), if open => open = changed.is_ok(),
                 _ = resync.tick() => self.actual = None,
+                () = heard_of_links() => if !self.links_changed() { continue },
                 _ = look_at_links.tick() => if !self.links_changed() { continue },
                 () = retry => {}
             }
@@ -131,14 +158,24 @@ impl Reconciler {
         let view = view(&self.config, Some(&node), &self.links);
         let host = host(&self.config, Some(&node), &self.links);
         self.pending.append(&mut self.computation.update(snapshot, &view));
-        self.forget_due |= stale::udp_vanished(&self.former, snapshot);
+        let changes = snapshot.changes_since(&self.former).services;
+        self.metrics.changed(&changes, &self.former, snapshot);
+        self.forget_due |= stale::udp_vanished_of(&changes, &self.former, snapshot);
+        self.departure |= stale::departed(&changes, &self.former, snapshot);
         self.former = snapshot.clone();
+        self.views.send_modify(|view| {
+            view.desired = self.computation.desired().clone();
+            view.snapshot = snapshot.clone();
+        });
         let mut result = self.bring_in_line(&host).await;
         if result.is_ok()
             && self.forget_due
             && let Err(error) = self.forget_udp(snapshot).await
         {
             result = Err(error);
+        }
+        if result.is_ok() && std::mem::take(&mut self.departure) {
+            self.views.send_modify(|view| view.departures += 1);
         }
         let ok = match result {
             Ok(failed) => self.settle(failed),
@@ -149,6 +186,7 @@ impl Reconciler {
             }
         };
         let desired = self.computation.desired();
+        self.notices.conflicts(snapshot, desired);
         self.metrics.sync_done(desired, started.elapsed(), ok);
         let devices = host.uplinks.iter().map(|device| device.name.to_string()).collect();
         let last_error = self.logged.clone();
@@ -213,6 +251,7 @@ impl Reconciler {
         self.failed(&first.error);
         let mut lasting = true;
         for failure in failed {
+            self.notice(&failure);
             match (failure.subject, failure.error) {
                 // Trying again is of no use before something changes; the next resync does.
                 (Subject::Frontend(key), DataplaneError::Unsupported { .. }) => {
@@ -233,6 +272,23 @@ impl Reconciler {
             self.actual = None;
         }
         lasting
+    }
+
+    /// Tells whom a failed step is about.
+    fn notice(&mut self, failure: &Failure) {
+        let Subject::Frontend(key) = failure.subject else { return };
+        let Some(entry) = self.computation.desired().frontends.get(&key) else { return };
+        let address = SocketAddr::new(key.addr, key.port);
+        let (reason, what) = match &failure.error {
+            DataplaneError::Unsupported { what, backend, .. } => {
+                (notices::UNSUPPORTED, format!("{what} is not supported by proxy mode {backend}"))
+            }
+            error @ DataplaneError::Full { .. } => (notices::FULL, error.to_string()),
+            _ => return,
+        };
+        let message =
+            format!("{address}/{} is not served on node {}: {what}", key.protocol, self.config.node_name);
+        self.notices.warn(&self.former, &entry.owner.service, reason, message);
     }
 
     fn failed(&mut self, error: &DataplaneError) {

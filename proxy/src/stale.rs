@@ -4,10 +4,11 @@
 //! **Invariant:** flows whose endpoint still serves are never touched, at a restart either. Terminating endpoints that
 //! serve keep theirs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use seaway_model::{Endpoint, Family, Protocol, Service, ServiceKey, Snapshot};
+use seaway_model::{Endpoint, EndpointPort, Family, Protocol, Service, ServiceKey, Snapshot};
 
 use crate::frontend::Group;
 
@@ -26,12 +27,27 @@ pub fn serving_udp(snapshot: &Snapshot) -> Targets {
 
 /// Whether an endpoint that served UDP in `former` does so no more.
 pub fn udp_vanished(former: &Snapshot, snapshot: &Snapshot) -> bool {
+    udp_vanished_of(&snapshot.changes_since(former).services, former, snapshot)
+}
+
+/// As [`udp_vanished`], looking only at `services`.
+pub fn udp_vanished_of(services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) -> bool {
     let (mut before, mut now) = (Targets::new(), Targets::new());
-    for service in snapshot.changes_since(former).services {
-        extend(&mut before, former, &service);
-        extend(&mut now, snapshot, &service);
+    for service in services {
+        extend(&mut before, former, service);
+        extend(&mut now, snapshot, service);
     }
     before.iter().any(|target| !now.contains(target))
+}
+
+/// Whether one of `services` lists an endpoint no more that it listed in `former`.
+pub fn departed(services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) -> bool {
+    let listed = |snapshot: &Snapshot, service| -> HashSet<(IpAddr, Arc<[EndpointPort]>)> {
+        let set = snapshot.endpoints.get(service);
+        let endpoints = set.into_iter().flat_map(|set| &set.endpoints);
+        endpoints.map(|endpoint| (endpoint.addr, Arc::clone(&endpoint.ports))).collect()
+    };
+    services.iter().any(|service| !listed(former, service).is_subset(&listed(snapshot, service)))
 }
 
 fn extend(targets: &mut Targets, snapshot: &Snapshot, service: &ServiceKey) {
@@ -54,9 +70,7 @@ fn serves(service: &Service, endpoint: &Endpoint) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use seaway_model::{EndpointPort, EndpointSet, ServicePort};
+    use seaway_model::{EndpointSet, ServicePort};
 
     use super::*;
 

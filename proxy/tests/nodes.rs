@@ -339,6 +339,57 @@ fn what_nobody_serves_is_refused_at_once() {
     running.stop();
 }
 
+/// Sockets of the node and of its pods whose endpoint is gone are ended; draining ones and others are not.
+#[test]
+fn sockets_to_an_endpoint_that_is_gone_are_ended() {
+    let world = World::new();
+    let running = world.start();
+    let places =
+        [("node", "10.96.7.2"), ("node", "fd00:10:96::2"), ("pod", "10.96.7.1"), ("pod", "fd00:10:96::1")];
+    let mut clients = Vec::new();
+    for (ns, addr) in places {
+        for protocol in ["tcp", "udp"] {
+            // The pod's own address is reached from the node as well: both indexes are asked from there.
+            let client = world.net.stay(ns, &world.place.cgroup, protocol, at(addr, 80));
+            clients.push((format!("{protocol} from {ns} to {addr}"), addr.ends_with('2'), client));
+        }
+    }
+    for (what, remote, client) in &mut clients {
+        assert!(client.ask().starts_with(if *remote { "remote " } else { "local " }), "{what}");
+    }
+
+    // All drain: connections go on.
+    let with = |change: &dyn Fn(&mut EndpointSet)| {
+        let mut snapshot = cluster();
+        for index in [1, 2] {
+            let key = ServiceKey::new("default", &format!("web-{index}"));
+            let mut set = (*snapshot.endpoints[&key]).clone();
+            change(&mut set);
+            snapshot.endpoints.insert(key, Arc::new(set));
+        }
+        // The fourth Service lists the same pods: without it they are listed nowhere.
+        snapshot.endpoints.remove(&ServiceKey::new("default", "web-4"));
+        world.sender.send_replace(Arc::new(snapshot));
+    };
+    with(&|set| {
+        for endpoint in &mut set.endpoints {
+            (endpoint.ready, endpoint.terminating) = (false, true);
+        }
+    });
+    for (what, remote, client) in &mut clients {
+        assert!(client.ask().starts_with(if *remote { "remote " } else { "local " }), "{what}");
+    }
+
+    // All go: every socket is ended, long before anybody would give up waiting.
+    let started = std::time::Instant::now();
+    with(&|set| set.endpoints.clear());
+    for (what, _, client) in &mut clients {
+        assert_eq!(client.line(), "ended 1", "{what}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(10));
+    running.stop();
+}
+
 #[test]
 fn changes_are_followed_and_a_restart_breaks_nothing() {
     let world = World::new();

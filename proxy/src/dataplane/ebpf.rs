@@ -19,7 +19,7 @@ use seaway_ebpf_loader::{MapError, ServiceMaps as _};
 pub(crate) use kernel::remove_all;
 pub use kernel::{Kernel, Loaded, Memory};
 
-use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
+use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Device, Host, Plan};
 use crate::stale::Targets;
@@ -205,6 +205,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
             maps.remove_connections(&stale).map_err(map_error)?;
         }
         Ok(stale.len())
+    }
+
+    fn sockets(&self) -> Option<Box<dyn SocketTable>> {
+        self.kernel.sockets()
     }
 
     fn drops(&self) -> Vec<DropCount> {

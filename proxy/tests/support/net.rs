@@ -9,7 +9,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,29 @@ impl Net {
         if output.status.success() { Ok(text(&output)) } else { Err(format!("{output:?}")) }
     }
 
+    /// A client in `ns` and `cgroup` that stays connected.
+    pub(crate) fn stay(
+        &self,
+        ns: &str,
+        cgroup: &std::path::Path,
+        protocol: &str,
+        to: SocketAddr,
+    ) -> StayingClient {
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec 3<>/dev/{protocol}/{}/{} 4<&0 || exit 7; cat <&4 >&3 & \
+             while answer=$(timeout 20 dd bs=512 count=1 status=none <&3); how=$?; [ \"$how$answer\" \\> 0 ] \
+             && [ $how = 0 ]; do echo \"$answer\"; done; echo \"ended $how\"",
+            cgroup.display(),
+            to.ip(),
+            to.port()
+        );
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = self.within(ns, || command.spawn().unwrap());
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        StayingClient { input: child.stdin.take(), lines, child }
+    }
+
     /// Asks over TCP from a process that no hook serves.
     pub(crate) fn ask_tcp(&self, ns: &str, to: SocketAddr) -> std::io::Result<String> {
         self.within(ns, || {
@@ -164,6 +187,36 @@ impl Drop for Net {
         for name in NAMES {
             let _gone = Command::new("ip").args(["netns", "del", &self.ns(name)]).output();
         }
+    }
+}
+
+/// A process with an open connection.
+pub(crate) struct StayingClient {
+    input: Option<std::process::ChildStdin>,
+    lines: BufReader<std::process::ChildStdout>,
+    child: std::process::Child,
+}
+
+impl StayingClient {
+    /// Asks once more.
+    pub(crate) fn ask(&mut self) -> String {
+        self.input.as_mut().unwrap().write_all(b"hi\n").unwrap();
+        self.line()
+    }
+
+    /// The next line that it says: an answer, or `ended` with how its last read ended (1: an error, 0: the end).
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for StayingClient {
+    fn drop(&mut self) {
+        self.input = None;
+        let _killed = self.child.kill();
+        let _waited = self.child.wait();
     }
 }
 

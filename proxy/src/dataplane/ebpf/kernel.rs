@@ -6,8 +6,10 @@ use std::path::Path;
 
 use seaway_ebpf_loader as loader;
 use seaway_ebpf_loader::{DropReason, FakeMaps, KernelMaps, ServiceMaps};
+use seaway_model::Protocol;
 
-use crate::dataplane::DataplaneError;
+use crate::dataplane::{DataplaneError, SocketTable};
+use crate::sockets::Translation;
 use crate::status::DropCount;
 
 /// Maps, and links that programs are attached to.
@@ -26,6 +28,32 @@ pub trait Kernel: Send {
 
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount>;
+
+    /// The table of translated sockets, for another thread.
+    fn sockets(&self) -> Option<Box<dyn SocketTable>> {
+        None
+    }
+}
+
+impl SocketTable for KernelMaps {
+    fn translated(&self) -> Result<Vec<Translation>, DataplaneError> {
+        let failed = |source| DataplaneError::Loader {
+            action: "cannot list the sockets that were translated",
+            source: Box::new(source),
+        };
+        let flows = self.socket_flows().map_err(failed)?;
+        let connected = flows.into_iter().filter(|flow| !flow.sticky);
+        let translation = |flow: loader::SocketFlow| Translation {
+            cookie: flow.cookie,
+            protocol: match flow.protocol {
+                loader::Protocol::Tcp => Protocol::Tcp,
+                loader::Protocol::Udp => Protocol::Udp,
+            },
+            frontend: flow.frontend,
+            backend: flow.backend,
+        };
+        Ok(connected.map(translation).collect())
+    }
 }
 
 /// The kernel that this process runs on, with the programs loaded.
@@ -65,6 +93,10 @@ impl Kernel for Loaded {
 
     fn drops(&self) -> Vec<DropCount> {
         drops_of(&self.maps)
+    }
+
+    fn sockets(&self) -> Option<Box<dyn SocketTable>> {
+        Some(Box::new(self.maps.clone()))
     }
 }
 

@@ -1,0 +1,162 @@
+//! What operators should know about a Service: told to whoever can write it down (as Events, say), once.
+//!
+//! The proxy knows nothing of the Kubernetes API: [`Reporter`] is the seam.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use seaway_model::{ServiceKey, Snapshot};
+
+use crate::desired::{Desired, pod_of};
+
+/// Something is wrong with an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// `Service` or `Pod`.
+    pub kind: &'static str,
+    /// The object's namespace.
+    pub namespace: Arc<str>,
+    /// The object's name.
+    pub name: Arc<str>,
+    /// The object's uid; empty where it is not known.
+    pub uid: Arc<str>,
+    /// A word for machines, in the manner of Kubernetes.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+/// Takes notices. It must not block.
+pub trait Reporter: fmt::Debug + Send + Sync {
+    /// Someone should look at this.
+    fn warn(&self, notice: Notice);
+}
+
+/// The backend cannot do what the object asks for.
+pub(crate) const UNSUPPORTED: &str = "NotSupportedByProxy";
+/// There is no room in the kernel for it.
+pub(crate) const FULL: &str = "ProxyTableFull";
+/// Another object has the address.
+pub(crate) const CONFLICT: &str = "AddressConflict";
+
+/// The same is not said again within this time.
+const AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// So many at once, then one per [`REFILL`].
+const BURST: u32 = 25;
+const REFILL: Duration = Duration::from_secs(10);
+/// What is remembered to have been said.
+const REMEMBERED_MAX: usize = 4096;
+
+/// Says everything once, and not too much at a time.
+#[derive(Debug)]
+pub(crate) struct Notices {
+    reporter: Option<Arc<dyn Reporter>>,
+    said: HashMap<(ServiceKey, &'static str), (String, Instant)>,
+    tokens: u32,
+    refilled: Instant,
+}
+
+impl Notices {
+    pub(crate) fn new(reporter: Option<Arc<dyn Reporter>>) -> Self {
+        Self { reporter, said: HashMap::new(), tokens: BURST, refilled: Instant::now() }
+    }
+
+    /// Says `message` about the Service or pod that `owner` stands for.
+    pub(crate) fn warn(
+        &mut self,
+        snapshot: &Snapshot,
+        owner: &ServiceKey,
+        reason: &'static str,
+        message: String,
+    ) {
+        let Some(reporter) = self.reporter.clone() else { return };
+        let key = (owner.clone(), reason);
+        let lately = |(said, at): &(String, Instant)| *said == message && at.elapsed() < AGAIN_AFTER;
+        if self.said.get(&key).is_some_and(lately) || !self.take_token() {
+            return;
+        }
+        if self.said.len() >= REMEMBERED_MAX {
+            self.said.retain(|_, (_, at)| at.elapsed() < AGAIN_AFTER);
+        }
+        if self.said.len() < REMEMBERED_MAX {
+            self.said.insert(key, (message.clone(), Instant::now()));
+        }
+        let namespace = Arc::clone(&owner.namespace);
+        let (kind, name, uid) = match pod_of(owner) {
+            Some(pod) => {
+                let uid = snapshot.host_pods.get(&pod).map(|held| Arc::clone(&held.uid));
+                ("Pod", pod.name, uid)
+            }
+            None => {
+                let uid = snapshot.services.get(owner).map(|held| Arc::clone(&held.uid));
+                ("Service", Arc::clone(&owner.name), uid)
+            }
+        };
+        reporter.warn(Notice { kind, namespace, name, uid: uid.unwrap_or_default(), reason, message });
+    }
+
+    /// Tells those who do not get an address that they claim.
+    pub(crate) fn conflicts(&mut self, snapshot: &Snapshot, desired: &Desired) {
+        if self.reporter.is_none() {
+            return;
+        }
+        for (key, claimants) in &desired.contested {
+            let Some(winner) = claimants.first() else { continue };
+            let address = std::net::SocketAddr::new(key.addr, key.port);
+            for loser in claimants.iter().skip(1) {
+                let message =
+                    format!("{address}/{} is served for {winner}, which claims it too", key.protocol);
+                self.warn(snapshot, loser, CONFLICT, message);
+            }
+        }
+    }
+
+    fn take_token(&mut self) -> bool {
+        let due = self.refilled.elapsed().as_secs() / REFILL.as_secs();
+        if due > 0 {
+            self.tokens = self.tokens.saturating_add(u32::try_from(due).unwrap_or(u32::MAX)).min(BURST);
+            self.refilled = Instant::now();
+        }
+        let left = self.tokens.checked_sub(1);
+        self.tokens = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Heard(Mutex<Vec<Notice>>);
+
+    impl Reporter for Heard {
+        fn warn(&self, notice: Notice) {
+            self.0.lock().unwrap().push(notice);
+        }
+    }
+
+    #[test]
+    fn the_same_is_said_once_and_a_flood_is_held_back() {
+        let heard = Arc::new(Heard::default());
+        let mut notices = Notices::new(Some(Arc::<Heard>::clone(&heard)));
+        let snapshot = Snapshot::default();
+        let web = ServiceKey::new("default", "web");
+        for message in ["a", "a", "b", "b"] {
+            notices.warn(&snapshot, &web, UNSUPPORTED, message.into());
+        }
+        let pod = ServiceKey::new("default", "pod/web");
+        notices.warn(&snapshot, &pod, CONFLICT, "c".into());
+        let said: Vec<(&str, String)> =
+            heard.0.lock().unwrap().iter().map(|n| (n.kind, format!("{} {}", n.name, n.message))).collect();
+        assert_eq!(said, [("Service", "web a".into()), ("Service", "web b".into()), ("Pod", "web c".into())]);
+        for index in 0..100 {
+            notices.warn(&snapshot, &web, UNSUPPORTED, format!("{index}"));
+        }
+        assert_eq!(heard.0.lock().unwrap().len(), usize::try_from(BURST).unwrap());
+    }
+}
