@@ -1,0 +1,225 @@
+//! The iptables data plane, for kernels that offer neither eBPF nor nf_tables to us: rules in the restore format.
+//!
+//! All that is ours is in chains that begin with `SEAWAY-`; their comments say for which frontend a rule stands, so
+//! that a successor takes over what it finds. A sync is one run of `iptables-restore --noflush` per family, in which
+//! only chains that change are written. Open connections are kept by the kernel's connection tracking.
+//!
+//! What it cannot do: NodePorts at `::1` (the kernel routes no packet from there), and affinity for more clients per
+//! backend than the module `recent` remembers (100, unless it was loaded with another `ip_list_tot`).
+
+mod adopt;
+mod chains;
+mod edit;
+mod layout;
+mod memory;
+pub mod rule;
+mod save;
+mod tables;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use seaway_model::Family;
+
+pub use memory::Memory;
+pub use tables::{Commands, Tables};
+
+use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
+use crate::frontend::{Frontend, FrontendKey};
+use crate::plan::{Actual, Host, Plan};
+use layout::Layout;
+use save::Saved;
+
+/// After this many frontends were refused by the kernel, the others are not tried one by one.
+const FAILURES_MAX: usize = 16;
+/// Lets packets whose source is a loopback address leave the node, to be given another one on the way.
+const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
+
+/// The iptables data plane of one node.
+#[derive(Debug)]
+pub struct Iptables<T> {
+    tables: T,
+    families: Vec<Family>,
+    /// `None`: not known, the tables have to be read first.
+    layouts: Option<Vec<Layout>>,
+    /// The node as last applied; what stands in tables that this kernel has not is taken from here.
+    host: Host,
+}
+
+impl Iptables<Commands> {
+    /// The data plane in the tables of this network namespace, through the programs of the package iptables.
+    pub fn open() -> Result<Self, DataplaneError> {
+        Self::new(Commands)
+    }
+}
+
+impl<T: Tables> Iptables<T> {
+    /// The data plane in `tables`. Nothing is written before the first plan. IPv6 may be missing.
+    pub fn new(mut tables: T) -> Result<Self, DataplaneError> {
+        tables.save(Family::V4)?;
+        let mut families = vec![Family::V4];
+        match tables.save(Family::V6) {
+            Ok(_) => families.push(Family::V6),
+            Err(error) => {
+                let error = crate::reconcile::chain(&error);
+                tracing::warn!(%error, "IPv6 frontends are not served: ip6tables does not work here");
+            }
+        }
+        Ok(Self { tables, families, layouts: None, host: Host::default() })
+    }
+
+    /// Where it is kept.
+    pub fn tables(&self) -> &T {
+        &self.tables
+    }
+
+    fn read_layouts(&mut self) -> Result<Vec<Layout>, DataplaneError> {
+        let mut layouts = Vec::new();
+        for family in self.families.clone() {
+            let text = self.tables.save(family)?;
+            layouts.push(Layout::adopt(family, Saved::parse(&text)));
+        }
+        let of = |family| layouts.iter().find(|layout: &&Layout| layout.family == family);
+        let host = Host {
+            node_v4: of(Family::V4).and_then(|layout| layout.host.node_v4),
+            node_v6: of(Family::V6).map_or(self.host.node_v6, |layout| layout.host.node_v6),
+            uplinks: of(Family::V4).map_or_else(Default::default, |layout| layout.host.uplinks.clone()),
+        };
+        for layout in &mut layouts {
+            layout.host = host.clone();
+        }
+        self.host = host;
+        Ok(layouts)
+    }
+
+    /// One run per family.
+    fn once(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        let mut layouts = match self.layouts.take() {
+            Some(layouts) => layouts,
+            None => self.read_layouts()?,
+        };
+        for layout in &mut layouts {
+            if let Some(input) = layout.compile(plan) {
+                self.tables.restore(layout.family, &input)?;
+            }
+        }
+        self.layouts = Some(layouts);
+        Ok(())
+    }
+
+    /// Carries out `plan`; when that fails, in halves, until those frontends are found that are refused.
+    fn carry_out(&mut self, plan: Plan, failed: &mut Vec<Failure>) -> Result<(), DataplaneError> {
+        let Err(first) = self.once(&plan) else { return Ok(()) };
+        if plan.upserts.is_empty() {
+            return Err(first);
+        }
+        let upserts = plan.upserts.clone();
+        self.once(&Plan { upserts: Vec::new(), ..plan })?;
+        self.halves(&upserts, failed);
+        Ok(())
+    }
+
+    fn halves(&mut self, upserts: &[(FrontendKey, Arc<Frontend>)], failed: &mut Vec<Failure>) {
+        let Some((key, _)) = upserts.first() else { return };
+        let error = if failed.len() < FAILURES_MAX {
+            match self.once(&Plan { upserts: upserts.to_vec(), ..Plan::default() }) {
+                Ok(()) => return,
+                Err(error) => error,
+            }
+        } else {
+            DataplaneError::Unsupported {
+                frontend: *key,
+                what: "anything that this plan asks for",
+                backend: "iptables",
+            }
+        };
+        if upserts.len() == 1 {
+            failed.push(Failure { subject: Subject::Frontend(*key), error });
+            return;
+        }
+        let (left, right) = upserts.split_at(upserts.len() / 2);
+        self.halves(left, failed);
+        self.halves(right, failed);
+    }
+
+    fn refusal(&self, key: &FrontendKey) -> Option<DataplaneError> {
+        let unsupported =
+            |what| Some(DataplaneError::Unsupported { frontend: *key, what, backend: "iptables" });
+        if !self.families.contains(&Family::of(key.addr)) {
+            return unsupported("IPv6 without a working ip6tables");
+        }
+        if key.addr == IpAddr::V6(Ipv6Addr::LOCALHOST) {
+            return unsupported("a NodePort at ::1, from which the kernel routes nothing,");
+        }
+        None
+    }
+}
+
+impl<T: Tables> Dataplane for Iptables<T> {
+    fn name(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn read(&mut self) -> Result<Actual, DataplaneError> {
+        self.layouts = None;
+        let layouts = self.read_layouts()?;
+        let frontends = layouts.iter().flat_map(Layout::frontends);
+        let frontends = frontends.map(|(key, frontend)| (*key, Arc::clone(frontend))).collect();
+        let stale = layouts.iter().map(Layout::disorder).sum();
+        self.layouts = Some(layouts);
+        Ok(Actual { frontends, host: self.host.clone(), stale })
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError> {
+        let mut plan = plan.clone();
+        let steps = plan.len();
+        let mut failed = Vec::new();
+        plan.upserts.retain(|(key, _)| match self.refusal(key) {
+            Some(error) => {
+                failed.push(Failure { subject: Subject::Frontend(*key), error });
+                false
+            }
+            None => true,
+        });
+        if let Some(host) = &plan.host
+            && let Some(device) = host.uplinks.iter().find(|device| !nameable(&device.name))
+        {
+            let source = "iptables cannot name this link".into();
+            let error = DataplaneError::Attach { device: device.name.to_string(), source };
+            failed.push(Failure { subject: Subject::Host, error });
+            plan.host = None;
+        }
+        if plan
+            .upserts
+            .iter()
+            .any(|(key, f)| key.addr.is_ipv4() && key.addr.is_loopback() && !f.backends.is_empty())
+        {
+            self.tables.set_sysctl(ROUTE_LOCALNET, "1")?;
+        }
+        if let Some(host) = &plan.host {
+            self.host = host.clone();
+        }
+        self.carry_out(plan, &mut failed)?;
+        Ok(Applied { done: steps.saturating_sub(failed.len()), failed })
+    }
+}
+
+/// Takes every chain of ours out of the tables, where there are such tables.
+pub fn remove_all() -> Result<(), DataplaneError> {
+    if !tables::installed() {
+        return Ok(());
+    }
+    let mut iptables = Iptables::open()?;
+    let held = iptables.read()?;
+    let removals = held.frontends.keys().copied().collect();
+    iptables.carry_out(
+        Plan { host: Some(Host::default()), removals, sweep: true, ..Plan::default() },
+        &mut Vec::new(),
+    )
+}
+
+/// A trailing `+` would stand for every link that begins so.
+fn nameable(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
+    !name.is_empty() && !name.starts_with('-') && name.chars().all(plain)
+}
