@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Plan};
+use crate::sockets::Translation;
 use crate::stale::Targets;
 use crate::status::DropCount;
 
@@ -34,10 +35,22 @@ pub trait Dataplane: Send {
         Ok(0)
     }
 
+    /// The table of the sockets that it translated, where it translates at sockets. It may be asked at any time, from
+    /// any thread.
+    fn sockets(&self) -> Option<Box<dyn SocketTable>> {
+        None
+    }
+
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount> {
         Vec::new()
     }
+}
+
+/// Sockets of this node that were sent to a backend when they connected.
+pub trait SocketTable: Send {
+    /// All that are connected.
+    fn translated(&self) -> Result<Vec<Translation>, DataplaneError>;
 }
 
 /// What came of a plan.
