@@ -1,11 +1,13 @@
 //! What the proxy of a node is told when it starts.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::conntrack::Conntrack;
 use crate::{Reporter, StatusHandle};
 
 /// Which backend programs the kernel.
@@ -18,6 +20,23 @@ pub enum Mode {
     Ebpf,
     /// In memory only: decides everything and programs nothing. For trying out and for tests.
     Fake,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    /// Reads the name that flags and configuration files use.
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, mode)| *mode).ok_or_else(|| {
+            let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
+            format!("there is no such mode; want one of {}", names.join(", "))
+        })
+    }
+}
+
+impl Mode {
+    /// The modes by the names that flags and configuration files use.
+    pub const NAMES: &[(&str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
 }
 
 /// The configuration of one node's proxy.
@@ -44,6 +63,8 @@ pub struct ProxyConfig {
     pub resync_interval: Duration,
     /// The least time between two syncs.
     pub min_sync_interval: Duration,
+    /// The kernel's connection tracking is set so. `None`: it is left alone.
+    pub conntrack: Option<Conntrack>,
     /// Who is told what operators should know about a Service.
     pub reporter: Option<Arc<dyn Reporter>>,
     /// Where the proxy reports how it is doing; keep a clone to read it.
@@ -64,6 +85,7 @@ impl ProxyConfig {
             announce_load_balancers: true,
             resync_interval: Duration::from_secs(30),
             min_sync_interval: Duration::from_millis(1),
+            conntrack: None,
             reporter: None,
             status: StatusHandle::default(),
         }

@@ -8,11 +8,13 @@
 
 pub mod announce;
 mod config;
+pub mod conntrack;
 pub mod dataplane;
 pub mod desired;
 mod error;
 pub mod frontend;
 pub mod health;
+pub mod kube_proxy;
 pub mod links;
 mod metrics;
 mod notices;
@@ -31,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Mode, ProxyConfig};
 pub use error::ProxyError;
 pub use metrics::Metrics;
-pub use notices::{Notice, Reporter};
+pub use notices::{Allowance, Notice, Reporter};
 pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status, StatusHandle};
 
 use dataplane::Dataplane;
@@ -47,6 +49,9 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
     let dataplane = open(&config).await?;
+    if let Some(conntrack) = config.conntrack {
+        conntrack.apply();
+    }
     tracing::info!(mode = dataplane.name(), node = config.node_name, "serving Services");
     let mut parts = tokio::task::JoinSet::new();
     let health = health::run(

@@ -54,13 +54,39 @@ const REMEMBERED_MAX: usize = 4096;
 pub(crate) struct Notices {
     reporter: Option<Arc<dyn Reporter>>,
     said: HashMap<(ServiceKey, &'static str), (String, Instant)>,
+    allowance: Allowance,
+}
+
+/// How much may be said: 25 things at once, then one every ten seconds.
+#[derive(Debug)]
+pub struct Allowance {
     tokens: u32,
     refilled: Instant,
 }
 
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { tokens: BURST, refilled: Instant::now() }
+    }
+}
+
+impl Allowance {
+    /// Whether one more thing may be said.
+    pub fn take(&mut self) -> bool {
+        let due = self.refilled.elapsed().as_secs() / REFILL.as_secs();
+        if due > 0 {
+            self.tokens = self.tokens.saturating_add(u32::try_from(due).unwrap_or(u32::MAX)).min(BURST);
+            self.refilled = Instant::now();
+        }
+        let left = self.tokens.checked_sub(1);
+        self.tokens = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
 impl Notices {
     pub(crate) fn new(reporter: Option<Arc<dyn Reporter>>) -> Self {
-        Self { reporter, said: HashMap::new(), tokens: BURST, refilled: Instant::now() }
+        Self { reporter, said: HashMap::new(), allowance: Allowance::default() }
     }
 
     /// Says `message` about the Service or pod that `owner` stands for.
@@ -74,7 +100,7 @@ impl Notices {
         let Some(reporter) = self.reporter.clone() else { return };
         let key = (owner.clone(), reason);
         let lately = |(said, at): &(String, Instant)| *said == message && at.elapsed() < AGAIN_AFTER;
-        if self.said.get(&key).is_some_and(lately) || !self.take_token() {
+        if self.said.get(&key).is_some_and(lately) || !self.allowance.take() {
             return;
         }
         if self.said.len() >= REMEMBERED_MAX {
@@ -111,17 +137,6 @@ impl Notices {
                 self.warn(snapshot, loser, CONFLICT, message);
             }
         }
-    }
-
-    fn take_token(&mut self) -> bool {
-        let due = self.refilled.elapsed().as_secs() / REFILL.as_secs();
-        if due > 0 {
-            self.tokens = self.tokens.saturating_add(u32::try_from(due).unwrap_or(u32::MAX)).min(BURST);
-            self.refilled = Instant::now();
-        }
-        let left = self.tokens.checked_sub(1);
-        self.tokens = left.unwrap_or(0);
-        left.is_some()
     }
 }
 

@@ -115,11 +115,15 @@ impl StatusHandle {
         crate::desired::services_of(&desired)
     }
 
-    /// The first sync is done and no later one is stuck: what /healthz and /livez tell.
+    /// The first sync is done and no later one is stuck: what /healthz tells, together with the node's own fate.
     pub fn healthy(&self) -> bool {
-        self.with(|inner| {
-            inner.status.synced && inner.pending_since.is_none_or(|since| since.elapsed() < UNHEALTHY_AFTER)
-        })
+        self.status().synced && self.alive()
+    }
+
+    /// No sync is stuck: what /livez tells. A proxy that waits for its first lists is alive; starting it anew would not
+    /// bring them any sooner.
+    pub fn alive(&self) -> bool {
+        self.with(|inner| inner.pending_since.is_none_or(|since| since.elapsed() < UNHEALTHY_AFTER))
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
