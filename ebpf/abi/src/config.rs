@@ -2,6 +2,14 @@
 
 use crate::Addr;
 
+/// [`Config::flags`]: packets and bytes are counted per service and backend.
+pub const CONFIG_STATS: u32 = 1;
+/// [`Config::flags`]: encapsulated requests of other nodes are accepted (direct server return).
+pub const CONFIG_DSR: u32 = 1 << 1;
+
+/// Answers to refused packets per second and CPU, if [`Config::rejects_per_s`] is 0.
+pub const REJECTS_PER_S: u32 = 10_000;
+
 /// The only element of the config map. All zero (as created) means: no source NAT, no bind protection.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,6 +18,14 @@ pub struct Config {
     pub node_v4: Addr,
     /// The same for IPv6.
     pub node_v6: Addr,
+    /// The cluster's IPv4 pods: network and mask. Packets that a pod sends there need no look-up. All zero: unknown.
+    pub pods_v4: Addr,
+    /// See [`Config::pods_v4`]; the first 96 bits are set.
+    pub pods_v4_mask: Addr,
+    /// The same for IPv6.
+    pub pods_v6: Addr,
+    /// See [`Config::pods_v6`].
+    pub pods_v6_mask: Addr,
     /// Cookie of the node's network namespace; 0: unknown, nothing is treated as the host's own.
     pub netns_cookie: u64,
     /// First port of source NAT, host byte order.
@@ -18,6 +34,27 @@ pub struct Config {
     pub snat_port_max: u16,
     /// Additional flags of `bpf_l4_csum_replace` for IPv6 (`BPF_F_IPV6` where the kernel knows it).
     pub csum_flags_v6: u32,
+    /// `CONFIG_*`.
+    pub flags: u32,
+    /// Answers to refused packets per second and CPU; 0: [`REJECTS_PER_S`].
+    pub rejects_per_s: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 48);
+impl Config {
+    /// Whether an address is known to be a pod's.
+    #[inline(always)]
+    pub const fn is_pod(&self, addr: &Addr) -> bool {
+        if addr.is_v4() {
+            let mask = self.pods_v4_mask.words[3];
+            return mask != 0 && addr.words[3] & mask == self.pods_v4.words[3];
+        }
+        let (net, mask) = (&self.pods_v6.words, &self.pods_v6_mask.words);
+        mask[0] != 0
+            && addr.words[0] & mask[0] == net[0]
+            && addr.words[1] & mask[1] == net[1]
+            && addr.words[2] & mask[2] == net[2]
+            && addr.words[3] & mask[3] == net[3]
+    }
+}
+
+const _: () = assert!(size_of::<Config>() == 120);

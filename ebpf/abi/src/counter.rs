@@ -63,6 +63,16 @@ counters! {
     RewriteFailed = "rewrite_failed",
     /// Drop: a slice was replaced twice while a program read it.
     StaleSlice = "stale_slice",
+    /// Packets encapsulated for a backend's node.
+    DsrSent = "dsr_sent",
+    /// Encapsulated packets unpacked for a backend on this node.
+    DsrReceived = "dsr_received",
+    /// Pings answered for a service's address.
+    EchoAnswered = "echo_answered",
+    /// Not dropped: traffic of a backend for which there was no room to count.
+    StatsFull = "stats_full",
+    /// Drop: refused without an answer, for too many were given in this second.
+    RejectLimited = "reject_limited",
 }
 
 /// Number of slots of the counter map, with room to grow.
@@ -85,7 +95,11 @@ impl DropReason {
             | Counter::IcmpTranslated
             | Counter::FlowCreated
             | Counter::SnatCollision
-            | Counter::SocketMapFull => None,
+            | Counter::SocketMapFull
+            | Counter::DsrSent
+            | Counter::DsrReceived
+            | Counter::EchoAnswered
+            | Counter::StatsFull => None,
             reason => Some(Self(reason)),
         }
     }

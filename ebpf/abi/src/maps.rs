@@ -2,9 +2,11 @@
 //! another name, and never reads what it does not understand.
 
 /// Frontends: [`crate::ServiceKey`] -> [`crate::Service`], hash. Written by user space.
-pub const SERVICES: &str = "sw_services_1";
+pub const SERVICES: &str = "sw_services_2";
 /// Backend slices: index -> [`crate::Backend`], array. Written by user space.
 pub const BACKENDS: &str = "sw_backends_1";
+/// Maglev tables: index -> [`crate::MaglevChunk`], array. Written by user space.
+pub const MAGLEV: &str = "sw_maglev_1";
 /// Admitted sources: [`crate::SourceRangeKey`] -> 1 (u32), LPM trie. Written by user space.
 pub const SOURCE_RANGES: &str = "sw_src_range_1";
 /// Session affinity: [`crate::AffinityKey`] -> [`crate::AffinityValue`], LRU.
@@ -17,28 +19,34 @@ pub const FLOWS: &str = "sw_flows_1";
 pub const FRAGMENTS: &str = "sw_fragments_1";
 /// Counters: [`crate::Counter`] -> u64, per-CPU array.
 pub const COUNTERS: &str = "sw_counters_1";
+/// Traffic: [`crate::StatsKey`] -> [`crate::Stats`], per-CPU hash.
+pub const STATS: &str = "sw_stats_1";
 /// The node: 0 -> [`crate::Config`], array. Written by user space.
-pub const CONFIG: &str = "sw_config_1";
+pub const CONFIG: &str = "sw_config_2";
 
 /// All maps that are pinned.
-pub const ALL: [&str; 9] =
-    [SERVICES, BACKENDS, SOURCE_RANGES, AFFINITY, SOCKETS, FLOWS, FRAGMENTS, COUNTERS, CONFIG];
+pub const ALL: [&str; 11] =
+    [SERVICES, BACKENDS, MAGLEV, SOURCE_RANGES, AFFINITY, SOCKETS, FLOWS, FRAGMENTS, COUNTERS, STATS, CONFIG];
 
-/// Entries that a map takes unless the user says otherwise. Hashes that user space writes are not preallocated; the
-/// array and the LRU maps take their memory at once (about 30 MB with these).
+/// Entries that a map takes unless the user says otherwise. What user space writes begins small and is exchanged for
+/// a larger map when it fills; the LRU maps take their memory at once (about 24 MB with these).
 pub mod capacity {
     /// Frontends, both scopes.
-    pub const SERVICES: u32 = 262_144;
-    /// Backends of all slices together, twice over so that every slice can be replaced at the same time.
-    pub const BACKENDS: u32 = 262_144;
+    pub const SERVICES: u32 = 16_384;
+    /// Backends of all slices together, with room for new slices beside those that they replace.
+    pub const BACKENDS: u32 = 16_384;
+    /// Chunks of Maglev tables.
+    pub const MAGLEV: u32 = 512;
     /// Source ranges.
-    pub const SOURCE_RANGES: u32 = 65_536;
+    pub const SOURCE_RANGES: u32 = 16_384;
     /// Clients of services with session affinity.
     pub const AFFINITY: u32 = 32_768;
     /// Sockets.
     pub const SOCKETS: u32 = 65_536;
     /// Connections; each takes two entries.
     pub const FLOWS: u32 = 131_072;
+    /// Backends whose traffic is counted. Elements are allocated as they come.
+    pub const STATS: u32 = 65_536;
     /// Fragmented datagrams on their way.
     pub const FRAGMENTS: u32 = 8_192;
 }

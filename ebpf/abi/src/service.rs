@@ -19,6 +19,11 @@ pub const SERVICE_DROP_WHEN_EMPTY: u32 = 1 << 1;
 pub const SERVICE_NODE_PORT: u32 = 1 << 2;
 /// [`Service::flags`]: only sockets of the node's own network namespace see it (a NodePort on localhost).
 pub const SERVICE_HOST_ONLY: u32 = 1 << 3;
+/// [`Service::flags`]: packets for a backend on another node are encapsulated and sent there as they came; that node
+/// answers the client itself (direct server return, external scope).
+pub const SERVICE_DSR: u32 = 1 << 4;
+/// [`Service::flags`], of an entry for every port of an address: it answers pings and does nothing else.
+pub const SERVICE_ECHO: u32 = 1 << 5;
 
 /// A frontend.
 ///
@@ -55,6 +60,22 @@ pub struct Service {
     pub affinity_timeout_s: u32,
     /// Changes with every rewrite; for user space, which reads it back.
     pub generation: u32,
+    /// First chunk of the service's table in the Maglev array.
+    pub maglev_base: u32,
+    /// Slots of that table; 0: it has none, backends are chosen by the hash alone.
+    pub maglev_size: u32,
+}
+
+/// Slots that a [`MaglevChunk`] holds; a power of two, so that the verifier sees that an index is within.
+pub const CHUNK_SLOTS: u32 = 32;
+
+/// An element of the Maglev array: a piece of a service's table. A slot is a position in the service's slice. There is
+/// no owner in it: who reads a table that is being replaced finds a backend of its own service all the same.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MaglevChunk {
+    /// The slots.
+    pub slots: [u16; CHUNK_SLOTS as usize],
 }
 
 /// [`Backend::flags`]: runs on this node: packets keep the client's address.
@@ -90,7 +111,8 @@ pub struct SourceRangeKey {
 
 const _: () = {
     assert!(size_of::<ServiceKey>() == 24);
-    assert!(size_of::<Service>() == 24);
+    assert!(size_of::<Service>() == 32);
+    assert!(size_of::<MaglevChunk>() == 64);
     assert!(size_of::<Backend>() == 24);
     assert!(size_of::<SourceRangeKey>() == 24);
 };

@@ -1,5 +1,6 @@
 //! The loaded programs of one node: opened, attached, replaced, removed.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
@@ -8,137 +9,11 @@ use std::sync::Arc;
 
 use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use seaway_ebpf_abi::maps::{self as names, capacity};
-use thiserror::Error;
+use seaway_ebpf_abi::maps as names;
 
 use crate::kernel_maps::{KernelMap, KernelMaps, Maps};
 use crate::links::{self, Hook, Kind};
-use crate::{MapError, mounts, object, sys};
-
-/// How many entries the maps take. Applies to maps that are created; pinned ones keep their size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacities {
-    /// Frontends.
-    pub services: u32,
-    /// Backends of all slices.
-    pub backends: u32,
-    /// Source ranges.
-    pub source_ranges: u32,
-    /// Clients of services with session affinity.
-    pub affinity: u32,
-    /// Sockets.
-    pub sockets: u32,
-    /// Connection entries, two per connection.
-    pub flows: u32,
-    /// Fragmented datagrams.
-    pub fragments: u32,
-}
-
-impl Default for Capacities {
-    fn default() -> Self {
-        Self {
-            services: capacity::SERVICES,
-            backends: capacity::BACKENDS,
-            source_ranges: capacity::SOURCE_RANGES,
-            affinity: capacity::AFFINITY,
-            sockets: capacity::SOCKETS,
-            flows: capacity::FLOWS,
-            fragments: capacity::FRAGMENTS,
-        }
-    }
-}
-
-impl Capacities {
-    fn entries(&self) -> [(&'static str, u32); 7] {
-        [
-            (names::SERVICES, self.services),
-            (names::BACKENDS, self.backends),
-            (names::SOURCE_RANGES, self.source_ranges),
-            (names::AFFINITY, self.affinity),
-            (names::SOCKETS, self.sockets),
-            (names::FLOWS, self.flows),
-            (names::FRAGMENTS, self.fragments),
-        ]
-    }
-}
-
-/// What went wrong while loading or attaching.
-#[derive(Debug, Error)]
-pub enum LoadError {
-    /// A file or directory operation failed.
-    #[error("cannot {op} {}", path.display())]
-    Io {
-        /// What was tried.
-        op: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The answer.
-        #[source]
-        source: io::Error,
-    },
-    /// No cgroup2 hierarchy.
-    #[error("no cgroup2 hierarchy is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified")]
-    NoCgroup2,
-    /// The object could not be loaded: too old a kernel, a lack of privilege (CAP_BPF, CAP_NET_ADMIN), or maps of
-    /// another shape under our names.
-    #[error("cannot load the eBPF object with maps at {}", bpffs.display())]
-    Object {
-        /// Where the maps are pinned.
-        bpffs: PathBuf,
-        /// aya's answer.
-        #[source]
-        source: Box<aya::EbpfError>,
-    },
-    /// The object lacks a program or map, or it is of another type.
-    #[error("the eBPF object has no {kind} {name:?}")]
-    Missing {
-        /// "program" or "map".
-        kind: &'static str,
-        /// Its name.
-        name: &'static str,
-    },
-    /// The kernel refused a program.
-    #[error("cannot load program {program}")]
-    Program {
-        /// Its name.
-        program: &'static str,
-        /// aya's answer, with the verifier's log.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach {program} to {target}")]
-    Attach {
-        /// The program.
-        program: &'static str,
-        /// The cgroup's path, or the device's name.
-        target: String,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// The network namespace would not tell its cookie.
-    #[error("cannot read the network namespace's cookie (SO_NETNS_COOKIE)")]
-    NetnsCookie(#[source] io::Error),
-    /// A packet could not be run through a program.
-    #[error("cannot run a packet through {program}")]
-    Run {
-        /// The program.
-        program: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// A map operation failed.
-    #[error(transparent)]
-    Map(#[from] MapError),
-}
-
-impl LoadError {
-    pub(crate) fn io(op: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { op, path: path.into(), source }
-    }
-}
+use crate::{Capacities, LoadError, exchange, migrate, mounts, object, sys};
 
 /// Where a program is attached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,9 +50,13 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct Dataplane {
     bpffs: PathBuf,
+    object: Cow<'static, [u8]>,
     ebpf: Ebpf,
     maps: KernelMaps,
 }
+
+/// Where each map is pinned.
+type Pins<'a> = &'a dyn Fn(&'static str) -> PathBuf;
 
 impl Dataplane {
     /// Mounts a BPF file system if there is none above `bpffs`, adopts or creates the maps that are pinned there, and
@@ -187,32 +66,65 @@ impl Dataplane {
     /// Without privilege (root, or CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN for the mount), on kernels
     /// before 6.6 (tcx), and when `bpffs` cannot be a BPF file system.
     pub fn open(bpffs: &Path, capacities: &Capacities) -> Result<Self, LoadError> {
-        Self::open_object(bpffs, capacities, object::EMBEDDED)
+        Self::open_with(bpffs, capacities, Cow::Borrowed(object::EMBEDDED))
     }
 
     /// [`Dataplane::open`] with an object other than the one that this crate carries.
     pub fn open_object(bpffs: &Path, capacities: &Capacities, object: &[u8]) -> Result<Self, LoadError> {
+        Self::open_with(bpffs, capacities, Cow::Owned(object.to_vec()))
+    }
+
+    fn open_with(
+        bpffs: &Path,
+        capacities: &Capacities,
+        object: Cow<'static, [u8]>,
+    ) -> Result<Self, LoadError> {
         mounts::ensure_bpffs(bpffs)?;
         let pins = bpffs.join("maps");
         for directory in [&pins, &bpffs.join("links")] {
             std::fs::create_dir_all(directory).map_err(|e| LoadError::io("create", directory, e))?;
         }
-        let mut loader = EbpfLoader::new();
-        for (name, entries) in capacities.entries() {
-            loader.map_max_entries(name, entries);
+        exchange::discard(&pins)?;
+        let former = migrate::Former::find(&pins)?;
+        let capacities = former.at_least(capacities);
+        let pin = |name: &'static str| pins.join(name);
+        let ebpf = load(bpffs, &capacities, &object, &pin)?;
+        let maps = open_maps(&pin)?;
+        let carried = former.convert(&maps)?;
+        maps.note_kernel()?;
+        if carried {
+            // Whoever is attached goes over to the new maps; then nobody needs the former ones.
+            links::update_all(bpffs, &|hook| program_fd(&ebpf, hook))?;
+            former.remove()?;
         }
-        for name in names::ALL {
-            loader.map_pin_path(name, pins.join(name));
+        Ok(Self { bpffs: bpffs.into(), object, ebpf, maps: KernelMaps::new(Arc::new(maps)) })
+    }
+
+    /// Exchanges the maps that user space writes for ones with at least so many entries, where they have fewer:
+    /// larger ones are made and filled, programs loaded against them and put in place link by link. Every look-up
+    /// finds what it would have found; whoever holds [`KernelMaps`] writes to the new ones afterwards. Nobody may
+    /// write meanwhile. Connections, sockets and affinities stay. False: all were large enough.
+    ///
+    /// # Errors
+    /// The former maps then stay in use.
+    pub fn grow(&mut self, wanted: &Capacities) -> Result<bool, LoadError> {
+        let pins = self.bpffs.join("maps");
+        let now = self.maps.now();
+        exchange::discard(&pins)?;
+        let grown = exchange::enlarge(&pins, &now, wanted)?;
+        if grown.is_empty() {
+            return Ok(false);
         }
-        let mut ebpf = loader
-            .load(object)
-            .map_err(|source| LoadError::Object { bpffs: bpffs.into(), source: Box::new(source) })?;
-        for hook in Hook::ALL {
-            load_program(&mut ebpf, &hook)?;
-        }
-        let maps = KernelMaps { maps: Arc::new(open_maps(&pins)?) };
-        maps.maps.note_kernel()?;
-        Ok(Self { bpffs: bpffs.into(), ebpf, maps })
+        let pin = |name: &'static str| {
+            if grown.contains(&name) { exchange::fresh(&pins, name) } else { pins.join(name) }
+        };
+        let ebpf = load(&self.bpffs, wanted, &self.object, &pin)?;
+        let maps = open_maps(&pin)?;
+        links::update_all(&self.bpffs, &|hook| program_fd(&ebpf, hook))?;
+        self.ebpf = ebpf;
+        self.maps.exchange(Arc::new(maps));
+        exchange::settle(&pins, &grown)?;
+        Ok(true)
     }
 
     /// The maps. May be cloned and sent to another thread.
@@ -288,6 +200,24 @@ impl Dataplane {
     }
 }
 
+/// Creates the maps that are not pinned yet, and loads the programs.
+fn load(bpffs: &Path, capacities: &Capacities, object: &[u8], pin: Pins<'_>) -> Result<Ebpf, LoadError> {
+    let mut loader = EbpfLoader::new();
+    for (name, entries) in capacities.entries() {
+        loader.map_max_entries(name, entries);
+    }
+    for name in names::ALL {
+        loader.map_pin_path(name, pin(name));
+    }
+    let mut ebpf = loader
+        .load(object)
+        .map_err(|source| LoadError::Object { bpffs: bpffs.into(), source: Box::new(source) })?;
+    for hook in Hook::ALL {
+        load_program(&mut ebpf, &hook)?;
+    }
+    Ok(ebpf)
+}
+
 /// Loads a program. The verifier gives up when a signal comes (a child of the agent ends, say): then it is asked again.
 fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
     const ATTEMPTS: usize = 20;
@@ -327,13 +257,8 @@ fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, LoadErr
 }
 
 /// Opens the maps by their pins, where the loader has put or found them.
-fn open_maps(pins: &Path) -> Result<Maps, LoadError> {
-    let open = |name: &'static str| {
-        let path = pins.join(name);
-        let fd = sys::open_pin(&path).map_err(|e| LoadError::io("open", &path, e))?;
-        let capacity = sys::map_capacity(fd.as_fd()).map_err(|e| LoadError::io("inspect", &path, e))?;
-        Ok::<_, LoadError>(KernelMap { fd, name, capacity })
-    };
+fn open_maps(pin: Pins<'_>) -> Result<Maps, LoadError> {
+    let open = |name: &'static str| KernelMap::open(&pin(name), name);
     let cpus = aya::util::nr_cpus().map_err(|(path, e)| LoadError::Io {
         op: "read",
         path: path.into(),
@@ -342,12 +267,14 @@ fn open_maps(pins: &Path) -> Result<Maps, LoadError> {
     Ok(Maps {
         services: open(names::SERVICES)?,
         backends: open(names::BACKENDS)?,
+        maglev: open(names::MAGLEV)?,
         source_ranges: open(names::SOURCE_RANGES)?,
         affinity: open(names::AFFINITY)?,
         sockets: open(names::SOCKETS)?,
         flows: open(names::FLOWS)?,
         fragments: open(names::FRAGMENTS)?,
         counters: open(names::COUNTERS)?,
+        stats: open(names::STATS)?,
         config: open(names::CONFIG)?,
         cpus,
         csum_flags_v6: csum_flags_v6(),

@@ -124,6 +124,15 @@ pub struct ServiceEntry {
     pub node_port: bool,
     /// Only for sockets of the node's own network namespace: NodePorts at loopback addresses.
     pub host_only: bool,
+    /// Packets for backends on other nodes go there encapsulated, and those answer the client themselves
+    /// ([`Scope::External`] only). Their nodes need the same service, and [`crate::NodeConfig::dsr`].
+    pub dsr: bool,
+    /// Pings of the address are answered ([`Frontend::any_port`] with [`Scope::External`] only, and nothing else).
+    pub echo: bool,
+    /// Where its Maglev table begins ([`crate::ServiceMaps::put_maglev`]).
+    pub maglev_base: u32,
+    /// How many slots that table has; 0: backends are chosen without one.
+    pub maglev_size: u32,
 }
 
 impl ServiceEntry {
@@ -137,9 +146,13 @@ impl ServiceEntry {
             flags: flag(self.source_ranges, abi::SERVICE_SOURCE_RANGES)
                 | flag(self.drop_when_empty, abi::SERVICE_DROP_WHEN_EMPTY)
                 | flag(self.node_port, abi::SERVICE_NODE_PORT)
-                | flag(self.host_only, abi::SERVICE_HOST_ONLY),
+                | flag(self.host_only, abi::SERVICE_HOST_ONLY)
+                | flag(self.dsr, abi::SERVICE_DSR)
+                | flag(self.echo, abi::SERVICE_ECHO),
             affinity_timeout_s: u32::try_from(timeout).unwrap_or(u32::MAX),
             generation: self.generation,
+            maglev_base: self.maglev_base,
+            maglev_size: self.maglev_size,
         }
     }
 
@@ -156,6 +169,10 @@ impl ServiceEntry {
             drop_when_empty: flag(abi::SERVICE_DROP_WHEN_EMPTY),
             node_port: flag(abi::SERVICE_NODE_PORT),
             host_only: flag(abi::SERVICE_HOST_ONLY),
+            dsr: flag(abi::SERVICE_DSR),
+            echo: flag(abi::SERVICE_ECHO),
+            maglev_base: value.maglev_base,
+            maglev_size: value.maglev_size,
         }
     }
 }
@@ -383,55 +400,6 @@ impl Affinity {
     }
 }
 
-/// What the programs have to know about the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeConfig {
-    /// The node's IPv4 address that remote backends see. Without one, IPv4 services have no remote backends.
-    pub node_v4: Option<std::net::Ipv4Addr>,
-    /// The same for IPv6.
-    pub node_v6: Option<std::net::Ipv6Addr>,
-    /// Ports of source NAT. Keep NodePorts, reserved ports and the node's ephemeral ports
-    /// (`net.ipv4.ip_local_port_range`) out of it.
-    pub snat_ports: std::ops::RangeInclusive<u16>,
-    /// Cookie of the node's network namespace ([`crate::netns_cookie`]); 0: no NodePort is protected from binds, and
-    /// host-only services are served to nobody.
-    pub netns_cookie: u64,
-}
-
-impl Default for NodeConfig {
-    fn default() -> Self {
-        Self { node_v4: None, node_v6: None, snat_ports: 1024..=29_999, netns_cookie: 0 }
-    }
-}
-
-impl NodeConfig {
-    pub(crate) fn value(&self, csum_flags_v6: u32) -> abi::Config {
-        abi::Config {
-            node_v4: self.node_v4.map_or(abi::Addr::NONE, |addr| IpAddr::V4(addr).into()),
-            node_v6: self.node_v6.map_or(abi::Addr::NONE, |addr| IpAddr::V6(addr).into()),
-            netns_cookie: self.netns_cookie,
-            snat_port_min: *self.snat_ports.start(),
-            snat_port_max: *self.snat_ports.end(),
-            csum_flags_v6,
-        }
-    }
-
-    pub(crate) fn from_value(value: &abi::Config) -> Self {
-        Self {
-            node_v4: match value.node_v4.into() {
-                IpAddr::V4(addr) => Some(addr),
-                IpAddr::V6(_) => None,
-            },
-            node_v6: match value.node_v6.into() {
-                IpAddr::V6(addr) if !addr.is_unspecified() => Some(addr),
-                IpAddr::V4(_) | IpAddr::V6(_) => None,
-            },
-            snat_ports: value.snat_port_min..=value.snat_port_max,
-            netns_cookie: value.netns_cookie,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,7 +431,7 @@ mod tests {
         }
 
         #[test]
-        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 4]>()) {
+        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 6]>(), maglev in any::<[u32; 2]>()) {
             let entry = ServiceEntry {
                 id: numbers[0],
                 base: numbers[1],
@@ -474,6 +442,10 @@ mod tests {
                 drop_when_empty: flags[1],
                 node_port: flags[2],
                 host_only: flags[3],
+                dsr: flags[4],
+                echo: flags[5],
+                maglev_base: maglev[0],
+                maglev_size: maglev[1],
             };
             prop_assert_eq!(ServiceEntry::from_value(&entry.value()), entry);
         }
@@ -509,18 +481,5 @@ mod tests {
     fn a_fraction_of_an_affinity_timeout_counts_as_a_second() {
         let entry = ServiceEntry { affinity: Some(Duration::from_millis(1)), ..ServiceEntry::default() };
         assert_eq!(entry.value().affinity_timeout_s, 1);
-    }
-
-    #[test]
-    fn configurations_round_trip() {
-        let full = NodeConfig {
-            node_v4: Some([192, 168, 0, 1].into()),
-            node_v6: Some("fd01::1".parse().unwrap()),
-            snat_ports: 1024..=2000,
-            netns_cookie: 9,
-        };
-        for config in [full, NodeConfig::default()] {
-            assert_eq!(NodeConfig::from_value(&config.value(0)), config);
-        }
     }
 }

@@ -6,8 +6,8 @@ use seaway_ebpf_abi::maps as names;
 
 use crate::maps::check_slice;
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry,
-    ServiceMaps, SocketFlow, SourceRange,
+    Affinity, BackendEntry, Connection, Counter, Frontend, MaglevTable, MapError, MapUsage, NodeConfig,
+    ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// In-memory [`ServiceMaps`]. Connections, sockets and affinities are what the test puts there.
@@ -17,6 +17,8 @@ pub struct FakeMaps {
     pub services: BTreeMap<Frontend, ServiceEntry>,
     /// The backend array.
     pub backends: Vec<Option<BackendEntry>>,
+    /// The Maglev array.
+    pub maglev: Vec<Vec<u16>>,
     /// Source ranges as written.
     pub source_ranges: BTreeSet<SourceRange>,
     /// Connections that the programs would have remembered.
@@ -25,6 +27,8 @@ pub struct FakeMaps {
     pub socket_flows: Vec<SocketFlow>,
     /// Affinities that the programs would have remembered.
     pub affinities: Vec<Affinity>,
+    /// Traffic that the programs would have counted.
+    pub traffic: Vec<Traffic>,
     /// The configuration.
     pub config: NodeConfig,
     /// How many services fit.
@@ -39,10 +43,12 @@ impl FakeMaps {
         Self {
             services: BTreeMap::new(),
             backends: vec![None; backend_capacity as usize],
+            maglev: vec![Vec::new(); 1024],
             source_ranges: BTreeSet::new(),
             connections: Vec::new(),
             socket_flows: Vec::new(),
             affinities: Vec::new(),
+            traffic: Vec::new(),
             config: NodeConfig::default(),
             service_capacity,
             writes: 0,
@@ -56,6 +62,24 @@ impl FakeMaps {
         Some(
             self.backends.get(slice)?.iter().flatten().filter(|b| b.service == service.id).copied().collect(),
         )
+    }
+}
+
+impl FakeMaps {
+    /// Makes room, as an exchange for larger maps does.
+    pub fn grow(&mut self, services: u32, backends: u32, maglev: u32) {
+        self.service_capacity = self.service_capacity.max(services);
+        self.backends.resize(self.backends.len().max(backends as usize), None);
+        self.maglev.resize(self.maglev.len().max(maglev as usize), Vec::new());
+    }
+
+    /// The position in its slice that the service's Maglev table gives a hash, as a program would find it.
+    pub fn maglev_position(&self, service: &ServiceEntry, hash: u32) -> Option<u16> {
+        let slot = hash.checked_rem(service.maglev_size)?;
+        let chunk = service.maglev_base + slot / seaway_ebpf_abi::CHUNK_SLOTS;
+        let slots = self.maglev.get(chunk as usize)?;
+        let position = slots.get((slot % seaway_ebpf_abi::CHUNK_SLOTS) as usize)?;
+        (u32::from(*position) < service.count).then_some(*position)
     }
 }
 
@@ -104,6 +128,22 @@ impl ServiceMaps for FakeMaps {
             check_slice(*base, slice, self.backend_capacity(), names::BACKENDS)?;
             for (place, backend) in self.backends[*base as usize..].iter_mut().zip(slice) {
                 *place = Some(*backend);
+                self.writes += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn maglev_capacity(&self) -> u32 {
+        u32::try_from(self.maglev.len()).unwrap_or(u32::MAX)
+    }
+
+    fn put_maglev(&mut self, tables: &[MaglevTable]) -> Result<(), MapError> {
+        for table in tables {
+            table.check(self.maglev_capacity())?;
+            let chunks = table.slots.chunks(seaway_ebpf_abi::CHUNK_SLOTS as usize);
+            for (place, slots) in self.maglev[table.base as usize..].iter_mut().zip(chunks) {
+                *place = slots.to_vec();
                 self.writes += 1;
             }
         }
@@ -168,11 +208,21 @@ impl ServiceMaps for FakeMaps {
         Ok(Counter::ALL.iter().map(|counter| (*counter, 0)).collect())
     }
 
+    fn traffic(&self) -> Result<Vec<Traffic>, MapError> {
+        Ok(self.traffic.clone())
+    }
+
+    fn remove_traffic(&mut self, gone: &[Traffic]) -> Result<(), MapError> {
+        self.traffic.retain(|held| !gone.iter().any(|gone| gone.key() == held.key()));
+        Ok(())
+    }
+
     fn usage(&self) -> Result<Vec<MapUsage>, MapError> {
         let used = u32::try_from(self.services.len()).ok();
         Ok(vec![
             MapUsage { map: names::SERVICES, capacity: self.service_capacity, used },
             MapUsage { map: names::BACKENDS, capacity: self.backend_capacity(), used: None },
+            MapUsage { map: names::MAGLEV, capacity: self.maglev_capacity(), used: None },
         ])
     }
 }

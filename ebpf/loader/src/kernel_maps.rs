@@ -2,7 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use seaway_ebpf_abi as abi;
 use seaway_ebpf_abi::maps as names;
@@ -10,8 +11,8 @@ use seaway_ebpf_abi::maps as names;
 use crate::maps::check_slice;
 use crate::sys::{self, Plain};
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, MapError, MapUsage, NodeConfig, ServiceEntry,
-    ServiceMaps, SocketFlow, SourceRange,
+    Affinity, BackendEntry, Connection, Counter, Frontend, LoadError, MaglevTable, MapError, MapUsage,
+    NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// Elements per call.
@@ -27,22 +28,41 @@ pub(crate) struct KernelMap {
     pub(crate) capacity: u32,
 }
 
-/// The maps of one node in the kernel: the real [`ServiceMaps`]. Cloning shares them.
+/// The maps of one node in the kernel: the real [`ServiceMaps`]. Cloning shares them, and all clones go over to
+/// larger maps together ([`crate::Dataplane::grow`]).
 #[derive(Debug, Clone)]
 pub struct KernelMaps {
-    pub(crate) maps: Arc<Maps>,
+    maps: Arc<RwLock<Arc<Maps>>>,
+}
+
+impl KernelMaps {
+    pub(crate) fn new(maps: Arc<Maps>) -> Self {
+        Self { maps: Arc::new(RwLock::new(maps)) }
+    }
+
+    /// The maps as they are now.
+    pub(crate) fn now(&self) -> Arc<Maps> {
+        Arc::clone(&self.maps.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Exchanges them for all clones.
+    pub(crate) fn exchange(&self, maps: Arc<Maps>) {
+        *self.maps.write().unwrap_or_else(PoisonError::into_inner) = maps;
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Maps {
     pub(crate) services: KernelMap,
     pub(crate) backends: KernelMap,
+    pub(crate) maglev: KernelMap,
     pub(crate) source_ranges: KernelMap,
     pub(crate) affinity: KernelMap,
     pub(crate) sockets: KernelMap,
     pub(crate) flows: KernelMap,
     pub(crate) fragments: KernelMap,
     pub(crate) counters: KernelMap,
+    pub(crate) stats: KernelMap,
     pub(crate) config: KernelMap,
     /// Values of a per-CPU element.
     pub(crate) cpus: usize,
@@ -56,7 +76,23 @@ fn no_batch(e: &io::Error) -> bool {
 }
 
 impl KernelMap {
-    fn error(&self, op: &'static str, source: io::Error) -> MapError {
+    /// Opens a map by its pin.
+    pub(crate) fn open(path: &Path, name: &'static str) -> Result<Self, LoadError> {
+        let fd = sys::open_pin(path).map_err(|e| LoadError::io("open", path, e))?;
+        let shape = sys::map_shape(fd.as_fd()).map_err(|e| LoadError::io("inspect", path, e))?;
+        Ok(Self { fd, name, capacity: shape.capacity })
+    }
+
+    /// Creates an empty map that differs in its capacity only, and pins it.
+    pub(crate) fn create_alike(&self, path: &Path, capacity: u32) -> Result<Self, LoadError> {
+        let shape = sys::map_shape(self.fd.as_fd()).map_err(|e| self.error("inspect", e))?;
+        let shape = sys::MapShape { capacity, ..shape };
+        let fd = sys::create_map(self.name, shape).map_err(|e| self.error("create a larger", e))?;
+        sys::pin(fd.as_fd(), path).map_err(|e| LoadError::io("pin", path, e))?;
+        Ok(Self { fd, name: self.name, capacity })
+    }
+
+    pub(crate) fn error(&self, op: &'static str, source: io::Error) -> MapError {
         match source.raw_os_error() {
             Some(libc::E2BIG | libc::ENOSPC) if op == "write" => {
                 MapError::Full { map: self.name, capacity: self.capacity }
@@ -65,7 +101,7 @@ impl KernelMap {
         }
     }
 
-    fn put<K: Plain, V: Plain>(&self, keys: &[K], values: &[V]) -> Result<(), MapError> {
+    pub(crate) fn put<K: Plain, V: Plain>(&self, keys: &[K], values: &[V]) -> Result<(), MapError> {
         for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
             match sys::update_batch(self.fd.as_fd(), keys, values) {
                 Ok(()) => {}
@@ -100,7 +136,7 @@ impl KernelMap {
         Ok(())
     }
 
-    fn all<K: Plain, V: Plain>(&self, zero: (K, V)) -> Result<Vec<(K, V)>, MapError> {
+    pub(crate) fn all<K: Plain, V: Plain>(&self, zero: (K, V)) -> Result<Vec<(K, V)>, MapError> {
         let mut room = BATCH;
         let mut elements = Vec::new();
         let (mut start, mut end) = (None, sys::Position::default());
@@ -151,9 +187,9 @@ impl KernelMap {
     }
 }
 
-const NO_KEY: abi::ServiceKey =
+pub(crate) const NO_KEY: abi::ServiceKey =
     abi::ServiceKey { addr: abi::Addr::NONE, port_be: 0, proto: 0, scope: 0, pad: 0 };
-const NO_RANGE: abi::SourceRangeKey =
+pub(crate) const NO_RANGE: abi::SourceRangeKey =
     abi::SourceRangeKey { prefix_len: 0, service: 0, addr: abi::Addr::NONE };
 const NO_CLIENT: abi::AffinityKey = abi::AffinityKey { client: abi::Addr::NONE, service: 0, kind: 0 };
 const NO_SOCKET: abi::SocketKey =
@@ -200,21 +236,21 @@ impl Maps {
 
 impl ServiceMaps for KernelMaps {
     fn services(&self) -> Result<Vec<(Frontend, ServiceEntry)>, MapError> {
-        let elements = self.maps.services.all((NO_KEY, abi::Service::default()))?;
+        let elements = self.now().services.all((NO_KEY, abi::Service::default()))?;
         Ok(elements.iter().map(|(k, v)| (Frontend::from_key(k), ServiceEntry::from_value(v))).collect())
     }
 
     fn put_services(&mut self, entries: &[(Frontend, ServiceEntry)]) -> Result<(), MapError> {
         let (keys, values): (Vec<_>, Vec<_>) = entries.iter().map(|(f, e)| (f.key(), e.value())).unzip();
-        self.maps.services.put(&keys, &values)
+        self.now().services.put(&keys, &values)
     }
 
     fn remove_services(&mut self, frontends: &[Frontend]) -> Result<(), MapError> {
-        self.maps.services.remove(&frontends.iter().map(Frontend::key).collect::<Vec<_>>())
+        self.now().services.remove(&frontends.iter().map(Frontend::key).collect::<Vec<_>>())
     }
 
     fn backend_capacity(&self) -> u32 {
-        self.maps.backends.capacity
+        self.now().backends.capacity
     }
 
     fn backends(&self, base: u32, count: u32) -> Result<Vec<BackendEntry>, MapError> {
@@ -223,7 +259,7 @@ impl ServiceMaps for KernelMaps {
         if end > u64::from(capacity) {
             return Err(MapError::OutOfBounds { map: names::BACKENDS, base, end, capacity });
         }
-        Ok(self.maps.slice(base, count)?.iter().map(BackendEntry::from_value).collect())
+        Ok(self.now().slice(base, count)?.iter().map(BackendEntry::from_value).collect())
     }
 
     fn put_backends(&mut self, slices: &[(u32, Vec<BackendEntry>)]) -> Result<(), MapError> {
@@ -233,79 +269,118 @@ impl ServiceMaps for KernelMaps {
             keys.extend((*base..).take(slice.len()));
             values.extend(slice.iter().map(BackendEntry::value));
         }
-        self.maps.backends.put(&keys, &values)
+        self.now().backends.put(&keys, &values)
+    }
+
+    fn maglev_capacity(&self) -> u32 {
+        self.now().maglev.capacity
+    }
+
+    fn put_maglev(&mut self, tables: &[MaglevTable]) -> Result<(), MapError> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for table in tables {
+            table.check(self.maglev_capacity())?;
+            for (index, slots) in (table.base..).zip(table.slots.chunks(abi::CHUNK_SLOTS as usize)) {
+                let mut chunk = abi::MaglevChunk::default();
+                chunk.slots[..slots.len()].copy_from_slice(slots);
+                keys.push(index);
+                values.push(chunk);
+            }
+        }
+        self.now().maglev.put(&keys, &values)
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRange>, MapError> {
-        let elements = self.maps.source_ranges.all((NO_RANGE, 0_u32))?;
+        let elements = self.now().source_ranges.all((NO_RANGE, 0_u32))?;
         Ok(elements.iter().map(|(key, _)| SourceRange::from_key(key)).collect())
     }
 
     fn put_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError> {
         let keys: Vec<_> = ranges.iter().map(SourceRange::key).collect();
-        self.maps.source_ranges.put(&keys, &vec![1_u32; keys.len()])
+        self.now().source_ranges.put(&keys, &vec![1_u32; keys.len()])
     }
 
     fn remove_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError> {
-        self.maps.source_ranges.remove(&ranges.iter().map(SourceRange::key).collect::<Vec<_>>())
+        self.now().source_ranges.remove(&ranges.iter().map(SourceRange::key).collect::<Vec<_>>())
     }
 
     fn connections(&self) -> Result<Vec<Connection>, MapError> {
         let now = sys::monotonic_s();
-        let elements = self.maps.flows.all((abi::FlowTuple::default(), abi::FlowValue::default()))?;
+        let elements = self.now().flows.all((abi::FlowTuple::default(), abi::FlowValue::default()))?;
         Ok(elements.iter().filter_map(|(k, v)| Connection::from_element(k, v, now)).collect())
     }
 
     fn remove_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
-        self.maps.flows.remove(&connections.iter().map(Connection::tuple).collect::<Vec<_>>())
+        self.now().flows.remove(&connections.iter().map(Connection::tuple).collect::<Vec<_>>())
     }
 
     fn socket_flows(&self) -> Result<Vec<SocketFlow>, MapError> {
         let now = sys::monotonic_s();
-        let elements = self.maps.sockets.all((NO_SOCKET, abi::SocketValue::default()))?;
+        let elements = self.now().sockets.all((NO_SOCKET, abi::SocketValue::default()))?;
         Ok(elements.iter().filter_map(|(k, v)| SocketFlow::from_element(k, v, now)).collect())
     }
 
     fn remove_socket_flows(&mut self, flows: &[SocketFlow]) -> Result<(), MapError> {
-        self.maps.sockets.remove(&flows.iter().map(SocketFlow::key).collect::<Vec<_>>())
+        self.now().sockets.remove(&flows.iter().map(SocketFlow::key).collect::<Vec<_>>())
     }
 
     fn affinities(&self) -> Result<Vec<Affinity>, MapError> {
         let now = sys::monotonic_s();
-        let elements = self.maps.affinity.all((NO_CLIENT, abi::AffinityValue::default()))?;
+        let elements = self.now().affinity.all((NO_CLIENT, abi::AffinityValue::default()))?;
         Ok(elements.iter().map(|(k, v)| Affinity::from_element(k, v, now)).collect())
     }
 
     fn remove_affinities(&mut self, affinities: &[Affinity]) -> Result<(), MapError> {
-        self.maps.affinity.remove(&affinities.iter().map(Affinity::key).collect::<Vec<_>>())
+        self.now().affinity.remove(&affinities.iter().map(Affinity::key).collect::<Vec<_>>())
     }
 
     fn config(&self) -> Result<NodeConfig, MapError> {
-        Ok(NodeConfig::from_value(&self.maps.config.element(0, abi::Config::default())?))
+        Ok(NodeConfig::from_value(&self.now().config.element(0, abi::Config::default())?))
     }
 
     fn set_config(&mut self, config: &NodeConfig) -> Result<(), MapError> {
-        self.maps.config.put(&[0_u32], &[config.value(self.maps.csum_flags_v6)])
+        self.now().config.put(&[0_u32], &[config.value(self.now().csum_flags_v6)])
     }
 
     fn counters(&self) -> Result<Vec<(Counter, u64)>, MapError> {
-        let map = &self.maps.counters;
-        let mut per_cpu = vec![0_u64; self.maps.cpus];
+        let maps = self.now();
+        let map = &maps.counters;
+        let mut per_cpu = vec![0_u64; maps.cpus];
         let mut counters = Vec::with_capacity(Counter::ALL.len());
         for counter in Counter::ALL {
-            sys::lookup_per_cpu(map.fd.as_fd(), *counter as u32, &mut per_cpu)
+            sys::lookup_per_cpu(map.fd.as_fd(), &(*counter as u32), &mut per_cpu)
                 .map_err(|e| map.error("read", e))?;
             counters.push((*counter, per_cpu.iter().sum()));
         }
         Ok(counters)
     }
 
+    fn traffic(&self) -> Result<Vec<Traffic>, MapError> {
+        let maps = self.now();
+        let map = &maps.stats;
+        let mut per_cpu = vec![abi::Stats::default(); maps.cpus];
+        let (mut key, mut next) = (None, abi::StatsKey::default());
+        let mut traffic = Vec::new();
+        while sys::next_key(map.fd.as_fd(), key.as_ref(), &mut next).map_err(|e| map.error("read", e))? {
+            if sys::lookup_per_cpu(map.fd.as_fd(), &next, &mut per_cpu).map_err(|e| map.error("read", e))? {
+                traffic.push(Traffic::new(&next, &per_cpu));
+            }
+            key = Some(next);
+        }
+        Ok(traffic)
+    }
+
+    fn remove_traffic(&mut self, gone: &[Traffic]) -> Result<(), MapError> {
+        self.now().stats.remove(&gone.iter().map(Traffic::key).collect::<Vec<_>>())
+    }
+
     fn usage(&self) -> Result<Vec<MapUsage>, MapError> {
-        let maps = &self.maps;
-        let backends = &maps.backends;
+        let maps = self.now();
+        let (backends, maglev) = (&maps.backends, &maps.maglev);
         Ok(vec![
             maps.services.count((NO_KEY, abi::Service::default()))?,
             MapUsage { map: backends.name, capacity: backends.capacity, used: None },
+            MapUsage { map: maglev.name, capacity: maglev.capacity, used: None },
             maps.source_ranges.count((NO_RANGE, 0_u32))?,
             maps.affinity.count((NO_CLIENT, abi::AffinityValue::default()))?,
             maps.sockets.count((NO_SOCKET, abi::SocketValue::default()))?,

@@ -10,7 +10,8 @@
 //!
 //! The programs may run between any two writes. User space therefore writes, with [`ServiceMaps`]:
 //! 1. source ranges of new services ([`ServiceMaps::put_source_ranges`]),
-//! 2. new backend slices to *unused* places of the array ([`ServiceMaps::put_backends`]),
+//! 2. new backend slices and Maglev tables to *unused* places of their arrays ([`ServiceMaps::put_backends`],
+//!    [`ServiceMaps::put_maglev`]),
 //! 3. services that point to them ([`ServiceMaps::put_services`]): the moment of the switch, one element each,
 //! 4. removals: services, then source ranges, then connections and sockets whose backend or service is gone: a flow
 //!    goes on as it began until it is forgotten ([`ServiceMaps::remove_connections`]), however the service changes.
@@ -20,25 +21,34 @@
 //! in it and look the service up again, but only once.
 #![allow(unsafe_code, reason = "bpf(2) and the byte view of map elements")]
 
+mod capacities;
 mod dataplane;
 mod entry;
+mod error;
+mod exchange;
 mod fake;
 mod kernel_maps;
 mod links;
+pub mod maglev;
 mod maps;
+mod migrate;
 mod mounts;
+mod node_config;
 mod object;
 mod sys;
+mod traffic;
 
-pub use dataplane::{
-    Attached, Capacities, Dataplane, Direction, LoadError, PacketRun, netns_cookie, remove_all,
-};
+pub use capacities::Capacities;
+pub use dataplane::{Attached, Dataplane, Direction, PacketRun, netns_cookie, remove_all};
 pub use entry::{
-    Affinity, AffinityClient, BackendEntry, Connection, Frontend, NodeConfig, Protocol, Scope, ServiceEntry,
-    SocketFlow, SourceRange,
+    Affinity, AffinityClient, BackendEntry, Connection, Frontend, Protocol, Scope, ServiceEntry, SocketFlow,
+    SourceRange,
 };
+pub use error::LoadError;
 pub use fake::FakeMaps;
 pub use kernel_maps::KernelMaps;
-pub use maps::{MapError, MapUsage, ServiceMaps};
+pub use maps::{MaglevTable, MapError, MapUsage, ServiceMaps, maglev_chunks};
 pub use mounts::cgroup2_mount;
+pub use node_config::NodeConfig;
 pub use seaway_ebpf_abi::{Counter, DropReason};
+pub use traffic::Traffic;

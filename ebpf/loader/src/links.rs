@@ -175,6 +175,26 @@ pub(crate) fn detach_cgroup(bpffs: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// Lets every link run the program of its name that `program` gives.
+pub(crate) fn update_all<'a>(
+    bpffs: &Path,
+    program: &dyn Fn(&Hook) -> Result<BorrowedFd<'a>, LoadError>,
+) -> Result<(), LoadError> {
+    let pins = pins(bpffs)?;
+    for hook in &Hook::ALL {
+        for pin in pins.iter().filter(|pin| pin.program == hook.program) {
+            let link = sys::open_pin(&pin.path).map_err(|e| LoadError::io("open", &pin.path, e))?;
+            match sys::update_link(link.as_fd(), program(hook)?) {
+                // Its cgroup or device is gone.
+                Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
+                Err(e) => return Err(LoadError::io("update", &pin.path, e)),
+                Ok(()) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What the pinned links are attached to; ones whose target is gone are left out.
 pub(crate) fn attached(bpffs: &Path) -> Result<Vec<Attached>, LoadError> {
     let mut attached = Vec::new();

@@ -2,10 +2,12 @@
 
 use std::io;
 
+use seaway_ebpf_abi::maps as names;
 use thiserror::Error;
 
 use crate::{
     Affinity, BackendEntry, Connection, Counter, Frontend, NodeConfig, ServiceEntry, SocketFlow, SourceRange,
+    Traffic,
 };
 
 /// What went wrong with a map.
@@ -20,7 +22,7 @@ pub enum MapError {
         capacity: u32,
     },
     /// A slice lies beyond the end of the array.
-    #[error("backends {base}..{end} lie beyond the end of map {map}: {capacity} entries; raise its capacity")]
+    #[error("elements {base}..{end} lie beyond the end of map {map}: {capacity} entries; raise its capacity")]
     OutOfBounds {
         /// The map's name.
         map: &'static str,
@@ -63,6 +65,31 @@ pub struct MapUsage {
     pub used: Option<u32>,
 }
 
+/// A service's Maglev table, to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaglevTable {
+    /// The first chunk.
+    pub base: u32,
+    /// Positions in the service's slice ([`crate::maglev::table`]).
+    pub slots: Vec<u16>,
+}
+
+impl MaglevTable {
+    pub(crate) fn check(&self, capacity: u32) -> Result<(), MapError> {
+        let size = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        let end = u64::from(self.base) + u64::from(maglev_chunks(size));
+        if end > u64::from(capacity) {
+            return Err(MapError::OutOfBounds { map: names::MAGLEV, base: self.base, end, capacity });
+        }
+        Ok(())
+    }
+}
+
+/// How many chunks a Maglev table of so many slots takes.
+pub const fn maglev_chunks(size: u32) -> u32 {
+    size.div_ceil(seaway_ebpf_abi::CHUNK_SLOTS)
+}
+
 /// The maps of a node. See the crate's head for the order in which they are to be written.
 ///
 /// Every `put_*` inserts or replaces and goes in batches; when one fails, an unknown part of the batch has been
@@ -81,6 +108,11 @@ pub trait ServiceMaps: Send {
     fn backends(&self, base: u32, count: u32) -> Result<Vec<BackendEntry>, MapError>;
     /// Writes slices: each is `(base, backends in ascending order of address and port)`.
     fn put_backends(&mut self, slices: &[(u32, Vec<BackendEntry>)]) -> Result<(), MapError>;
+
+    /// Number of chunks that Maglev tables may take: tables lie in `0..capacity`, [`maglev_chunks`] each.
+    fn maglev_capacity(&self) -> u32;
+    /// Writes Maglev tables to unused places of their array.
+    fn put_maglev(&mut self, tables: &[MaglevTable]) -> Result<(), MapError>;
 
     /// All source ranges.
     fn source_ranges(&self) -> Result<Vec<SourceRange>, MapError>;
@@ -111,6 +143,10 @@ pub trait ServiceMaps: Send {
 
     /// All counters, summed over CPUs.
     fn counters(&self) -> Result<Vec<(Counter, u64)>, MapError>;
+    /// Traffic by service and backend, summed over CPUs. Empty unless [`NodeConfig::stats`] is set.
+    fn traffic(&self) -> Result<Vec<Traffic>, MapError>;
+    /// Stops counting for backends that are gone: their elements are given back.
+    fn remove_traffic(&mut self, gone: &[Traffic]) -> Result<(), MapError>;
     /// How full each map is. Counts entries: not for every second.
     fn usage(&self) -> Result<Vec<MapUsage>, MapError>;
 }

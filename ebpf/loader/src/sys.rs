@@ -10,6 +10,7 @@ const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
 const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const MAP_CREATE: libc::c_int = 0;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_TEST_RUN: libc::c_int = 10;
@@ -54,6 +55,12 @@ unsafe impl Plain for seaway_ebpf_abi::FragmentKey {}
 unsafe impl Plain for seaway_ebpf_abi::FragmentValue {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::Config {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::MaglevChunk {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::StatsKey {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::Stats {}
 // SAFETY: a primitive.
 unsafe impl Plain for u32 {}
 // SAFETY: a primitive.
@@ -171,10 +178,14 @@ pub(crate) fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &m
     found(call(MAP_LOOKUP_ELEM, &mut attr))
 }
 
-/// Reads one element of a per-CPU map.
-pub(crate) fn lookup_per_cpu(map: BorrowedFd<'_>, key: u32, values: &mut [u64]) -> io::Result<bool> {
+/// Reads one element of a per-CPU map, whose values are multiples of 8 bytes; `values` has one for each CPU.
+pub(crate) fn lookup_per_cpu<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    values: &mut [V],
+) -> io::Result<bool> {
     let value = values.as_mut_ptr() as u64;
-    let mut attr = ElementAttr { map_fd: raw(map), key: at(&key), value, ..ElementAttr::default() };
+    let mut attr = ElementAttr { map_fd: raw(map), key: at(key), value, ..ElementAttr::default() };
     found(call(MAP_LOOKUP_ELEM, &mut attr))
 }
 
@@ -311,14 +322,50 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(info)
 }
 
-/// A map's number of entries, from its descriptor.
-pub(crate) fn map_capacity(map: BorrowedFd<'_>) -> io::Result<u32> {
-    // struct bpf_map_info { type, id, key_size, value_size, max_entries, … }
+/// What a map is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MapShape {
+    /// `enum bpf_map_type`.
+    pub(crate) kind: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) capacity: u32,
+    pub(crate) flags: u32,
+}
+
+/// `struct bpf_attr` of `BPF_MAP_CREATE`, as far as it is used.
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; 16],
+    rest: u32,
+}
+
+/// Creates a map.
+pub(crate) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
+    let MapShape { kind, key_size, value_size, capacity: max_entries, flags } = shape;
+    let mut attr = CreateAttr { kind, key_size, value_size, max_entries, flags, ..CreateAttr::default() };
+    for (to, from) in attr.name.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    owned(call(MAP_CREATE, &mut attr)?)
+}
+
+/// What a map is made of, from its descriptor.
+pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
+    // struct bpf_map_info { type, id, key_size, value_size, max_entries, map_flags, … }
     let mut info = [0_u32; 64];
     let len = u32::try_from(size_of_val(&info)).unwrap_or_default();
     let mut attr = InfoAttr { fd: raw(map), len, info: info.as_mut_ptr() as u64 };
     call(OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info[4])
+    Ok(MapShape { kind: info[0], key_size: info[2], value_size: info[3], capacity: info[4], flags: info[5] })
 }
 
 /// Runs a packet program on `packet`, `repeat` times; returns verdict, resulting packet and nanoseconds per run.

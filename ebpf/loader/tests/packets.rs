@@ -10,7 +10,8 @@ mod wire;
 
 use node::{NODE_V4, NODE_V6, Node, external};
 use seaway_ebpf_loader::{
-    AffinityClient, Counter, Direction, NodeConfig, Protocol, ServiceMaps, SourceRange,
+    AffinityClient, Counter, Direction, MaglevTable, NodeConfig, Protocol, ServiceEntry, ServiceMaps,
+    SourceRange, Traffic, maglev, maglev_chunks,
 };
 use wire::{Read, TCP, UDP, frame, icmp, ip, ip_raw, read, read_headers, read_ip, tcp, udp};
 
@@ -185,6 +186,90 @@ fn connections_spread_over_all_backends_and_stay_when_the_table_forgets_them() {
     assert!(node.maps.connections().unwrap().is_empty());
     let second: Vec<_> = (1..=60).map(|port| choose(&node, port)).collect();
     assert_eq!(first, second);
+}
+
+/// Gives a service a Maglev table; returns its entry.
+fn with_maglev(node: &mut Node, entry: ServiceEntry, backends: &[(&str, u16, bool)]) -> ServiceEntry {
+    let mut slice: Vec<_> = backends.iter().map(|b| (b.0.parse().unwrap(), b.1)).collect();
+    slice.sort_unstable();
+    let slots = maglev::table(&slice);
+    let size = u32::try_from(slots.len()).unwrap();
+    // The second table goes beside the first.
+    let base = if entry.maglev_base == 0 { maglev_chunks(size) } else { 0 };
+    node.maps.put_maglev(&[MaglevTable { base, slots }]).unwrap();
+    ServiceEntry { maglev_base: base, maglev_size: size, ..entry }
+}
+
+#[test]
+fn maglev_keeps_the_flows_of_those_that_stay() {
+    let mut node = Node::new("maglev").with_uplink();
+    let frontend = external(V4.vip, 80, Protocol::Udp);
+    let addrs: Vec<String> = (1..=20).map(|n| format!("10.244.1.{n}")).collect();
+    let all: Vec<(&str, u16, bool)> = addrs.iter().map(|addr| (addr.as_str(), 80, true)).collect();
+    let entry = node.service(frontend, &all, |_| {});
+    let first = with_maglev(&mut node, entry, &all);
+    node.maps.put_services(&[(frontend, first)]).unwrap();
+    let choose = |node: &mut Node| -> Vec<String> {
+        let chosen = (1..=1000)
+            .map(|port| read(&node.ingress(&packet(Protocol::Udp, (V4.client, port), (V4.vip, 80))).1).dst)
+            .map(|dst| dst.to_string())
+            .collect();
+        let connections = node.maps.connections().unwrap();
+        node.maps.remove_connections(&connections).unwrap();
+        chosen
+    };
+    let before = choose(&mut node);
+    for addr in &addrs {
+        let hits = before.iter().filter(|chosen| *chosen == addr).count();
+        assert!((15..=100).contains(&hits), "{hits} of 1000 for {addr}");
+    }
+    let without: Vec<_> = all.iter().copied().filter(|b| b.0 != "10.244.1.7").collect();
+    let entry = node.write(frontend, entry.id, &without, |entry| entry.count = 0);
+    let entry = ServiceEntry { count: 19, maglev_base: first.maglev_base, ..entry };
+    let second = with_maglev(&mut node, entry, &without);
+    node.maps.put_services(&[(frontend, second)]).unwrap();
+    let after = choose(&mut node);
+    let moved = before.iter().zip(&after).filter(|(b, a)| *b != "10.244.1.7" && b != a).count();
+    assert!(moved <= 20, "{moved} of 1000 moved");
+    assert!(after.iter().all(|chosen| chosen != "10.244.1.7"));
+    // A slot that is none of the slice's is noticed.
+    let foreign = MaglevTable { base: second.maglev_base, slots: vec![19; 16_381] };
+    node.maps.put_maglev(&[foreign]).unwrap();
+    assert_eq!(node.ingress(&packet(Protocol::Udp, (V4.client, 5), (V4.vip, 80))).0, DROP);
+    assert_eq!(node.counter(Counter::StaleSlice), 1);
+}
+
+#[test]
+fn traffic_is_counted_per_service_and_backend_when_wanted() {
+    each_family_and_protocol(|f, protocol| {
+        let mut node = Node::new("traffic").with_uplink();
+        let entry = node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true)], |_| {});
+        let sent = packet(protocol, (f.client, 4000), (f.vip, 80));
+        let answer = packet(protocol, (f.local, 8080), (f.client, 4000));
+        node.ingress(&sent);
+        assert_eq!(node.maps.traffic().unwrap(), [], "not wanted");
+        let config = NodeConfig { stats: true, ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
+        let connections = node.maps.connections().unwrap();
+        node.maps.remove_connections(&connections).unwrap();
+        for _ in 0..3 {
+            node.ingress(&sent);
+        }
+        node.egress(&answer);
+        let expected = Traffic {
+            service: entry.id,
+            backend: (f.local.parse().unwrap(), 8080),
+            connections: 1,
+            packets_in: 3,
+            bytes_in: 3 * (sent.len() - 14) as u64,
+            packets_out: 1,
+            bytes_out: (answer.len() - 14) as u64,
+        };
+        let counted = node.maps.traffic().unwrap();
+        assert_eq!(counted, [expected]);
+        node.maps.remove_traffic(&counted).unwrap();
+        assert_eq!(node.maps.traffic().unwrap(), []);
+    });
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! From a frontend to one of its backends: shared by sockets and packets.
 
-use seaway_ebpf_abi::{Addr, AffinityKey, AffinityValue, Backend, Service, ServiceKey, select};
+use seaway_ebpf_abi::{Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, Service, ServiceKey, select};
 
-use crate::maps::{AFFINITY, BACKENDS, SERVICES, now_s};
+use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SERVICES, now_s};
 
 /// The service at a frontend: its own, or that of all other ports of the address.
 #[inline(always)]
@@ -28,6 +28,19 @@ pub(crate) fn member(service: &Service, addr: &Addr, port_be: u16) -> Option<&'s
     BACKENDS.get(base.wrapping_add(index))
 }
 
+/// Where in the service's slice `hash` falls: through its Maglev table, if it has one, so that few hashes change
+/// their backend when the slice does.
+#[inline(always)]
+fn position(service: &Service, hash: u32) -> Option<u32> {
+    if service.maglev_size == 0 {
+        return Some(select::index(hash, service.count));
+    }
+    let slot = hash % service.maglev_size;
+    let chunk = MAGLEV.get(service.maglev_base.wrapping_add(slot / CHUNK_SLOTS))?;
+    let position = chunk.slots[(slot % CHUNK_SLOTS) as usize] as u32;
+    (position < service.count).then_some(position)
+}
+
 /// One backend: the client's, where the service has session affinity, or the one that `hash` falls on. `None`: the
 /// slice is being replaced.
 #[inline(always)]
@@ -47,7 +60,7 @@ pub(crate) fn choose(service: &Service, client: &AffinityKey, hash: u32) -> Opti
             return Some(backend);
         }
     }
-    let backend = BACKENDS.get(service.base.wrapping_add(select::index(hash, service.count)))?;
+    let backend = BACKENDS.get(service.base.wrapping_add(position(service, hash)?))?;
     if backend.service != service.id {
         return None;
     }

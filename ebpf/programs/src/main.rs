@@ -24,6 +24,7 @@ mod socket_peername;
 mod socket_recvmsg;
 mod socket_release;
 mod socket_sendmsg;
+mod stats;
 mod tc_egress;
 mod tc_ingress;
 

@@ -3,21 +3,24 @@
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
     AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue,
-    FragmentKey, FragmentValue, Service, ServiceKey, SocketKey, SocketValue,
+    FragmentKey, FragmentValue, MaglevChunk, Service, ServiceKey, SocketKey, SocketValue, Stats, StatsKey,
 };
 
 use crate::parse::Packet;
 
-#[map(name = "sw_services_1")]
+#[map(name = "sw_services_2")]
 pub(crate) static SERVICES: HashMap<ServiceKey, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 
 #[map(name = "sw_backends_1")]
 pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, 0);
+
+#[map(name = "sw_maglev_1")]
+pub(crate) static MAGLEV: Array<MaglevChunk> = Array::with_max_entries(capacity::MAGLEV, 0);
 
 /// The key's data is the service id and the address, one after the other.
 #[map(name = "sw_src_range_1")]
@@ -42,7 +45,12 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue> =
 #[map(name = "sw_counters_1")]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
 
-#[map(name = "sw_config_1")]
+/// Not preallocated: that would be a block per element and CPU.
+#[map(name = "sw_stats_1")]
+pub(crate) static STATS: PerCpuHashMap<StatsKey, Stats> =
+    PerCpuHashMap::with_max_entries(capacity::STATS, BPF_F_NO_PREALLOC);
+
+#[map(name = "sw_config_2")]
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
 /// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
@@ -65,6 +73,10 @@ pub(crate) struct Scratch {
     pub(crate) old: [u32; 12],
     /// The same, rewritten.
     pub(crate) new: [u32; 12],
+    /// The second in which the last refused packet was answered.
+    pub(crate) reject_s: u32,
+    /// How many were in it.
+    pub(crate) rejects: u32,
 }
 
 #[map(name = "sw_scratch")]

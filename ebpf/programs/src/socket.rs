@@ -14,6 +14,7 @@ use seaway_ebpf_abi::{
 use crate::balance::{choose, member, service};
 use crate::count::count;
 use crate::maps::{SOCKETS, config, now_s};
+use crate::stats::{self, Event};
 
 /// The call goes on.
 pub(crate) const ALLOW: i32 = 1;
@@ -142,6 +143,7 @@ pub(crate) fn translate(call: Call, datagram: bool) -> i32 {
         },
     };
     remember(&frontend, &backend.addr, backend.port_be, found.id, datagram);
+    stats::note(found.id, &backend.addr, backend.port_be, Event::Socket);
     call.set_address(&backend.addr, backend.port_be);
     count(Counter::SocketTranslated);
     ALLOW

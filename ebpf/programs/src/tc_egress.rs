@@ -9,6 +9,7 @@ use seaway_ebpf_abi::{Counter, FLOW_REPLY, FLOW_SNAT};
 use crate::count::count;
 use crate::maps::{Scratch, scratch};
 use crate::skb::{Dropped, Skb};
+use crate::stats::{self, Event};
 use crate::{flow, icmp, nat, parse};
 
 #[classifier]
@@ -35,7 +36,10 @@ fn egress(skb: Skb) -> Dropped<i32> {
     if known.flags & (FLOW_REPLY | FLOW_SNAT) != FLOW_REPLY {
         return Ok(TC_ACT_UNSPEC);
     }
-    scratch.packet.note_fragment();
+    let packet = &scratch.packet;
+    packet.note_fragment();
+    let from = &packet.flow;
+    stats::note(known.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
     nat::rewrite(skb, &scratch.packet, &known.to)?;
     count(Counter::Reply);
     Ok(TC_ACT_OK)

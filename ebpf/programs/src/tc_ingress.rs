@@ -16,6 +16,7 @@ use crate::maps::{SOURCE_RANGES, Scratch, scratch};
 use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, route, send};
 use crate::skb::{Dropped, Skb};
+use crate::stats::{self, Event};
 use crate::{flow, nat, parse};
 
 #[classifier]
@@ -45,7 +46,7 @@ fn ingress(skb: Skb) -> Dropped<i32> {
         if known.flags & (FLOW_REPLY | FLOW_SNAT) == FLOW_REPLY {
             return Ok(TC_ACT_UNSPEC);
         }
-        return deliver(skb, scratch, known);
+        return deliver(skb, scratch, known, false);
     }
     let wanted = &scratch.packet.flow;
     let Some(found) = service(&wanted.dst, wanted.dst_port_be, wanted.proto as u8, SCOPE_EXTERNAL) else {
@@ -64,7 +65,7 @@ fn ingress(skb: Skb) -> Dropped<i32> {
     }
     let backend = balance(found, wanted)?;
     let made = flow::create(scratch, found.id, backend)?;
-    deliver(skb, scratch, made)
+    deliver(skb, scratch, made, true)
 }
 
 #[inline(always)]
@@ -89,11 +90,18 @@ fn balance(found: &Service, wanted: &FlowTuple) -> Dropped<&'static Backend> {
 
 /// Translates to what the flow says and sends the packet on.
 #[inline(always)]
-fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
+fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
     let reply = flow.flags & FLOW_REPLY != 0;
     let packet = &scratch.packet;
     let v4 = packet.is_v4();
     packet.note_fragment();
+    if reply {
+        let from = &packet.flow;
+        stats::note(flow.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
+    } else {
+        let event = if first { Event::First(packet.total_len) } else { Event::In(packet.total_len) };
+        stats::note(flow.service, &flow.to.dst, flow.to.dst_port_be, event);
+    }
     if flow.flags & FLOW_SNAT == 0 {
         nat::rewrite(skb, packet, &flow.to)?;
         count(Counter::Forward);

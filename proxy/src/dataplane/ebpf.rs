@@ -79,6 +79,7 @@ impl<K: Kernel> Ebpf<K> {
             node_v6: host.node_v6,
             snat_ports: self.snat_ports.clone(),
             netns_cookie: self.netns_cookie,
+            ..loader::NodeConfig::default()
         };
         self.kernel.maps().set_config(&config).map_err(map_error)?;
         let names: Vec<String> = host.uplinks.iter().map(|device| device.name.to_string()).collect();

@@ -16,17 +16,22 @@ pub const NODE_V4: &str = "192.168.0.1";
 /// See [`NODE_V4`].
 pub const NODE_V6: &str = "fd01::1";
 
+/// Room enough for a test.
+pub const CAPACITIES: Capacities = Capacities {
+    services: 4096,
+    backends: 4096,
+    maglev: 2048,
+    source_ranges: 64,
+    affinity: 256,
+    sockets: 4096,
+    flows: 4096,
+    fragments: 256,
+    stats: 256,
+};
+
 /// The object under test: a fresh one if the caller has built it, else the checked-in one.
 pub fn open(bpffs: &std::path::Path) -> Dataplane {
-    let capacities = Capacities {
-        services: 4096,
-        backends: 4096,
-        source_ranges: 64,
-        affinity: 256,
-        sockets: 4096,
-        flows: 4096,
-        fragments: 256,
-    };
+    let capacities = CAPACITIES;
     let opened = match std::env::var_os("SEAWAY_BPF_OBJECT") {
         Some(path) => Dataplane::open_object(bpffs, &capacities, &std::fs::read(path).unwrap()),
         None => Dataplane::open(bpffs, &capacities),

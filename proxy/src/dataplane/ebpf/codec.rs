@@ -76,6 +76,7 @@ pub(super) fn entry(
         drop_when_empty: frontend.elsewhere,
         node_port: frontend.kind == FrontendKind::NodePort,
         host_only: key.addr.is_loopback(),
+        ..loader::ServiceEntry::default()
     }
 }
 
