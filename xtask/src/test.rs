@@ -35,17 +35,17 @@ pub fn run(part: Option<Part>) -> Result<()> {
         process::run(cargo().args(["test", "--doc"]))?;
     }
     if wanted(Part::Privileged) {
-        process::run(cargo().args(["build", "--bins"]))?;
+        process::run(cargo().args(["build", "--bins", "--examples"]))?;
         process::run(
             cargo()
                 .env("KUBECTL", setup::kubectl()?)
                 .envs(fresh_object(part))
-                .args(["test", "--test", "*", "--workspace"])
+                .args(["test", "--no-fail-fast", "--test", "*", "--workspace"])
                 .args(not(&["seaway-ebpf-programs", E2E])),
         )?;
     }
     if wanted(Part::E2e) {
-        process::run(cargo().args(["build", "--bins"]))?;
+        process::run(cargo().args(["build", "--bins", "--examples"]))?;
         process::run(
             cargo()
                 .env("SEAWAY_BIN", target_dir().join("debug/seaway"))

@@ -59,6 +59,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("seaway-lab", &["seaway-cni-network"]),
     ("seaway-e2e", &["seaway-lab"]),
+    (
+        "seaway-bench",
+        &[
+            "seaway-model",
+            "seaway-watch",
+            "seaway-proxy",
+            "seaway-ebpf-loader",
+            "seaway-lab",
+            "seaway-cni-network",
+            "seaway-dns",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
