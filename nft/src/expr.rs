@@ -108,7 +108,8 @@ pub enum Reject {
     TcpReset,
 }
 
-/// One instruction. Registers are numbers as [`reg32`] gives them.
+/// One instruction. Registers are numbers as [`reg32`] gives them: `from` is read, `to` is written.
+#[allow(missing_docs, reason = "the fields are the words of the sentence above each variant")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
     /// Loads bytes of the packet.

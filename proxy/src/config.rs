@@ -18,6 +18,8 @@ pub enum Mode {
     Auto,
     /// eBPF: socket hooks and tcx.
     Ebpf,
+    /// nftables: maps that packets are rewritten by. NodePorts do not answer at loopback addresses.
+    Nftables,
     /// In memory only: decides everything and programs nothing. For trying out and for tests.
     Fake,
 }
@@ -36,7 +38,12 @@ impl FromStr for Mode {
 
 impl Mode {
     /// The modes by the names that flags and configuration files use.
-    pub const NAMES: &[(&str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
+    pub const NAMES: &[(&'static str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, mode)| *mode == self).map_or("fake", |(name, _)| *name)
+    }
 }
 
 /// The configuration of one node's proxy.

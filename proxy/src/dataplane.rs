@@ -7,6 +7,7 @@ pub mod ebpf;
 pub mod fake;
 pub mod faulty;
 pub mod iptables;
+pub mod nftables;
 
 use std::io;
 

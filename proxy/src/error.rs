@@ -27,6 +27,9 @@ pub enum ProxyError {
         #[source]
         source: DataplaneError,
     },
+    /// The tables could not be removed.
+    #[error("cannot remove the tables of Services")]
+    Tables(#[source] DataplaneError),
     /// A part of the proxy panicked.
     #[error("a part of the proxy ended unexpectedly")]
     Part(#[source] tokio::task::JoinError),

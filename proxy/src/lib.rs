@@ -39,11 +39,12 @@ pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status
 use dataplane::Dataplane;
 use dataplane::ebpf::Ebpf;
 use dataplane::fake::Fake;
+use dataplane::nftables::{self, Nftables};
 use reconcile::Reconciler;
 
 /// Serves Services on this node until `shutdown`. Kernel state stays when it returns.
 pub async fn run(
-    config: ProxyConfig,
+    mut config: ProxyConfig,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -52,6 +53,8 @@ pub async fn run(
     if let Some(conntrack) = config.conntrack {
         conntrack.apply();
     }
+    // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
+    config.node_port_loopback &= config.mode != Mode::Nftables;
     tracing::info!(mode = dataplane.name(), node = config.node_name, "serving Services");
     let mut parts = tokio::task::JoinSet::new();
     let health = health::run(
@@ -84,6 +87,11 @@ pub async fn run(
 async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
     match config.mode {
         Mode::Fake => Ok(Box::new(Fake::default())),
+        Mode::Nftables => {
+            let opened = Nftables::open();
+            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "nftables", source })?;
+            Ok(Box::new(dataplane))
+        }
         Mode::Auto | Mode::Ebpf => {
             let (bpffs, cgroup) = (config.bpffs.clone(), config.cgroup.clone());
             // Loading programs takes the verifier a while.
@@ -95,8 +103,9 @@ async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
     }
 }
 
-/// Removes everything that the proxy put into the kernel: links, maps, pins.
+/// Removes everything that the proxy put into the kernel, in whatever mode: links, maps, pins, tables.
 pub fn cleanup(config: &ProxyConfig) -> Result<(), ProxyError> {
+    nftables::remove_all().map_err(ProxyError::Tables)?;
     dataplane::ebpf::remove_all(&config.bpffs)
         .map_err(|source| ProxyError::Cleanup { path: config.bpffs.clone(), source })
 }
