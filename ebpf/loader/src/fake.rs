@@ -108,6 +108,14 @@ impl ServiceMaps for FakeMaps {
         Ok(())
     }
 
+    fn service_capacity(&self) -> u32 {
+        self.service_capacity
+    }
+
+    fn source_range_capacity(&self) -> u32 {
+        u32::MAX
+    }
+
     fn backend_capacity(&self) -> u32 {
         u32::try_from(self.backends.len()).unwrap_or(u32::MAX)
     }

@@ -249,6 +249,14 @@ impl ServiceMaps for KernelMaps {
         self.now().services.remove(&frontends.iter().map(Frontend::key).collect::<Vec<_>>())
     }
 
+    fn service_capacity(&self) -> u32 {
+        self.now().services.capacity
+    }
+
+    fn source_range_capacity(&self) -> u32 {
+        self.now().source_ranges.capacity
+    }
+
     fn backend_capacity(&self) -> u32 {
         self.now().backends.capacity
     }

@@ -102,6 +102,10 @@ pub trait ServiceMaps: Send {
     /// Removes services.
     fn remove_services(&mut self, frontends: &[Frontend]) -> Result<(), MapError>;
 
+    /// Number of services that there is room for.
+    fn service_capacity(&self) -> u32;
+    /// Number of source ranges that there is room for.
+    fn source_range_capacity(&self) -> u32;
     /// Number of elements of the backend array: slices lie in `0..capacity`.
     fn backend_capacity(&self) -> u32;
     /// `count` backends from `base` on.

@@ -17,7 +17,7 @@ use seaway_ebpf_loader as loader;
 use seaway_ebpf_loader::{MapError, ServiceMaps as _};
 
 pub(crate) use kernel::remove_all;
-pub use kernel::{Kernel, Loaded, Memory};
+pub use kernel::{Kernel, Loaded, Memory, Room};
 
 use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
@@ -93,6 +93,19 @@ impl<K: Kernel> Ebpf<K> {
                 source: "no such link; it is attached to when it appears".into(),
             }),
         }
+    }
+
+    /// Exchanges maps that `plan` would fill for larger ones. If that fails, what does not fit is reported frontend by
+    /// frontend, as it is when there is no larger map to be had.
+    fn make_room(&mut self, layout: &mut Layout, plan: &Plan) {
+        let room = Room::of(self.kernel.maps());
+        let wanted = room.for_use(layout.needs(plan));
+        if wanted != room
+            && let Err(error) = self.kernel.grow(&wanted)
+        {
+            tracing::warn!(error = %error, "maps are nearly full and could not be exchanged");
+        }
+        layout.extend(&Room::of(self.kernel.maps()));
     }
 
     /// Carries out `ops` in their order. Returns the frontends for which there was no room.
@@ -176,6 +189,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
             Some(layout) => layout,
             None => self.read_layout()?,
         };
+        self.make_room(&mut layout, plan);
         let (ops, unplaced) = layout.compile(plan, Instant::now());
         failed.extend(unplaced);
         self.layout = Some(layout);

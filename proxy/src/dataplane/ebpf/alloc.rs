@@ -37,6 +37,14 @@ impl Allocator {
         self.capacity
     }
 
+    /// There is more room now.
+    pub(super) fn extend(&mut self, capacity: u32) {
+        if capacity > self.capacity {
+            self.insert_free(self.capacity, capacity - self.capacity);
+            self.capacity = capacity;
+        }
+    }
+
     /// Elements that are not free.
     pub(super) fn used(&self) -> u32 {
         self.capacity - self.free.values().sum::<u32>()
@@ -132,6 +140,18 @@ mod tests {
         let second = allocator.allocate(4, start).unwrap();
         assert_ne!(first, second);
         assert_eq!(allocator.allocate(4, start + GRACE), Some(first));
+    }
+
+    #[test]
+    fn more_room_joins_what_is_free() {
+        let now = Instant::now();
+        let mut allocator = Allocator::new(4);
+        assert_eq!(allocator.allocate(2, now), Some(0));
+        allocator.extend(8);
+        assert_eq!(allocator.allocate(6, now), Some(2));
+        assert_eq!(allocator.used(), 8);
+        allocator.extend(4);
+        assert_eq!(allocator.capacity(), 8);
     }
 
     #[test]

@@ -12,6 +12,46 @@ use crate::dataplane::{DataplaneError, SocketTable};
 use crate::sockets::Translation;
 use crate::status::DropCount;
 
+/// Entries of the maps that this process writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Frontends and guards.
+    pub services: u32,
+    /// Backends of all slices.
+    pub backends: u32,
+    /// Source ranges.
+    pub source_ranges: u32,
+    /// Chunks of Maglev tables.
+    pub maglev: u32,
+}
+
+impl Room {
+    /// What there is.
+    pub(super) fn of(maps: &impl ServiceMaps) -> Self {
+        Self {
+            services: maps.service_capacity(),
+            backends: maps.backend_capacity(),
+            source_ranges: maps.source_range_capacity(),
+            maglev: maps.maglev_capacity(),
+        }
+    }
+
+    /// What there should be when `needed` is used: no map is more than four fifths full. One that is larger already
+    /// stays as it is.
+    #[must_use]
+    pub(super) fn for_use(self, needed: Self) -> Self {
+        let one = |room: u32, needed: u32| {
+            if needed <= room / 5 * 4 { room } else { needed.saturating_mul(2).next_power_of_two().max(room) }
+        };
+        Self {
+            services: one(self.services, needed.services),
+            backends: one(self.backends, needed.backends),
+            source_ranges: one(self.source_ranges, needed.source_ranges),
+            maglev: one(self.maglev, needed.maglev),
+        }
+    }
+}
+
 /// Maps, and links that programs are attached to.
 pub trait Kernel: Send {
     /// Its maps.
@@ -19,6 +59,9 @@ pub trait Kernel: Send {
 
     /// The maps.
     fn maps(&mut self) -> &mut Self::Maps;
+
+    /// Exchanges maps for ones with at least so much room, where that is possible. The content stays.
+    fn grow(&mut self, room: &Room) -> Result<(), DataplaneError>;
 
     /// Makes exactly these links carry the packet programs. Returns those that do not exist.
     fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError>;
@@ -81,6 +124,20 @@ impl Kernel for Loaded {
         &mut self.maps
     }
 
+    fn grow(&mut self, room: &Room) -> Result<(), DataplaneError> {
+        let wanted = loader::Capacities {
+            services: room.services,
+            backends: room.backends,
+            source_ranges: room.source_ranges,
+            maglev: room.maglev,
+            ..loader::Capacities::default()
+        };
+        if self.dataplane.grow(&wanted).map_err(failed("cannot exchange the maps for larger ones"))? {
+            tracing::info!(?room, "exchanged maps for larger ones");
+        }
+        Ok(())
+    }
+
     fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError> {
         self.dataplane.attach_devices(devices).map_err(failed("cannot attach the packet programs"))
     }
@@ -107,12 +164,18 @@ pub struct Memory {
     pub maps: FakeMaps,
     /// Links that programs are attached to.
     pub devices: BTreeSet<String>,
+    /// Maps are exchanged for larger ones when that is asked for.
+    pub grows: bool,
 }
 
 impl Memory {
     /// Empty maps with room for this much.
     pub fn new(service_capacity: u32, backend_capacity: u32) -> Self {
-        Self { maps: FakeMaps::new(service_capacity, backend_capacity), devices: BTreeSet::new() }
+        Self {
+            maps: FakeMaps::new(service_capacity, backend_capacity),
+            devices: BTreeSet::new(),
+            grows: false,
+        }
     }
 }
 
@@ -121,6 +184,13 @@ impl Kernel for Memory {
 
     fn maps(&mut self) -> &mut FakeMaps {
         &mut self.maps
+    }
+
+    fn grow(&mut self, room: &Room) -> Result<(), DataplaneError> {
+        if self.grows {
+            self.maps.grow(room.services, room.backends, room.maglev);
+        }
+        Ok(())
     }
 
     fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError> {
@@ -166,15 +236,29 @@ const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Below are the ports of well-known services.
 const FIRST_PORT: u16 = 1024;
 
-/// The ports of source NAT: the longest run that holds neither NodePorts nor ports that the node's own processes use
-/// when they connect.
+/// The ports of source NAT: the longest run that holds neither NodePorts, nor ports that the node's own processes use
+/// when they connect, nor ports that the operator has reserved.
 pub(super) fn snat_ports() -> RangeInclusive<u16> {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = text.split_whitespace().map(str::parse::<u16>);
-    match (bounds.next(), bounds.next()) {
-        (Some(Ok(first)), Some(Ok(last))) => longest_free_run(&[NODE_PORTS, first..=last]),
-        _ => longest_free_run(&[NODE_PORTS, 32_768..=60_999]),
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+    longest_free_run(&taken(&read("ip_local_port_range"), &read("ip_local_reserved_ports")))
+}
+
+/// Ports that are taken, by the texts of two settings of the kernel.
+fn taken(ephemeral: &str, reserved: &str) -> Vec<RangeInclusive<u16>> {
+    let mut bounds = ephemeral.split_whitespace().map(str::parse::<u16>);
+    let ephemeral = match (bounds.next(), bounds.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => 32_768..=60_999,
+    };
+    let mut taken = vec![NODE_PORTS, ephemeral];
+    // 8080,9000-9100
+    for range in reserved.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        if let (Ok(first), Ok(last)) = (first.parse(), last.parse()) {
+            taken.push(first..=last);
+        }
     }
+    taken
 }
 
 fn longest_free_run(taken: &[RangeInclusive<u16>]) -> RangeInclusive<u16> {
@@ -201,5 +285,22 @@ mod tests {
     fn source_nat_keeps_off_node_ports_and_ephemeral_ports() {
         assert_eq!(longest_free_run(&[NODE_PORTS, 32_768..=60_999]), 1024..=29_999);
         assert_eq!(longest_free_run(&[NODE_PORTS, 1024..=29_999]), 32_768..=65_535);
+    }
+
+    #[test]
+    fn source_nat_keeps_off_reserved_ports() {
+        let run = |reserved| longest_free_run(&taken("32768\t60999\n", reserved));
+        assert_eq!(run("\n"), 1024..=29_999);
+        assert_eq!(run("5000\n"), 5001..=29_999);
+        assert_eq!(run("2000,9000-9100,20000-29999\n"), 9101..=19_999);
+    }
+
+    #[test]
+    fn maps_that_fill_are_to_be_larger() {
+        let room = Room { services: 1000, backends: 1000, source_ranges: 1000, maglev: 1000 };
+        let needed = Room { services: 800, backends: 801, source_ranges: 0, maglev: 60_000 };
+        let larger = Room { services: 1000, backends: 2048, source_ranges: 1000, maglev: 131_072 };
+        assert_eq!(room.for_use(needed), larger);
+        assert_eq!(larger.for_use(needed), larger);
     }
 }

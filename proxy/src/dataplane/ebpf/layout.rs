@@ -11,6 +11,7 @@ use seaway_ebpf_loader as loader;
 
 use super::alloc::Allocator;
 use super::codec::{self, PROBES};
+use super::kernel::Room;
 use crate::dataplane::{DataplaneError, Failure, Subject};
 use crate::frontend::{Backend, Frontend, FrontendKey, Group};
 use crate::plan::Plan;
@@ -185,6 +186,38 @@ impl Layout {
     /// Which group has which id.
     pub(super) fn groups_by_id(&self) -> HashMap<u32, Group> {
         self.groups.iter().map(|(group, placed)| (placed.id, *group)).collect()
+    }
+
+    /// How much room there has to be for all that is held and for what `plan` adds; slices that it replaces stay for a
+    /// moment beside the new ones.
+    pub(super) fn needs(&self, plan: &Plan) -> Room {
+        let (mut services, mut backends, mut ranges) = (0, 0, 0);
+        let mut seen = HashSet::new();
+        for (key, frontend) in &plan.upserts {
+            // The guard of a new frontend may be new as well.
+            services += if self.group_of.contains_key(key) { 0 } else { 2 };
+            if seen.insert((frontend.group, frontend.backends.as_ptr())) {
+                backends += frontend.backends.len();
+                ranges += frontend.source_ranges.len();
+            }
+        }
+        if ranges > 0 {
+            ranges += self.stale_ranges.len();
+            ranges += self.groups.values().map(|placed| placed.ranges.len()).sum::<usize>();
+        }
+        services += self.group_of.len() + self.guards.len() + self.stale_services.len();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Room {
+            services: number(services),
+            backends: self.alloc.used().saturating_add(number(backends)),
+            source_ranges: number(ranges),
+            maglev: 0,
+        }
+    }
+
+    /// The maps have been exchanged for larger ones.
+    pub(super) fn extend(&mut self, room: &Room) {
+        self.alloc.extend(room.backends);
     }
 
     /// How much there is to sweep.

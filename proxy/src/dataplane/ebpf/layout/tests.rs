@@ -205,3 +205,30 @@ fn what_makes_no_sense_in_the_kernel_is_swept() {
     );
     assert_eq!(layout.stale(), 0);
 }
+
+#[test]
+fn a_map_that_fills_is_exchanged_before_it_is_full() {
+    use crate::dataplane::Dataplane as _;
+    use crate::dataplane::ebpf::{Ebpf, Memory};
+    let service = |n: u8| {
+        let addrs = [format!("10.244.{n}.1"), format!("10.244.{n}.2"), format!("10.244.{n}.3")];
+        let addrs: Vec<&str> = addrs.iter().map(String::as_str).collect();
+        let key = key(&format!("10.96.0.{n}"), 80, Scope::Internal);
+        (key, frontend(&format!("web-{n}"), FrontendKind::ClusterIP, &addrs))
+    };
+    let all: Vec<_> = (1..=100).map(service).collect();
+    let small = Memory::new(8, 8);
+    let mut fixed = Ebpf::new(small.clone(), 1024..=29_999, 1);
+    assert!(!fixed.apply(&put(&all)).unwrap().failed.is_empty(), "there is no room");
+    let mut growing = Ebpf::new(Memory { grows: true, ..small }, 1024..=29_999, 1);
+    assert!(growing.apply(&put(&all[..1])).unwrap().failed.is_empty());
+    assert!(growing.apply(&put(&all)).unwrap().failed.is_empty());
+    assert_eq!(growing.read().unwrap().frontends.len(), 100);
+    for (key, frontend) in &all {
+        let held = growing.kernel().maps.resolve(&crate::dataplane::ebpf::map_key(key).unwrap()).unwrap();
+        assert_eq!(held.len(), frontend.backends.len());
+    }
+    // A hundred frontends and as many guards; 297 new backends beside the three that were there.
+    assert_eq!(growing.kernel().maps.service_capacity, 512);
+    assert_eq!(growing.kernel().maps.backends.len(), 1024);
+}
