@@ -1,0 +1,95 @@
+//! `seaway-bench NAME`: measures Seaway against its peers, both sides in turn in one run.
+//!
+//! What is measured happens in namespaces that the run makes and removes. The process that one starts only watches
+//! over the one that measures, so that nothing stays when that one is interrupted, killed or panics.
+
+#![allow(
+    unreachable_pub,
+    reason = "nothing links against a binary; `pub` marks what a module offers to the others"
+)]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures of measurements: a rounding of the sixteenth digit is no loss"
+)]
+
+mod clock;
+mod cluster;
+mod driver;
+mod objects;
+mod row;
+mod rules;
+mod service;
+mod stats;
+mod supervise;
+mod sync;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use row::Report;
+use worker::Role;
+
+#[derive(Parser)]
+#[command(name = "seaway-bench", about = "Measures Seaway against its peers. Needs root.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Connections, round trips and throughput through Services
+    Service(Options),
+    /// Cold sync, one change, and memory, from the API server to packets
+    Sync(Options),
+    /// A process of a bench: started by it in a namespace, not by people
+    #[command(subcommand, hide = true)]
+    Worker(Role),
+}
+
+/// How to measure.
+#[derive(Args, Clone, Copy)]
+pub struct Options {
+    /// Fewer rounds and smaller sizes: ends within 45 s
+    #[arg(long)]
+    quick: bool,
+    /// One JSON object per row
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Worker(role) => worker::run(role).map(|()| true),
+        Command::Service(options) => measure("service", options, service::run),
+        Command::Sync(options) => measure("sync", options, sync::run),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("seaway-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a bench in a process of its own and cleans up behind it. The inner process does the measuring.
+fn measure(
+    name: &'static str,
+    options: Options,
+    bench: fn(Options, &mut Report) -> Result<()>,
+) -> Result<bool> {
+    if !supervise::is_inside() {
+        return supervise::run();
+    }
+    let mut report = Report::new(name, options.json);
+    bench(options, &mut report)?;
+    report.finish();
+    Ok(true)
+}

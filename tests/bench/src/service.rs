@@ -1,0 +1,75 @@
+//! `bench service`: what a Service costs a connection, a round trip and a stream, beside the pod addressed directly and
+//! beside kube-proxy's modes.
+
+mod bed;
+mod east_west;
+mod lookup;
+mod north_south;
+mod proxy;
+
+use anyhow::Result;
+
+use crate::Options;
+use crate::cluster::Place;
+use crate::row::Report;
+use bed::Bed;
+
+/// The largest size: the one that the targets name.
+const LARGE: usize = 30_000;
+/// The smallest.
+const SMALL: usize = 10;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// How often both sides are measured in turn.
+    pub blocks: usize,
+    /// Connections or round trips per block and side.
+    pub rounds: usize,
+    /// How long rates and streams are measured, per block and side.
+    pub window_ms: u64,
+    /// Sizes of connections inside.
+    pub sizes: &'static [usize],
+    /// Sizes at which the nftables peer is loaded: its rules take minutes at the largest.
+    pub nftables_sizes: &'static [usize],
+    /// The larger size of the iptables peer.
+    pub iptables_large: usize,
+}
+
+const FULL: Effort = Effort {
+    blocks: 40,
+    rounds: 200,
+    window_ms: 300,
+    sizes: &[SMALL, 1_000, 10_000, LARGE],
+    nftables_sizes: &[SMALL, 1_000],
+    iptables_large: LARGE,
+};
+
+const QUICK: Effort = Effort {
+    blocks: 12,
+    rounds: 100,
+    window_ms: 150,
+    sizes: &[SMALL, LARGE],
+    nftables_sizes: &[SMALL],
+    iptables_large: 1_000,
+};
+
+/// The node whose proxy takes every size.
+const GROWING: Place = Place(1);
+/// The node that the nftables peer serves.
+const NFTABLES: Place = Place(2);
+/// The node whose proxy has the largest size.
+const BIG: Place = Place(3);
+/// The nodes that the iptables peer serves, with few Services and with many.
+const IPTABLES: [Place; 2] = [Place(4), Place(5)];
+
+/// Measures.
+pub fn run(options: Options, report: &mut Report) -> Result<()> {
+    let effort = if options.quick { QUICK } else { FULL };
+    let mut bed = Bed::new(5)?;
+    bed.serve(GROWING, SMALL)?;
+    bed.serve(BIG, LARGE)?;
+    north_south::run(&mut bed, effort, report)?;
+    lookup::run(&bed, effort, report)?;
+    east_west::run(&mut bed, effort, report)
+}

@@ -1,0 +1,83 @@
+//! From outside: connections per second through NodePort and load balancer address beside the iptables peer, and one
+//! stream beside plain forwarding.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+
+use super::bed::Bed;
+use super::{BIG, Effort, GROWING, IPTABLES, LARGE, SMALL};
+use crate::cluster::{Place, services};
+use crate::row::{Report, Row, Target};
+use crate::rules::iptables;
+use crate::stats::Pairs;
+
+/// Enough to keep two cores busy.
+const CLIENT_THREADS: usize = 4;
+const PEER_IPTABLES: &str = "iptables, kube-proxy's shape";
+
+/// Measures.
+pub fn run(bed: &mut Bed, effort: Effort, report: &mut Report) -> Result<()> {
+    for (place, size) in IPTABLES.into_iter().zip([SMALL, effort.iptables_large]) {
+        bed.load(place, &["iptables-restore", "--noflush"], &iptables::rules(&services(size, place)))?;
+    }
+    rates(bed, effort, "nodeport-rate", Place::node_port, report)?;
+    rates(bed, effort, "loadbalancer-rate", Place::load_balancer, report)?;
+    streams(bed, effort, report)
+}
+
+fn rates(
+    bed: &mut Bed,
+    effort: Effort,
+    case: &str,
+    target: fn(Place) -> SocketAddr,
+    report: &mut Report,
+) -> Result<()> {
+    let places = [GROWING, IPTABLES[0], BIG, IPTABLES[1]];
+    let (mut small, mut large, mut growth) = (Pairs::default(), Pairs::default(), Pairs::default());
+    for block in 0..effort.blocks {
+        let mut figures = [0.0; 4];
+        for step in 0..places.len() {
+            let index = (block + step) % places.len();
+            figures[index] = bed.outside.rate(target(places[index]), CLIENT_THREADS, effort.window_ms)?;
+        }
+        let [ours_small, theirs_small, ours_large, theirs_large] = figures;
+        small.push(ours_small, theirs_small);
+        large.push(ours_large, theirs_large);
+        growth.push(ours_large, ours_small);
+    }
+    let machine = "client, backend and both network stacks share the machine's cores with the translation";
+    let row =
+        |size, peer, pairs: &Pairs, target| Row::beside(case, size, "1/s", peer, pairs.compared(), target);
+    report.add(row(SMALL, PEER_IPTABLES, &small, Target::RatioAtLeast(1.3)).limited_by(machine));
+    let ten = Target::RatioAtLeast(0.97);
+    report.add(row(LARGE, "ourselves with 10 Services", &growth, ten).limited_by("caches, and noise"));
+    let mut against = row(LARGE, PEER_IPTABLES, &large, Target::None);
+    if effort.iptables_large != LARGE {
+        against = against.with_note(format!("the peer with {} Services only", effort.iptables_large));
+    }
+    report.add(against);
+    Ok(())
+}
+
+fn streams(bed: &mut Bed, effort: Effort, report: &mut Report) -> Result<()> {
+    for (place, size) in [(GROWING, SMALL), (BIG, LARGE)] {
+        let mut pairs = Pairs::default();
+        for block in 0..effort.blocks {
+            let mut targets = [place.node_port_stream(), place.direct_stream()];
+            targets.rotate_left(block % 2);
+            let mut figures = [0.0; 2];
+            for (figure, target) in figures.iter_mut().zip(targets) {
+                *figure = bed.outside.stream(target, effort.window_ms)? * 8.0 / 1e9;
+            }
+            figures.rotate_left(block % 2);
+            pairs.push(figures[0], figures[1]);
+        }
+        let target = Target::RatioAtLeast(0.97);
+        report.add(
+            Row::beside("nodeport-stream", size, "Gb/s", "plain forwarding", pairs.compared(), target)
+                .limited_by("two look-ups of the flow and a rewrite per packet of up to 64 KiB"),
+        );
+    }
+    Ok(())
+}

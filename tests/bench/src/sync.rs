@@ -1,0 +1,201 @@
+//! `bench sync`: from the API server to packets. A cold start, one change among many, and memory, of an agent that is a
+//! process of its own with the real watch and the real proxy.
+
+mod footprint;
+mod server;
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use seaway_lab::{Lab, LabNode, LabPod};
+
+use crate::Options;
+use crate::cluster::{self, PORT, Place, STREAM_TARGET, Spec, TARGET};
+use crate::driver::{Asker, Talker, program};
+use crate::objects;
+use crate::row::{Report, Row, Target};
+use crate::stats::{Compared, median, percentile};
+use crate::worker::agent::Said;
+use crate::worker::asker::{Answer, Ask};
+use footprint::Footprint;
+use server::ApiServer;
+
+const SIZE: usize = 30_000;
+const PLACE: Place = Place(1);
+/// How long packets may take to follow before it counts as broken.
+const FOLLOW_LIMIT_MS: u64 = 2_000;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    cold_starts: usize,
+    changes: usize,
+}
+
+const FULL: Effort = Effort { cold_starts: 7, changes: 500 };
+const QUICK: Effort = Effort { cold_starts: 3, changes: 200 };
+
+/// Measures.
+pub fn run(options: Options, report: &mut Report) -> Result<()> {
+    let effort = if options.quick { QUICK } else { FULL };
+    let site = Site::new()?;
+    let agent = cold_starts(&site, effort, report)?;
+    changes(&site, effort, report)?;
+    memory(&agent, report)
+}
+
+/// One node with a pod that answers and one that asks, and an API server that knows many Services.
+struct Site {
+    server: ApiServer,
+    specs: Vec<Spec>,
+    _backend: Talker,
+    pods: [LabPod; 2],
+    lab: Lab,
+}
+
+impl Site {
+    fn new() -> Result<Self> {
+        let lab = Lab::new(1)?;
+        let node = lab.node(0);
+        let backends: Vec<IpAddr> = PLACE.backends().map(IpAddr::from).into();
+        let pods = [node.add_pod("backend", &backends)?, node.add_pod("asker", &[PLACE.client().into()])?];
+        let (port, stream_port) = (TARGET.to_string(), STREAM_TARGET.to_string());
+        let arguments = ["backend", "--port", &port, "--stream-port", &stream_port];
+        let mut backend = Talker::start(pods[0].command(&program()?), &arguments)?;
+        backend.line()?;
+        let specs = cluster::services(SIZE, PLACE);
+        Report::progress("writing the lists of the API server");
+        // The socket belongs to the node's namespace, wherever it is served.
+        let listener = node.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let server = ApiServer::start(listener, &specs, PLACE)?;
+        Ok(Self { server, specs, _backend: backend, pods, lab })
+    }
+
+    fn node(&self) -> &LabNode {
+        self.lab.node(0)
+    }
+
+    /// Starts an agent and waits until it is done. Returns it with the milliseconds from its first list on.
+    fn agent(&self, work: &str) -> Result<(Talker, f64, Said)> {
+        self.server.forget_requests();
+        let node = self.node();
+        let (url, cgroup, bpffs) = (self.server.url(), node.cgroup().display(), node.bpffs().display());
+        let arguments = format!(
+            "agent --server {url} --work {work} --node {} --cgroup {cgroup} --bpffs {bpffs}",
+            PLACE.node()
+        );
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let mut agent = Talker::start(node.command(&program()?), &arguments)?;
+        let said: Said = agent.said()?;
+        let Said::Done { at_ns, .. } = said;
+        let begun = self.server.first_request_ns().context("the agent asked for no list")?;
+        Ok((agent, at_ns.saturating_sub(begun) as f64 / 1e6, said))
+    }
+
+    /// Takes away what the agent has left in the kernel.
+    fn make_cold(&self) -> Result<()> {
+        seaway_ebpf_loader::remove_all(self.node().bpffs())?;
+        Ok(std::fs::create_dir_all(self.node().bpffs())?)
+    }
+}
+
+/// Agents that start with nothing, and in turn clients that only list. Returns the last agent, running.
+fn cold_starts(site: &Site, effort: Effort, report: &mut Report) -> Result<Talker> {
+    let (mut totals, mut lists, mut syncs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut running = None;
+    for number in 1..=effort.cold_starts {
+        Report::progress(&format!("cold start {number} of {}", effort.cold_starts));
+        drop(running.take());
+        site.make_cold()?;
+        let (client, list_ms, _) = site.agent("list")?;
+        drop(client);
+        let (agent, total_ms, Said::Done { services, sync_us, .. }) = site.agent("proxy")?;
+        if services != SIZE {
+            bail!("the agent serves {services} Services of {SIZE}");
+        }
+        totals.push(total_ms);
+        lists.push(list_ms);
+        syncs.push(sync_us as f64 / 1e3);
+        running = Some(agent);
+    }
+    let beyond: Vec<f64> = totals.iter().zip(&lists).map(|(total, list)| total - list).collect();
+    let beside_list = |values: &[f64]| {
+        let ratios: Vec<f64> = values.iter().zip(&lists).map(|(value, list)| value / list).collect();
+        Compared {
+            ours: median(values),
+            theirs: median(&lists),
+            ratio: median(&ratios),
+            spread: [percentile(&ratios, 0.25), percentile(&ratios, 0.75)],
+        }
+    };
+    let note = format!("of which the proxy's own sync, decision and map writes: {:.0} ms", median(&syncs));
+    let peer = "the list alone";
+    let target = Target::OursAtMost(500.0);
+    let row = Row::beside("cold-sync-beyond-list", SIZE, "ms", peer, beside_list(&beyond), target);
+    let what =
+        if row.is_ok() { note } else { format!("falls short; {note}; the rest is conversion and store") };
+    report.add(row.with_note(what));
+    report.add(Row::beside("cold-sync", SIZE, "ms", peer, beside_list(&totals), Target::None));
+    running.context("no cold start")
+}
+
+/// The real Service's only endpoint changes, over and over; a client sees when packets follow.
+fn changes(site: &Site, effort: Effort, report: &mut Report) -> Result<()> {
+    Report::progress("one endpoint changes");
+    let mut asker = Asker::start(site.pods[1].command(&program()?))?;
+    let spec = site.specs.iter().find(|spec| spec.cluster_ip == PLACE.cluster_ip());
+    let mut spec = spec.context("the real Service")?.clone();
+    let target = (PLACE.cluster_ip(), PORT).into();
+    let mut times_ms = Vec::new();
+    for number in 0..=effort.changes {
+        let backend = PLACE.backends()[number % 2];
+        spec.endpoints = vec![backend];
+        let ask = Ask::Follow { target, backend: backend.octets()[3], limit_ms: FOLLOW_LIMIT_MS };
+        // The first one takes the other endpoints away: until then any of them may answer.
+        if number > 0 {
+            asker.ask(&ask)?;
+        }
+        std::thread::sleep(Duration::from_millis(2 + number as u64 % 5));
+        let sent_ns = site.server.change_slice(&objects::slice(&spec, 1_000_000 + number as u64))?;
+        if number == 0 {
+            std::thread::sleep(Duration::from_millis(500));
+            continue;
+        }
+        match asker.answer()? {
+            Answer::At(at_ns) => times_ms.push(at_ns.saturating_sub(sent_ns) as f64 / 1e6),
+            other => bail!("an answer to something else: {other:?}"),
+        }
+    }
+    let (p50, p99) = (median(&times_ms), percentile(&times_ms, 0.99));
+    let quartiles = (percentile(&times_ms, 0.25), percentile(&times_ms, 0.75));
+    report.add(
+        Row::alone("endpoint-change-p50", SIZE, "ms", p50, Target::None)
+            .with_spread(quartiles.0, quartiles.1),
+    );
+    let note = format!("over {} changes, at most {:.2} ms", times_ms.len(), percentile(&times_ms, 1.0));
+    let row = Row::alone("endpoint-change-p99", SIZE, "ms", p99, Target::OursAtMost(10.0));
+    let what = if row.is_ok() {
+        note
+    } else {
+        format!("falls short; {note}; server, agent, client and backend share the machine's cores")
+    };
+    report.add(row.with_note(what));
+    Ok(())
+}
+
+fn memory(agent: &Talker, report: &mut Report) -> Result<()> {
+    let footprint = Footprint::of(agent.pid())?;
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    let row = Row::alone("agent-memory", SIZE, "MB", mb(footprint.resident), Target::OursAtMost(100.0));
+    let note = format!("at most {:.0} MB, during the first list", mb(footprint.peak));
+    let what = if row.is_ok() {
+        note
+    } else {
+        format!("falls short; {note}; the allocator keeps what the list needed")
+    };
+    report.add(row.with_note(what));
+    let row = Row::alone("map-memory", SIZE, "MB", mb(footprint.maps), Target::OursAtMost(40.0));
+    report.add(row.with_note(footprint.largest()));
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! The agent as the sync bench measures it: the real watch and the real proxy, in a process of their own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher;
+use seaway_proxy::{Metrics, Mode, ProxyConfig};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now_ns;
+
+/// How exactly the moment of being in sync is known.
+const POLL: Duration = Duration::from_micros(500);
+
+/// What the agent is told.
+#[derive(Args)]
+pub struct Options {
+    /// The API server
+    #[arg(long)]
+    server: String,
+    /// What to do with what it says
+    #[arg(long, value_enum)]
+    work: Work,
+    /// The own Node
+    #[arg(long)]
+    node: String,
+    /// The cgroup that is served
+    #[arg(long)]
+    cgroup: PathBuf,
+    /// Where maps and links are pinned
+    #[arg(long)]
+    bpffs: PathBuf,
+}
+
+/// What is done with the lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Work {
+    /// Read them as any client does, and forget them
+    List,
+    /// Program the kernel
+    Proxy,
+}
+
+/// What the agent says, a line of JSON each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Said {
+    /// Everything is read, and programmed where that is the work.
+    Done {
+        /// When ([`now_ns`]).
+        at_ns: u64,
+        /// Services that are served.
+        services: usize,
+        /// Frontends in the kernel.
+        frontends: usize,
+        /// What the last sync took.
+        sync_us: u64,
+    },
+}
+
+/// Watches until it is killed.
+pub fn run(options: &Options) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new("warn"))
+        .init();
+    // TLS is not used here, but the client wants a provider before it knows.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let config = kube::Config::new(options.server.parse().context("the server's URL")?);
+        let client = kube::Client::try_from(config)?;
+        match options.work {
+            Work::List => list(&client).await,
+            Work::Proxy => proxy(options, client).await,
+        }
+    })
+}
+
+fn say(said: &Said) -> Result<()> {
+    println!("{}", serde_json::to_string(said)?);
+    Ok(())
+}
+
+/// The same lists by the same means, with nothing done with them.
+async fn list(client: &kube::Client) -> Result<()> {
+    let parts = [
+        listed::<Service>(client.clone()),
+        listed::<EndpointSlice>(client.clone()),
+        listed::<Node>(client.clone()),
+    ];
+    let mut all = futures::stream::select_all(parts);
+    let mut complete = 0;
+    while let Some(event) = all.next().await {
+        complete += usize::from(event?);
+        if complete == 3 {
+            break;
+        }
+    }
+    say(&Said::Done { at_ns: now_ns(), services: 0, frontends: 0, sync_us: 0 })?;
+    std::future::pending::<()>().await;
+    Ok(())
+}
+
+/// `true` where a list ends.
+fn listed<K>(client: kube::Client) -> BoxStream<'static, watcher::Result<bool>>
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + 'static,
+{
+    /// As the watch pages its lists.
+    const PAGE_SIZE: u32 = 1000;
+    let config = watcher::Config::default().page_size(PAGE_SIZE);
+    let events = watcher(kube::Api::<K>::all(client), config);
+    events.map(|event| Ok(matches!(event?, watcher::Event::InitDone))).boxed()
+}
+
+async fn proxy(options: &Options, client: kube::Client) -> Result<()> {
+    let mut config = ProxyConfig::new(&options.node, &options.cgroup, &options.bpffs);
+    config.mode = Mode::Ebpf;
+    config.announce_load_balancers = false;
+    let (status, shutdown) = (config.status.clone(), CancellationToken::new());
+    let (snapshots, watching) = seaway_watch::spawn(client, shutdown.clone());
+    let observed = snapshots.clone();
+    let metrics = Metrics::new(&prometheus::Registry::new());
+    let serving = tokio::spawn(seaway_proxy::run(config, snapshots, metrics, shutdown));
+    loop {
+        let expected = {
+            let snapshot: Arc<_> = Arc::clone(&observed.borrow());
+            snapshot.synced.then_some(snapshot.services.len())
+        };
+        let now = status.status();
+        if now.synced && expected == Some(now.services) {
+            say(&Said::Done {
+                at_ns: now_ns(),
+                services: now.services,
+                frontends: now.frontends,
+                sync_us: now.last_sync_us.unwrap_or(0),
+            })?;
+            break;
+        }
+        if serving.is_finished() {
+            return serving.await?.context("the proxy ended");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    watching.await?;
+    Ok(())
+}
