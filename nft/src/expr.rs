@@ -73,6 +73,8 @@ pub enum Base {
 /// What is known about a packet beside its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetaKey {
+    /// Its priority.
+    Priority = 2,
     /// Its mark.
     Mark = 3,
     /// The name of the link that it came in on.
@@ -116,8 +118,8 @@ pub enum Expr {
     Payload { base: Base, offset: u32, length: u32, to: u32 },
     /// Loads what is known about the packet.
     Meta { key: MetaKey, to: u32 },
-    /// Sets the packet's mark.
-    SetMark { from: u32 },
+    /// Sets something of the packet.
+    SetMeta { key: MetaKey, from: u32 },
     /// Loads what is known about the connection.
     Ct { key: CtKey, to: u32 },
     /// Loads a constant.
@@ -167,7 +169,7 @@ impl Expr {
     fn name(&self) -> &'static str {
         match self {
             Self::Payload { .. } => "payload",
-            Self::Meta { .. } | Self::SetMark { .. } => "meta",
+            Self::Meta { .. } | Self::SetMeta { .. } => "meta",
             Self::Ct { .. } => "ct",
             Self::Load { .. } | Self::Verdict(_) => "immediate",
             Self::Bitwise { .. } => "bitwise",
@@ -193,7 +195,7 @@ impl Expr {
                 numbers(&[(1, *to), (2, *base as u32), (3, *offset), (4, *length)]);
             }
             Self::Meta { key, to } => numbers(&[(1, *to), (2, *key as u32)]),
-            Self::SetMark { from } => numbers(&[(2, MetaKey::Mark as u32), (3, *from)]),
+            Self::SetMeta { key, from } => numbers(&[(2, *key as u32), (3, *from)]),
             Self::Ct { key, to } => numbers(&[(1, *to), (2, *key as u32)]),
             Self::Random { modulus, offset, to } => {
                 const RANDOM: u32 = 1;

@@ -3,6 +3,7 @@
 //! What packets need is in keys and values. What only a successor needs in order to adopt what is there (to which
 //! Service port a frontend belongs, which backend is local) is in the bytes that the kernel keeps for us.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use seaway_model::Protocol;
 use seaway_nft::{Data, Element, Family};
 
-use crate::frontend::{Backend, Frontend, FrontendKey, FrontendKind, Group, Scope};
+use crate::frontend::{Backend, Frontend, FrontendKey, FrontendKind, Group, Scope, StableHash};
 
 /// An address that clients use, whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +107,35 @@ pub(super) fn endpoint(address: Address, index: u32, backend: &Backend) -> Eleme
         element.user_data = user_data(LOCAL, &[1]);
     }
     element
+}
+
+/// Numbers of backends, each the same for as long as the backend is one: hashes, of which the rare equal ones count up.
+/// None is 0.
+pub(super) fn numbers(pool: &[Backend]) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..pool.len()).collect();
+    order.sort_unstable_by_key(|index| pool[*index]);
+    let (mut taken, mut numbers) = (BTreeSet::from([0]), vec![0; pool.len()]);
+    for index in order {
+        let mut hash = StableHash::default();
+        hash.write(&backend_bytes(&pool[index]));
+        let [a, b, c, d, ..] = hash.finish().to_be_bytes();
+        let mut number = u32::from_be_bytes([a, b, c, d]);
+        while !taken.insert(number) {
+            number = number.wrapping_add(1);
+        }
+        numbers[index] = number;
+    }
+    numbers
+}
+
+/// An entry of `numbers`.
+pub(super) fn number(address: Address, index: u32, number: u32) -> Element {
+    Element::entry([address.bytes(), index.to_ne_bytes().into()].concat(), number.to_ne_bytes().into())
+}
+
+/// An entry of `members`.
+pub(super) fn member(address: Address, number: u32, backend: &Backend) -> Element {
+    Element::entry([address.bytes(), number.to_ne_bytes().into()].concat(), backend_bytes(backend))
 }
 
 /// Address, index and backend of an entry of `endpoints`.

@@ -11,7 +11,7 @@ use seaway_model::Protocol;
 use seaway_nft::{Data, Element, Family, Verdict};
 
 use super::codec::{self, Address};
-use super::schema::{OUTSIDE_OFFSET, Set, Target};
+use super::schema::{AFFINITY_MAX_BACKENDS, AFFINITY_MAX_S, OUTSIDE_OFFSET, Set, Target};
 use crate::dataplane::{DataplaneError, Failure, Subject};
 use crate::frontend::{Backend, Frontend, FrontendKey, FrontendKind, Group, Scope};
 use crate::plan::{Host, Plan};
@@ -93,7 +93,7 @@ impl Stand {
             masquerade,
             affinity_s: frontend
                 .affinity
-                .map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)),
+                .map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).clamp(1, AFFINITY_MAX_S)),
         })
     }
 
@@ -115,9 +115,12 @@ impl Stand {
             element.user_data = codec::head(frontend, apart);
             put(set, element);
             if frontend.affinity.is_some() {
-                let set = if apart { Set::MembersOutside } else { Set::Members };
-                for backend in &*self.pools[usize::from(apart)] {
-                    put(set, Element::key([address.bytes(), codec::backend_bytes(backend)].concat()));
+                let (set, offset) =
+                    if apart { (Set::MembersOutside, OUTSIDE_OFFSET) } else { (Set::Members, 0) };
+                let pool = &self.pools[usize::from(apart)];
+                for ((index, backend), number) in (offset..).zip(&**pool).zip(codec::numbers(pool)) {
+                    put(Set::Numbers, codec::number(address, index, number));
+                    put(set, codec::member(address, number, backend));
                 }
             }
             if !frontend.source_ranges.is_empty() {
@@ -365,6 +368,9 @@ impl Layout {
 fn unsupported(key: &FrontendKey, frontend: &Frontend) -> Option<&'static str> {
     if frontend.backends.len() >= OUTSIDE_OFFSET as usize {
         return Some("a million backends");
+    }
+    if frontend.affinity.is_some() && frontend.backends.len() > AFFINITY_MAX_BACKENDS {
+        return Some("session affinity with more than 2047 backends");
     }
     if codec::kind_number(frontend.kind).is_none() {
         return Some("this kind of address");

@@ -13,6 +13,10 @@
 //! A connection costs three look-ups in hash tables and a random number, however many Services there are. The target
 //! is a number and not itself a verdict, since the kernel walks every element of a verdict map when one of them
 //! changes: `targets` has a few dozen, `inside` may have a hundred thousand.
+//!
+//! Numbers go from one look-up to the next by way of the packet's priority, which is cleared before the packet goes on:
+//! what a map gave could be looked up straight from its register, but the `nft` program of Debian 12 aborts when it
+//! lists such a rule, and with it everybody's listing of the whole ruleset.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -42,11 +46,13 @@ pub enum Set {
     Targets,
     /// Frontend and index to backend.
     Endpoints,
-    /// Frontend and backend, for frontends with session affinity.
+    /// Frontend and index to the number that a backend keeps, for frontends with session affinity.
+    Numbers,
+    /// Frontend and such a number to backend.
     Members,
     /// The same for outside frontends whose backends differ from the inside ones.
     MembersOutside,
-    /// Client and frontend to backend, written by rules.
+    /// Client and frontend to such a number, written by rules.
     Affinity,
     /// Frontends that only some sources may enter.
     Guarded,
@@ -64,11 +70,12 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Inside,
         Self::Outside,
         Self::Targets,
         Self::Endpoints,
+        Self::Numbers,
         Self::Members,
         Self::MembersOutside,
         Self::Affinity,
@@ -87,6 +94,7 @@ impl Set {
             Self::Outside => "outside",
             Self::Targets => "targets",
             Self::Endpoints => "endpoints",
+            Self::Numbers => "numbers",
             Self::Members => "members",
             Self::MembersOutside => "members-outside",
             Self::Affinity => "affinity",
@@ -105,18 +113,16 @@ impl Set {
         let frontend = [addr, InetProto, InetService];
         let name = self.name();
         match self {
-            Self::Inside | Self::Outside => SetSpec::map(name, &frontend, &[Mark, Mark]),
-            Self::Targets => SetSpec::verdict_map(name, &[Mark, Mark]),
-            Self::Endpoints => {
+            Self::Inside | Self::Outside => SetSpec::map(name, &frontend, &[Mark]),
+            Self::Targets => SetSpec::verdict_map(name, &[Mark]),
+            Self::Endpoints | Self::Members | Self::MembersOutside => {
                 SetSpec::map(name, &[addr, InetProto, InetService, Mark], &[addr, InetService])
             }
-            Self::Members | Self::MembersOutside => {
-                SetSpec::set(name, &[addr, InetProto, InetService, addr, InetService])
-            }
+            Self::Numbers => SetSpec::map(name, &[addr, InetProto, InetService, Mark], &[Mark]),
             Self::Affinity => SetSpec {
                 dynamic: true,
                 size: Some(AFFINITY_SIZE),
-                ..SetSpec::map(name, &[addr, addr, InetProto, InetService], &[addr, InetService])
+                ..SetSpec::map(name, &[addr, addr, InetProto, InetService], &[Mark])
             },
             Self::Guarded => SetSpec::set(name, &frontend),
             Self::Ranges => {
@@ -151,17 +157,20 @@ pub enum Target {
 }
 
 impl Target {
-    /// The number that the maps know it by: two words, each in the machine's byte order.
+    /// The number that the maps know it by, in the machine's byte order.
     pub(super) fn code(self) -> Vec<u8> {
-        let (first, second) = match self {
-            Self::Reject => (0, 0),
-            Self::Elsewhere => (1 << 31, 0),
-            Self::Pick { count, outside, masquerade, affinity_s } => {
-                let flag = |on: bool, bit: u32| u32::from(on) << bit;
-                (count | flag(outside, 24) | flag(masquerade, 25), affinity_s.unwrap_or(0))
+        let flag = |on: bool, bit: u32| u32::from(on) << bit;
+        let code = match self {
+            Self::Reject => 0,
+            Self::Elsewhere => 1 << 30,
+            Self::Pick { count, outside, masquerade, affinity_s: None } => {
+                count | flag(outside, 24) | flag(masquerade, 25)
+            }
+            Self::Pick { count, outside, masquerade, affinity_s: Some(seconds) } => {
+                1 << 31 | flag(outside, 29) | flag(masquerade, 28) | seconds << 11 | count
             }
         };
-        [first.to_ne_bytes(), second.to_ne_bytes()].concat()
+        code.to_ne_bytes().into()
     }
 
     /// The name of its chain.
@@ -191,16 +200,26 @@ impl Target {
         if masquerade {
             rules.push(set_mark(true));
         }
-        let random = layout.random(count, if outside { OUTSIDE_OFFSET } else { 0 });
-        if let Some(seconds) = affinity_s {
-            rules.extend(layout.keep_backend(seconds, outside, &random));
-            let full = vec![Expr::Count { counter: "affinity_full".into() }];
-            rules.push(full);
+        let offset = if outside { OUTSIDE_OFFSET } else { 0 };
+        match affinity_s {
+            Some(seconds) => rules.extend(layout.keep_backend(seconds, count, offset)),
+            None => rules.push(
+                [
+                    layout.frontend(),
+                    layout.random(count, offset, Set::Endpoints),
+                    clear_priority(),
+                    vec![layout.to_backend(layout.rest)],
+                ]
+                .concat(),
+            ),
         }
-        rules.push([layout.frontend(), random, vec![layout.to_backend()]].concat());
         rules
     }
 }
+
+/// The longest timeout of session affinity (Kubernetes allows a day), and the most backends that go with it.
+pub(super) const AFFINITY_MAX_S: u32 = (1 << 17) - 1;
+pub(super) const AFFINITY_MAX_BACKENDS: usize = (1 << 11) - 1;
 
 const REJECT: &str = "reject";
 const EXTERNAL: &str = "external";
@@ -223,8 +242,6 @@ struct Registers {
     port: u32,
     /// What follows the frontend in a key, and what a map gives.
     rest: u32,
-    /// The backend's port, behind its address.
-    backend_port: u32,
 }
 
 impl Registers {
@@ -237,7 +254,6 @@ impl Registers {
             protocol: reg32(2 * words),
             port: reg32(2 * words + 1),
             rest: reg32(2 * words + 2),
-            backend_port: reg32(3 * words + 2),
         }
     }
 
@@ -259,48 +275,65 @@ impl Registers {
         ]
     }
 
-    /// A backend by chance.
-    fn random(self, modulus: u32, offset: u32) -> Vec<Expr> {
+    /// Something about a backend by chance.
+    fn random(self, modulus: u32, offset: u32, of: Set) -> Vec<Expr> {
         vec![
             Expr::Random { modulus, offset, to: self.rest },
-            Expr::Map { set: Set::Endpoints.name().into(), from: self.frontend, to: self.rest },
+            Expr::Map { set: of.name().into(), from: self.frontend, to: self.rest },
         ]
     }
 
-    fn to_backend(self) -> Expr {
-        Expr::DestinationNat { addr: self.rest, port: self.backend_port }
+    /// Rewrites the destination to the backend that lies at `from`.
+    fn to_backend(self, from: u32) -> Expr {
+        let words = if self.family == Family::Ip { 1 } else { 4 };
+        Expr::DestinationNat { addr: from, port: from + words }
     }
 
     /// The backend that the client had, if it is still one; else another, which is remembered.
-    fn keep_backend(self, seconds: u32, outside: bool, random: &[Expr]) -> [Vec<Expr>; 2] {
-        let affinity = || Set::Affinity.name().to_owned();
-        let members = if outside { Set::MembersOutside } else { Set::Members };
+    fn keep_backend(self, seconds: u32, count: u32, offset: u32) -> Rules {
+        let members = if offset > 0 { Set::MembersOutside } else { Set::Members };
+        let backend = self.rest + 1;
         let change = |op, timeout_ms| Expr::Dynset {
-            set: affinity(),
+            set: Set::Affinity.name().to_owned(),
             op,
             key: self.client,
             data: Some(self.rest),
             timeout_ms,
         };
         let remember = change(DynsetOp::Update, u64::from(seconds) * 1000);
-        let key = || [vec![self.source(self.client)], self.frontend()].concat();
-        let known = vec![
-            Expr::Map { set: affinity(), from: self.client, to: self.rest },
-            Expr::Lookup { set: members.name().into(), from: self.frontend, inverted: false },
-            remember.clone(),
-            self.to_backend(),
-        ];
+        let client = || [vec![self.source(self.client)], self.frontend()].concat();
+        let to_priority = |from| Expr::SetMeta { key: MetaKey::Priority, from };
+        let known = Expr::Map { set: Set::Affinity.name().into(), from: self.client, to: self.rest };
+        // The backend of the number that the priority holds: the rule ends here if it is none any more.
+        let member = || {
+            let number = Expr::Meta { key: MetaKey::Priority, to: self.rest };
+            let find = Expr::Map { set: members.name().into(), from: self.frontend, to: backend };
+            [client(), vec![number, find]].concat()
+        };
+        let go = || [clear_priority(), vec![self.to_backend(backend)]].concat();
         // An update leaves the data alone: what is remembered of a backend that is gone has to go first.
-        let fresh = vec![change(DynsetOp::Delete, 0), remember, self.to_backend()];
-        [[key(), known].concat(), [key(), random.to_vec(), fresh].concat()]
+        let anew = vec![change(DynsetOp::Delete, 0), remember.clone()];
+        vec![
+            clear_priority(),
+            [client(), vec![known, to_priority(self.rest)]].concat(),
+            [member(), vec![remember], go()].concat(),
+            [self.frontend(), self.random(count, offset, Set::Numbers), vec![to_priority(self.rest)]]
+                .concat(),
+            [member(), anew, go()].concat(),
+            [member(), vec![count_in("affinity_full")], go()].concat(),
+        ]
     }
 
     /// What becomes of a packet to a frontend.
     fn dispatch(self, frontends: Set) -> Vec<Expr> {
-        let mut rule = self.frontend();
-        rule.push(Expr::Map { set: frontends.name().into(), from: self.frontend, to: self.rest });
-        rule.push(Expr::VerdictMap { set: Set::Targets.name().into(), from: self.rest });
-        rule
+        let (key, rest) = (MetaKey::Priority, self.rest);
+        let target = Expr::Map { set: frontends.name().into(), from: self.frontend, to: rest };
+        let follow = Expr::VerdictMap { set: Set::Targets.name().into(), from: rest };
+        [
+            self.frontend(),
+            vec![target, Expr::SetMeta { key, from: rest }, Expr::Meta { key, to: rest }, follow],
+        ]
+        .concat()
     }
 
     /// What is left for an address of kind ClusterIP is a port that its Service does not have.
@@ -317,8 +350,14 @@ fn goto(chain: &str) -> Expr {
     Expr::Verdict(Verdict::Goto(chain.to_owned()))
 }
 
-fn count(counter: &str) -> Expr {
+fn count_in(counter: &str) -> Expr {
     Expr::Count { counter: counter.to_owned() }
+}
+
+/// Ends the use of the packet's priority. What the socket had asked for is lost for the first packet of a connection.
+fn clear_priority() -> Vec<Expr> {
+    let zero = Expr::Load { value: vec![0; 4], to: reg32(0) };
+    vec![zero, Expr::SetMeta { key: MetaKey::Priority, from: reg32(0) }]
 }
 
 /// Sets or clears our bit of the packet mark.
@@ -333,7 +372,7 @@ fn set_mark(on: bool) -> Vec<Expr> {
             mask: (!MARK).to_ne_bytes().into(),
             xor: xor.to_ne_bytes().into(),
         },
-        Expr::SetMark { from: reg },
+        Expr::SetMeta { key: MetaKey::Mark, from: reg },
     ]
 }
 
@@ -370,7 +409,7 @@ fn fixed_chains(family: Family, snat_ports: &RangeInclusive<u16>) -> Vec<(Chain<
     ];
     vec![
         (chain(REJECT, None), reject(family)),
-        (chain("elsewhere", None), vec![vec![count("no_local_backend"), Expr::Verdict(Verdict::Drop)]]),
+        (chain("elsewhere", None), vec![vec![count_in("no_local_backend"), Expr::Verdict(Verdict::Drop)]]),
         (chain(EXTERNAL, None), vec![source_ranges(regs), regs.dispatch(Set::Outside), regs.refuse_rest()]),
         (
             chain("prerouting", Some((ChainKind::Nat, Hook::Prerouting, DSTNAT))),
@@ -393,7 +432,7 @@ fn reject(family: Family) -> Rules {
     const TCP: u8 = 6;
     let port_unreachable = if family == Family::Ip { 3 } else { 4 };
     vec![
-        vec![count("no_backend")],
+        vec![count_in("no_backend")],
         vec![
             Expr::Meta { key: MetaKey::L4Proto, to: reg32(0) },
             Expr::Compare { from: reg32(0), value: vec![TCP], inverted: false },
@@ -409,7 +448,7 @@ fn source_ranges(regs: Registers) -> Vec<Expr> {
     rule.push(lookup(Set::Guarded, false));
     rule.push(regs.source(regs.rest));
     rule.push(lookup(Set::Ranges, true));
-    rule.extend([count("source_range"), Expr::Verdict(Verdict::Drop)]);
+    rule.extend([count_in("source_range"), Expr::Verdict(Verdict::Drop)]);
     rule
 }
 
@@ -441,7 +480,7 @@ fn source_nat(regs: Registers, ports: &RangeInclusive<u16>) -> Rules {
 /// connection to the frontend.
 fn drop_invalid() -> Rules {
     const INVALID: u32 = 1;
-    let rule = vec![count("invalid"), Expr::Verdict(Verdict::Drop)];
+    let rule = vec![count_in("invalid"), Expr::Verdict(Verdict::Drop)];
     vec![[connection(CtKey::State, INVALID), rule].concat()]
 }
 
