@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask setup | test | lint | tidy | ebpf`.
+//! The project's own chores: `cargo xtask setup | test | lint | tidy | ebpf | bench`.
 //!
 //! They are Rust, not shell, so that they need nothing but cargo and behave alike on every machine.
 
@@ -7,6 +7,7 @@
     reason = "nothing links against a binary; `pub` marks what a module offers to the others"
 )]
 
+mod bench;
 mod ebpf;
 mod lint;
 mod process;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Measure against peers, both sides in turn
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Lint { fix } => lint::run(fix),
         Task::Tidy => tidy::run(),
         Task::Ebpf { check } => ebpf::build(check),
+        Task::Bench(options) => bench::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
