@@ -4,11 +4,12 @@
 //! structure), so that a clone costs nothing and the difference of two snapshots costs what changed, not what exists.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
 
 use crate::{EndpointSet, HostPod, Node, Service, ServiceKey, TargetPod};
 
@@ -28,6 +29,11 @@ pub struct Snapshot {
     pub nodes: OrdMap<Arc<str>, Arc<Node>>,
     /// Pods of the own node that ask for host ports. Empty where nobody said which node is the own one.
     pub host_pods: OrdMap<TargetPod, Arc<HostPod>>,
+    /// Namespaces. Empty where nobody asked for them, or they may not be listed.
+    pub namespaces: OrdSet<Arc<str>>,
+    /// Pods by address; those in their node's network are left out, since they share its addresses. Only the own node's
+    /// pods, or all, as was asked for.
+    pub pods: OrdMap<IpAddr, TargetPod>,
     /// When the oldest of the endpoint changes that this snapshot is the first to show came about
     /// (`endpoints.kubernetes.io/last-change-trigger-time`), where it is known: the latency of programming is
     /// measured from here.

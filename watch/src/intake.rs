@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::runtime::watcher;
@@ -19,6 +19,7 @@ pub(crate) enum Incoming {
     Slice(watcher::Result<watcher::Event<EndpointSlice>>),
     Node(watcher::Result<watcher::Event<Node>>),
     Pod(watcher::Result<watcher::Event<Pod>>),
+    Namespace(watcher::Result<watcher::Event<Namespace>>),
 }
 
 /// Is told about objects that make no sense, once per version of the object.
@@ -29,13 +30,14 @@ pub(crate) struct Intake {
     names: Names,
     metrics: Metrics,
     on_invalid: Option<OnInvalid>,
+    own_node: Option<String>,
     /// The version of each invalid object that was reported last.
     reported: HashMap<(&'static str, String), String>,
 }
 
 impl Intake {
-    pub(crate) fn new(metrics: Metrics, on_invalid: Option<OnInvalid>) -> Self {
-        Self { names: Names::default(), metrics, on_invalid, reported: HashMap::new() }
+    pub(crate) fn new(metrics: Metrics, on_invalid: Option<OnInvalid>, own_node: Option<String>) -> Self {
+        Self { names: Names::default(), metrics, on_invalid, own_node, reported: HashMap::new() }
     }
 
     /// The event for `incoming`, if it means anything to the store.
@@ -67,9 +69,17 @@ impl Intake {
             }
             Incoming::Pod(item) => {
                 let denied = matches!(&item, Err(error) if is_forbidden(error));
-                let change =
-                    self.change("Pod", item, |intake, object| convert::host_pod(object, &mut intake.names));
+                let change = self.change("Pod", item, |intake, object| {
+                    convert::host_pod(object, intake.own_node.as_deref(), &mut intake.names)
+                });
                 change.map(Event::Pod).or_else(|| denied.then_some(Event::PodsDenied))
+            }
+            Incoming::Namespace(item) => {
+                let denied = matches!(&item, Err(error) if is_forbidden(error));
+                let change = self.change("Namespace", item, |intake, object| {
+                    Ok(Some(intake.names.share(&object.name_any())))
+                });
+                change.map(Event::Namespace).or_else(|| denied.then_some(Event::NamespacesDenied))
             }
         }
     }

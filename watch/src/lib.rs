@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::runtime::utils::Backoff;
@@ -50,15 +50,23 @@ pub fn spawn(
 pub struct Options {
     /// Counts here; `None`: unseen.
     pub metrics: Option<Metrics>,
-    /// The own node: the host ports of its pods are part of the snapshot.
+    /// The own node: the host ports and the addresses of its pods are part of the snapshot.
     pub own_node: Option<String>,
+    /// The addresses of every node's pods are part of the snapshot.
+    pub all_pods: bool,
+    /// The names of the namespaces are part of the snapshot.
+    pub namespaces: bool,
     /// Is told about objects that are left out.
     pub on_invalid: Option<OnInvalid>,
 }
 
 impl Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options").field("own_node", &self.own_node).finish_non_exhaustive()
+        f.debug_struct("Options")
+            .field("own_node", &self.own_node)
+            .field("all_pods", &self.all_pods)
+            .field("namespaces", &self.namespaces)
+            .finish_non_exhaustive()
     }
 }
 
@@ -81,7 +89,7 @@ pub fn spawn_for(
     let task = tokio::spawn(async move {
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = publish(streams(&client, options.own_node.as_deref()), sender, options) => {}
+            () = publish(streams(&client, &options), sender, options) => {}
         }
     });
     (receiver, task)
@@ -94,8 +102,8 @@ async fn publish(
     options: Options,
 ) {
     let metrics = options.metrics.unwrap_or_else(|| Metrics::new(&prometheus::Registry::new()));
-    let mut intake = Intake::new(metrics.clone(), options.on_invalid);
-    let mut store = if options.own_node.is_some() { Store::with_host_ports() } else { Store::default() };
+    let mut store = Store::waiting_for(options.own_node.is_some() || options.all_pods, options.namespaces);
+    let mut intake = Intake::new(metrics.clone(), options.on_invalid, options.own_node);
     while let Some(first) = incoming.next().await {
         if let Some(event) = intake.convert(first) {
             store.apply(event);
@@ -113,13 +121,18 @@ async fn publish(
     }
 }
 
-fn streams(client: &kube::Client, own_node: Option<&str>) -> BoxStream<'static, Incoming> {
+fn streams(client: &kube::Client, options: &Options) -> BoxStream<'static, Incoming> {
     let all = watcher::Config::default();
     let services = watched::<Service>(client, all.clone()).map(Incoming::Service).boxed();
     let slices = watched::<EndpointSlice>(client, all.clone()).map(Incoming::Slice).boxed();
     let nodes = watched::<Node>(client, all.clone()).map(Incoming::Node).boxed();
     let mut streams = vec![services, slices, nodes];
-    if let Some(name) = own_node {
+    if options.namespaces {
+        streams.push(watched::<Namespace>(client, all.clone()).map(Incoming::Namespace).boxed());
+    }
+    if options.all_pods {
+        streams.push(watched::<Pod>(client, all).map(Incoming::Pod).boxed());
+    } else if let Some(name) = &options.own_node {
         let own = all.fields(&format!("spec.nodeName={name}"));
         streams.push(watched::<Pod>(client, own).map(Incoming::Pod).boxed());
     }

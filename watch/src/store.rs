@@ -3,10 +3,11 @@
 //! **Invariant:** a relist swaps. Until a list is complete the former state stands; nothing vanishes in between.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use seaway_model::{EndpointSet, EndpointSlice, HostPod, Node, Service, ServiceKey, Snapshot, TargetPod};
 
 /// What happened to objects of one kind.
@@ -36,10 +37,14 @@ pub enum Event {
     Slice(Change<(EndpointSlice, Option<SystemTime>)>),
     /// To Nodes.
     Node(Change<Node>),
-    /// To pods of the own node that have host ports.
+    /// To pods that have addresses; those with host ports name them.
     Pod(Change<HostPod>),
     /// Pods may not be listed: host ports are not served, and nobody waits for them.
     PodsDenied,
+    /// To namespaces.
+    Namespace(Change<Arc<str>>),
+    /// Namespaces may not be listed, and nobody waits for them.
+    NamespacesDenied,
 }
 
 /// The state of the cluster as the events so far tell it.
@@ -53,8 +58,12 @@ pub struct Store {
     services: Progress<Service>,
     slice_list: Progress<EndpointSlice>,
     nodes: Progress<Node>,
-    /// `None`: nobody asked for host ports.
+    /// `None`: nobody asked for pods.
     pods: Option<Progress<HostPod>>,
+    /// Which addresses each pod has in the snapshot.
+    pod_addrs: HashMap<TargetPod, Box<[IpAddr]>>,
+    /// `None`: nobody asked for namespaces.
+    namespaces: Option<Progress<Arc<str>>>,
 }
 
 /// How far the list of one kind is.
@@ -79,9 +88,13 @@ impl<T> Progress<T> {
 }
 
 impl Store {
-    /// A store that waits for the host ports of the own node's pods as well.
-    pub fn with_host_ports() -> Self {
-        Self { pods: Some(Progress::default()), ..Self::default() }
+    /// A store that waits for pods, for namespaces, for both, or for neither.
+    pub fn waiting_for(pods: bool, namespaces: bool) -> Self {
+        Self {
+            pods: pods.then(Progress::default),
+            namespaces: namespaces.then(Progress::default),
+            ..Self::default()
+        }
     }
 
     /// Takes one event in.
@@ -92,9 +105,13 @@ impl Store {
             Event::Node(change) => self.apply_node(change),
             Event::Pod(change) => self.apply_pod(change),
             Event::PodsDenied => self.pods.get_or_insert_default().complete = true,
+            Event::Namespace(change) => self.apply_namespace(change),
+            Event::NamespacesDenied => self.namespaces.get_or_insert_default().complete = true,
         }
         let pods = self.pods.as_ref().is_none_or(|pods| pods.complete);
-        let synced = self.services.complete && self.slice_list.complete && self.nodes.complete && pods;
+        let namespaces = self.namespaces.as_ref().is_none_or(|namespaces| namespaces.complete);
+        let always = self.services.complete && self.slice_list.complete && self.nodes.complete;
+        let synced = always && pods && namespaces;
         self.changed |= synced != self.snapshot.synced;
         self.snapshot.synced = synced;
     }
@@ -152,15 +169,77 @@ impl Store {
             Change::ListBegins => progress.incoming = Some(Vec::new()),
             Change::Listed(pod) => progress.incoming.get_or_insert_default().push(pod),
             Change::ListEnds => {
-                let by_name = progress.finish().into_iter().map(|pod| (pod.pod.clone(), pod)).collect();
+                let listed = progress.finish();
+                let mut gone = std::mem::take(&mut self.pod_addrs);
+                for pod in &listed {
+                    if let Some(addrs) = gone.remove(&pod.pod) {
+                        self.pod_addrs.insert(pod.pod.clone(), addrs);
+                    }
+                }
+                for (pod, addrs) in gone {
+                    self.forget_addrs(&pod, &addrs);
+                }
+                for pod in &listed {
+                    self.put_addrs(pod);
+                }
+                let with_ports = listed.into_iter().filter(|pod| !pod.ports.is_empty());
+                let by_name = with_ports.map(|pod| (pod.pod.clone(), pod)).collect();
                 self.changed |= swap(&mut self.snapshot.host_pods, by_name);
             }
             Change::Applied(pod) => {
-                self.changed |= put(&mut self.snapshot.host_pods, pod.pod.clone(), pod);
+                self.put_addrs(&pod);
+                if pod.ports.is_empty() {
+                    self.changed |= self.snapshot.host_pods.remove(&pod.pod).is_some();
+                } else {
+                    self.changed |= put(&mut self.snapshot.host_pods, pod.pod.clone(), pod);
+                }
             }
             Change::Deleted((namespace, name)) => {
-                let removed = self.snapshot.host_pods.remove(&TargetPod { namespace, name });
-                self.changed |= removed.is_some();
+                let pod = TargetPod { namespace, name };
+                self.changed |= self.snapshot.host_pods.remove(&pod).is_some();
+                if let Some(addrs) = self.pod_addrs.remove(&pod) {
+                    self.forget_addrs(&pod, &addrs);
+                }
+            }
+        }
+    }
+
+    fn put_addrs(&mut self, pod: &HostPod) {
+        if self.pod_addrs.get(&pod.pod).is_some_and(|held| **held == *pod.addrs) {
+            return;
+        }
+        if let Some(former) = self.pod_addrs.insert(pod.pod.clone(), pod.addrs.as_slice().into()) {
+            self.forget_addrs(&pod.pod, &former);
+        }
+        for addr in &pod.addrs {
+            self.snapshot.pods.insert(*addr, pod.pod.clone());
+        }
+        self.changed = true;
+    }
+
+    /// Takes addresses out, unless another pod has them by now.
+    fn forget_addrs(&mut self, pod: &TargetPod, addrs: &[IpAddr]) {
+        for addr in addrs {
+            if self.snapshot.pods.get(addr) == Some(pod) {
+                self.snapshot.pods.remove(addr);
+                self.changed = true;
+            }
+        }
+    }
+
+    fn apply_namespace(&mut self, change: Change<Arc<str>>) {
+        let progress = self.namespaces.get_or_insert_default();
+        match change {
+            Change::ListBegins => progress.incoming = Some(Vec::new()),
+            Change::Listed(name) => progress.incoming.get_or_insert_default().push(name),
+            Change::ListEnds => {
+                let listed: OrdSet<Arc<str>> = progress.finish().into_iter().collect();
+                self.changed |= listed != self.snapshot.namespaces;
+                self.snapshot.namespaces = listed;
+            }
+            Change::Applied(name) => self.changed |= self.snapshot.namespaces.insert(name).is_none(),
+            Change::Deleted((_, name)) => {
+                self.changed |= self.snapshot.namespaces.remove(&name).is_some();
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Pod: only what the service proxy of its node needs, its host ports.
+//! Pod: only what the service proxy of its node needs, its host ports, and what DNS does, its addresses.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,13 @@ use seaway_model::{HostPod, HostPort, Protocol, TargetPod};
 
 use super::{InvalidObject, Names, Subject};
 
-/// Converts a Pod. `None`: it has no host ports that someone else would have to serve, or no address (any more).
-pub fn host_pod(object: &api::Pod, names: &mut Names) -> Result<Option<HostPod>, InvalidObject> {
+/// Converts a Pod; `own_node` says of which node's pods the host ports are wanted. `None`: it has no address of its own (any
+/// more).
+pub fn host_pod(
+    object: &api::Pod,
+    own_node: Option<&str>,
+    names: &mut Names,
+) -> Result<Option<HostPod>, InvalidObject> {
     let subject = Subject { kind: "Pod", meta: &object.metadata };
     let (Some(spec), Some(status)) = (object.spec.as_ref(), object.status.as_ref()) else { return Ok(None) };
     let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
@@ -20,12 +25,14 @@ pub fn host_pod(object: &api::Pod, names: &mut Names) -> Result<Option<HostPod>,
         spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let containers = spec.containers.iter().chain(sidecars);
     let mut ports = Vec::new();
-    for port in containers.flat_map(|container| container.ports.iter().flatten()) {
-        ports.extend(host_port(&subject, port)?);
+    if own_node.is_some() && spec.node_name.as_deref() == own_node {
+        for port in containers.flat_map(|container| container.ports.iter().flatten()) {
+            ports.extend(host_port(&subject, port)?);
+        }
     }
     let addrs = status.pod_ips.iter().flatten().map(|ip| subject.address("status.podIPs", &ip.ip));
     let addrs = addrs.collect::<Result<Vec<_>, _>>()?;
-    if ports.is_empty() || addrs.is_empty() {
+    if addrs.is_empty() {
         return Ok(None);
     }
     ports.sort_unstable();

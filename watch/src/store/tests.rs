@@ -172,3 +172,47 @@ proptest! {
         prop_assert_eq!(run(&sorted).changes_since(&run(&order)), seaway_model::Changes::default());
     }
 }
+
+#[test]
+fn pods_and_namespaces_are_waited_for_where_they_were_asked_for() {
+    let mut store = Store::waiting_for(true, true);
+    sync(&mut store);
+    assert!(store.publish().is_none(), "pods and namespaces are still to come");
+    store.apply(Event::PodsDenied);
+    assert!(store.publish().is_none());
+    store.apply(Event::Namespace(Change::ListBegins));
+    store.apply(Event::Namespace(Change::Listed("default".into())));
+    store.apply(Event::Namespace(Change::ListEnds));
+    let snapshot = store.publish().unwrap();
+    assert!(snapshot.synced && snapshot.namespaces.contains("default"));
+    store.apply(Event::Namespace(Change::Deleted(("".into(), "default".into()))));
+    assert!(store.publish().unwrap().namespaces.is_empty());
+}
+
+#[test]
+fn an_address_belongs_to_the_pod_that_had_it_last() {
+    let pod = |name: &str, addr: &str| HostPod {
+        pod: TargetPod { namespace: "default".into(), name: name.into() },
+        uid: "u".into(),
+        addrs: vec![addr.parse().unwrap()],
+        ports: Vec::new(),
+    };
+    let owner = |store: &mut Store, addr: &str| {
+        let addr: IpAddr = addr.parse().unwrap();
+        store.snapshot.pods.get(&addr).map(|pod| pod.name.to_string())
+    };
+    let mut store = Store::waiting_for(true, false);
+    store.apply(Event::Pod(Change::Applied(pod("old", "10.0.0.1"))));
+    store.apply(Event::Pod(Change::Applied(pod("new", "10.0.0.1"))));
+    store.apply(Event::Pod(Change::Deleted(key("old"))));
+    assert_eq!(owner(&mut store, "10.0.0.1").as_deref(), Some("new"));
+    assert!(store.snapshot.host_pods.is_empty(), "it has no host ports");
+    store.apply(Event::Pod(Change::Applied(pod("new", "10.0.0.2"))));
+    assert_eq!(owner(&mut store, "10.0.0.1"), None);
+    assert_eq!(owner(&mut store, "10.0.0.2").as_deref(), Some("new"));
+    store.apply(Event::Pod(Change::ListBegins));
+    store.apply(Event::Pod(Change::Listed(pod("other", "10.0.0.3"))));
+    store.apply(Event::Pod(Change::ListEnds));
+    assert_eq!(owner(&mut store, "10.0.0.2"), None);
+    assert_eq!(owner(&mut store, "10.0.0.3").as_deref(), Some("other"));
+}
