@@ -18,6 +18,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "/usr/sbin/nft"),
     ("bind9-dnsutils", "/usr/bin/dig"),
     ("curl", "/usr/bin/curl"),
+    ("containernetworking-plugins", "/usr/lib/cni/portmap"),
     ("procps", "/usr/bin/ps"),
     ("rustc-web", "/usr/bin/rustc"),
     ("cargo-web", "/usr/bin/cargo"),

@@ -1,7 +1,7 @@
 //! Addresses of pods: who holds which, kept in files so that the plugin needs no daemon.
 //!
 //! [`Ipam`] is the store: one directory per network, one process at a time (flock). What is decided is decided by
-//! pure code ([`choose`], [`Range`]); what is written goes through the small [`Files`] trait, so that tests can cut
+//! pure code (`pool`, [`Range`]); what is written goes through the small [`Files`] trait, so that tests can cut
 //! the work short after every single write.
 //!
 //! ```text
@@ -9,18 +9,25 @@
 //!                     boot             the boot that the reservations belong to
 //!                     owners/<key>     a reservation: {"addresses": […]}          <- the truth
 //!                     addresses/<addr> "held KEY" or "freed MILLISECONDS"         <- an index of it
-//!                     last-<subnet>    the address that was given last            <- a hint
+//!                     pools/<pool>.last    the newest of the addresses that were given for the first time
+//!                     pools/<pool>.queue   "HEAD TAIL": which of the freed ones wait
+//!                     freed/<pool>-<n>     an address that waits in that queue
 //! ```
 //!
 //! **Invariant:** an address is held if and only if an owner's file lists it. An owner's file appears and goes in one
 //! step (rename, unlink). On ADD the index is written before it and on DEL after it, so a crash in between leaves at
 //! worst an index entry that names an owner without that address; whoever meets it next takes it as free.
 //!
+//! Giving an address out costs the same however large a range is and however full: it comes off the head of the
+//! queue of freed ones, or is the next that never was given. Both are hints; the owners' files decide. What a crash
+//! takes out of the queue is found again when there is nothing else left.
+//!
 //! Reservations do not outlive the boot that they were made in: the pods do not either. What a killed process has
 //! written is there for the next one without `fsync`, and what a power loss tears is of another boot, and forgotten.
 //! So nothing is synced to the disk, which would cost more than the rest of ADD, and all of it under the lock.
 
 mod files;
+mod pool;
 mod range;
 mod store;
 
@@ -28,7 +35,6 @@ mod store;
 mod tests;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -36,7 +42,7 @@ use thiserror::Error;
 
 pub use files::{DirectoryFiles, Files};
 pub use range::Range;
-pub use store::{Ipam, Reservation};
+pub use store::{Ipam, Request, Reservation};
 
 /// For how long an address that was freed is not given out again, as long as there are others.
 pub const REST_MS: u64 = 30_000;
@@ -138,28 +144,4 @@ pub enum AddressState {
     },
     /// Held.
     Held,
-}
-
-/// Chooses an address out of `ranges` (one family): the first free one after `last`, round and round, so that a
-/// freed address rests as long as the range allows. If only resting ones are left, the one that has rested longest
-/// is taken: a pod that starts is worth more than the rest. `Ok(None)`: all are held.
-pub fn choose<E>(
-    ranges: &[Range],
-    last: Option<IpAddr>,
-    mut state: impl FnMut(IpAddr) -> Result<AddressState, E>,
-) -> Result<Option<IpAddr>, E> {
-    let mut most_rested: Option<(u64, IpAddr)> = None;
-    for addr in range::rounds(ranges, last) {
-        match state(addr)? {
-            AddressState::Free => return Ok(Some(addr)),
-            AddressState::Resting { rested_ms } if rested_ms >= REST_MS => return Ok(Some(addr)),
-            AddressState::Resting { rested_ms } => {
-                if most_rested.is_none_or(|(most, _)| rested_ms > most) {
-                    most_rested = Some((rested_ms, addr));
-                }
-            }
-            AddressState::Held => {}
-        }
-    }
-    Ok(most_rested.map(|(_, addr)| addr))
 }

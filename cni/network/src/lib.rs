@@ -6,6 +6,7 @@
 //! therefore synchronous; [`run`] alone knows tokio.
 
 mod config;
+pub mod fault;
 mod hash;
 pub mod ipam;
 pub mod netlink;

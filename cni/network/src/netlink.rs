@@ -11,6 +11,7 @@ mod address;
 mod link;
 mod monitor;
 mod neighbour;
+mod qdisc;
 mod route;
 
 use std::io;
@@ -29,6 +30,7 @@ pub use address::Address;
 pub use link::{Bridge, Link, Mac, Veth, VethPeer, Vxlan, VxlanInfo};
 pub use monitor::{Monitor, MonitorGroups};
 pub use neighbour::{FdbEntry, Neighbour, NeighbourKind};
+pub use qdisc::TokenBucket;
 pub use route::{Route, RouteKind, RouteQuery};
 
 use crate::netns::{Namespace, NetnsError};
@@ -177,6 +179,7 @@ impl Netlink {
         action: &'static str,
         object: &dyn std::fmt::Display,
     ) -> Result<()> {
+        crate::fault::step();
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | write.flags())?;
         self.receive(action, object, &mut |_| {}).map(|_| ())
     }

@@ -11,23 +11,31 @@
 //! ```
 //!
 //! The node's end has the same Ethernet address for every pod, and the pod has it as a permanent neighbour: the
-//! pod does not have to ask who its gateway is. The other way round the pod's address is entered as *stale*: the
-//! first packet goes at once, and the entry is verified soon after. A chained plugin may change the pod's Ethernet
-//! address, at which the kernel forgets the pod's neighbours, permanent ones too: then both sides find each other by
-//! asking, which is why the gateways' addresses stand on the node's end (and no `proxy_arp` is needed, which would
+//! pod does not have to ask who its gateway is. The other way round the node asks when it has something to send: a
+//! chained plugin may change the pod's Ethernet address after us, and an entry made here would send the first packets
+//! nowhere for seconds. At such a change the kernel also forgets the pod's neighbours, permanent ones too: then the
+//! pod asks as well, which is why the gateways' addresses stand on the node's end (and no `proxy_arp` is needed, which would
 //! answer only where the node has a default route). The IPv4 one has scope host: as a source it is never chosen.
+//!
+//! A limit on the pod's bandwidth is a token bucket at the end that sends: the node's for what goes into the pod, the
+//! pod's for what comes out of it.
+//!
+//! The remark on the node's end is written last, and so tells a finished wiring from one that was cut short, which a
+//! repeated ADD replaces.
 //!
 //! Names follow from (network, container, interface), so that a repeated DEL finds what a cut-short ADD has left.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv6Net};
 use thiserror::Error;
 
 use crate::hash;
 use crate::netlink::{
-    Link, Mac, Neighbour, NeighbourKind, Netlink, NetlinkError, Route, RouteQuery, Veth, VethPeer,
+    Link, Mac, Neighbour, NeighbourKind, Netlink, NetlinkError, Route, RouteQuery, TokenBucket, Veth,
+    VethPeer,
 };
 use crate::netns::sysctl::{self, SysctlError};
 use crate::netns::{Namespace, NetnsError};
@@ -40,6 +48,8 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub const HOST_MAC: Mac = Mac([0xee; 6]);
 /// The group of all nodes' ends: they can be deleted in one go.
 pub const LINK_GROUP: u32 = 0x5ea;
+/// The group that nodes' ends are moved to when many go at once.
+const DOOMED_GROUP: u32 = 0x5eb;
 /// Who made the routes to this node's pods (`ip route show proto 87`).
 pub const ROUTE_PROTOCOL: u8 = 87;
 /// What the names of the nodes' ends begin with.
@@ -48,6 +58,9 @@ const LINK_PREFIX: &str = "sw";
 const ALIAS_PREFIX: &str = "seaway";
 /// The longest remark that the kernel takes.
 const MAX_ALIAS: usize = 255;
+/// How long the kernel may take until a new link sends; it is a busy node where it is more than a millisecond.
+const OPERATIONAL_WITHIN: Duration = Duration::from_secs(1);
+const OPERATIONAL_POLL: Duration = Duration::from_micros(200);
 
 /// One interface of one container in one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +82,17 @@ pub struct Wiring {
     pub mtu: Option<u32>,
     /// The pod's Ethernet address; one that follows from the attachment if none.
     pub mac: Option<Mac>,
+    /// Limits on what the pod receives and sends.
+    pub bandwidth: Bandwidth,
+}
+
+/// Limits on a pod's traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bandwidth {
+    /// On what it receives.
+    pub ingress: Option<TokenBucket>,
+    /// On what it sends.
+    pub egress: Option<TokenBucket>,
 }
 
 /// What an attachment has got.
@@ -167,12 +191,15 @@ impl Attachment {
     pub fn wire(&self, pod: &Namespace, wiring: &Wiring) -> Result<Wired, WireError> {
         let mut inner = Netlink::open_in(pod)?;
         let netns = pod.path().display().to_string();
-        if inner.link(&self.ifname)?.is_some() {
-            return Err(WireError::InterfaceExists { ifname: self.ifname.clone(), netns });
-        }
         let mut outer = Netlink::open()?;
         let host_link = self.host_link();
-        if let Some(stale) = outer.link(&host_link)? {
+        let stale = outer.link(&host_link)?;
+        if let Some(there) = inner.link(&self.ifname)?
+            && !stale.as_ref().is_some_and(|stale| self.is_half_made(stale, &there))
+        {
+            return Err(WireError::InterfaceExists { ifname: self.ifname.clone(), netns });
+        }
+        if let Some(stale) = stale {
             delete_if_there(&mut outer, stale.index)?;
         }
         let mac = wiring.mac.unwrap_or_else(|| self.mac());
@@ -186,7 +213,8 @@ impl Attachment {
         let wired = Wired { host_link, mac, mtu: host.mtu };
         let done = self
             .wire_pod(pod, &mut inner, wiring)
-            .and_then(|()| self.wire_host(&mut outer, &host, mac, wiring));
+            .and_then(|()| self.wire_host(&mut outer, &host, wiring))
+            .and_then(|()| self.await_operation(&mut inner));
         match done {
             Ok(()) => Ok(wired),
             Err(error) => {
@@ -195,6 +223,11 @@ impl Attachment {
                 Err(error)
             }
         }
+    }
+
+    /// Whether an interface in the pod is what an ADD that was cut short has left.
+    fn is_half_made(&self, host: &Link, there: &Link) -> bool {
+        there.peer == Some(host.index) && host.alias.is_none() && self.alias().len() <= MAX_ALIAS
     }
 
     fn wire_pod(&self, pod: &Namespace, inner: &mut Netlink, wiring: &Wiring) -> Result<(), WireError> {
@@ -216,21 +249,14 @@ impl Attachment {
             inner.set_neighbour(&Neighbour { link: link.index, addr: gateway, mac: Some(HOST_MAC), kind })?;
             inner.add_route(&default_route(*addr, link.index))?;
         }
+        if let Some(bucket) = &wiring.bandwidth.egress {
+            inner.set_token_bucket(link.index, &at_least_a_packet(bucket, link.mtu))?;
+        }
         Ok(())
     }
 
-    fn wire_host(
-        &self,
-        outer: &mut Netlink,
-        host: &Link,
-        mac: Mac,
-        wiring: &Wiring,
-    ) -> Result<(), WireError> {
+    fn wire_host(&self, outer: &mut Netlink, host: &Link, wiring: &Wiring) -> Result<(), WireError> {
         let v6 = wiring.addresses.iter().any(IpAddr::is_ipv6);
-        let alias = self.alias();
-        if alias.len() <= MAX_ALIAS {
-            outer.set_alias(host.index, &alias)?;
-        }
         if v6 {
             outer.set_no_link_local(host.index)?;
         }
@@ -244,8 +270,24 @@ impl Attachment {
         }
         for addr in &wiring.addresses {
             outer.replace_route(&host_route(*addr, host.index))?;
-            let kind = NeighbourKind::Stale;
-            outer.set_neighbour(&Neighbour { link: host.index, addr: *addr, mac: Some(mac), kind })?;
+        }
+        if let Some(bucket) = &wiring.bandwidth.ingress {
+            outer.set_token_bucket(host.index, &at_least_a_packet(bucket, host.mtu))?;
+        }
+        let alias = self.alias();
+        if alias.len() <= MAX_ALIAS {
+            outer.set_alias(host.index, &alias)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the pod's end sends. It came up before the node's end, thus without a carrier; the kernel makes
+    /// good for that a little later, and drops until then what the pod sends: its first connection, or its answer to
+    /// the first probe, would wait for a second to be sent again.
+    fn await_operation(&self, inner: &mut Netlink) -> Result<(), WireError> {
+        let end = Instant::now() + OPERATIONAL_WITHIN;
+        while Instant::now() < end && inner.link(&self.ifname)?.is_some_and(|link| !link.operational) {
+            std::thread::sleep(OPERATIONAL_POLL);
         }
         Ok(())
     }
@@ -266,7 +308,12 @@ impl Attachment {
     }
 
     /// Compares the wiring with what it should be.
-    pub fn check(&self, pod: &Namespace, addresses: &[IpAddr]) -> Result<(), CheckError> {
+    pub fn check(
+        &self,
+        pod: &Namespace,
+        addresses: &[IpAddr],
+        bandwidth: Bandwidth,
+    ) -> Result<(), CheckError> {
         let (mut outer, mut inner) = (Netlink::open()?, Netlink::open_in(pod)?);
         let host = up(outer.link(&self.host_link())?, &self.host_link())?;
         let link = up(inner.link(&self.ifname)?, &self.ifname)?;
@@ -295,8 +342,61 @@ impl Attachment {
                 ));
             }
         }
-        Ok(())
+        check_bucket(&mut outer, &host, bandwidth.ingress)?;
+        check_bucket(&mut inner, &link, bandwidth.egress)
     }
+}
+
+fn check_bucket(netlink: &mut Netlink, link: &Link, wanted: Option<TokenBucket>) -> Result<(), CheckError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    match netlink.token_bucket_rate(link.index)? {
+        Some(rate) if rate == wanted.rate_bytes => Ok(()),
+        Some(rate) => {
+            let difference = format!("its limit is {rate} bytes a second instead of {}", wanted.rate_bytes);
+            Err(differs(&link.name, difference))
+        }
+        None => Err(differs(&link.name, "it has no bandwidth limit")),
+    }
+}
+
+/// A bucket that a whole packet does not fit into lets none pass.
+fn at_least_a_packet(bucket: &TokenBucket, mtu: u32) -> TokenBucket {
+    const HEADERS: u32 = 64;
+    TokenBucket { burst_bytes: bucket.burst_bytes.max(mtu.saturating_add(HEADERS)), ..*bucket }
+}
+
+/// Removes the wiring of many attachments, in a fraction of the time that it takes one by one. Goes on after an
+/// error; returns those that are still there with the reason.
+pub fn unwire_all(attachments: Vec<Attachment>) -> Vec<(Attachment, NetlinkError)> {
+    let mut stuck = Vec::new();
+    // If there is no socket, each one says why.
+    let Ok(mut outer) = Netlink::open() else { return unwire_each(attachments) };
+    let mut doomed = Vec::new();
+    for attachment in attachments {
+        let moved = match outer.link(&attachment.host_link()) {
+            Ok(Some(link)) => outer.set_group(link.index, DOOMED_GROUP).map(|()| true),
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        };
+        match moved {
+            Ok(true) => doomed.push(attachment),
+            Ok(false) => {}
+            Err(error) if error.is_missing() => {}
+            Err(error) => stuck.push((attachment, error)),
+        }
+    }
+    if !doomed.is_empty() && outer.delete_group(DOOMED_GROUP).is_err() {
+        stuck.extend(unwire_each(doomed));
+    }
+    stuck
+}
+
+fn unwire_each(attachments: Vec<Attachment>) -> Vec<(Attachment, NetlinkError)> {
+    let each = attachments.into_iter().filter_map(|attachment| {
+        let error = attachment.unwire().err()?;
+        Some((attachment, error))
+    });
+    each.collect()
 }
 
 /// The attachments of `network` that have wiring on this node.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use seaway_cni_network::netlink::{Netlink, Route, RouteQuery};
 use seaway_cni_network::netns::Namespace;
-use seaway_cni_network::pod::{Attachment, Wiring};
+use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
 use seaway_cni_network::{NodeNetworkConfig, Overlay, cleanup, run};
 use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
 use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
@@ -108,7 +108,8 @@ fn add_pod(lab: &Lab, number: usize, host: u8) -> Pod {
         format!("fd00:10:244:{number}::{host}").parse().unwrap(),
     ];
     let attachment = Attachment::new("seaway", &format!("pod{host}"), "eth0");
-    let wiring = Wiring { addresses: addresses.to_vec(), mtu: Some(1400), mac: None };
+    let wiring =
+        Wiring { addresses: addresses.to_vec(), mtu: Some(1400), mac: None, bandwidth: Bandwidth::default() };
     lab.node(number - 1).run(|| attachment.wire(&namespace, &wiring)).unwrap();
     Pod { namespace, addresses }
 }

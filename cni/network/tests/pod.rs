@@ -6,12 +6,12 @@ use std::os::fd::AsFd;
 
 use seaway_cni_network::netlink::{Mac, Netlink, Route, Veth, VethPeer};
 use seaway_cni_network::netns::{Namespace, sysctl};
-use seaway_cni_network::pod::{self, Attachment, WireError, Wiring};
+use seaway_cni_network::pod::{self, Attachment, Bandwidth, WireError, Wiring};
 use seaway_lab::{Lab, tcp_exchange};
 
 fn wiring() -> Wiring {
     let addresses: Vec<IpAddr> = vec!["10.244.1.5".parse().unwrap(), "fd00:10:244:1::5".parse().unwrap()];
-    Wiring { addresses, mtu: Some(1400), mac: None }
+    Wiring { addresses, mtu: Some(1400), mac: None, bandwidth: Bandwidth::default() }
 }
 
 #[test]
@@ -38,13 +38,28 @@ fn a_failure_leaves_nothing_and_the_next_attempt_succeeds() {
     inner.delete_route(&default).unwrap();
     let wired = node.run(|| attachment.wire(&pod, &wiring())).unwrap();
     assert_eq!((wired.mtu, wired.host_link.as_str()), (1400, attachment.host_link().as_str()));
-    node.run(|| attachment.check(&pod, &wiring().addresses)).unwrap();
+    node.run(|| attachment.check(&pod, &wiring().addresses, Bandwidth::default())).unwrap();
     let again = node.run(|| attachment.wire(&pod, &wiring())).unwrap_err();
     assert!(matches!(again, WireError::InterfaceExists { .. }), "{again}");
     assert_eq!(node.run(|| pod::wired_attachments("seaway")).unwrap(), std::slice::from_ref(&attachment));
     assert_eq!(node.run(|| pod::wired_attachments("other")).unwrap(), []);
     assert!(node.run(|| attachment.unwire()).unwrap());
     assert!(!node.run(|| attachment.unwire()).unwrap());
+}
+
+#[test]
+fn a_pod_sends_from_the_moment_on_that_it_is_wired() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    // The kernel is late only sometimes; a few dozen tries find it out.
+    for number in 0..40 {
+        let pod = Namespace::anonymous().unwrap();
+        let attachment = Attachment::new("seaway", &format!("pod{number}"), "eth0");
+        node.run(|| attachment.wire(&pod, &wiring())).unwrap();
+        let eth0 = Netlink::open_in(&pod).unwrap().link("eth0").unwrap().unwrap();
+        assert!(eth0.operational, "pod {number}: {eth0:?}");
+        assert!(node.run(|| attachment.unwire()).unwrap());
+    }
 }
 
 #[test]

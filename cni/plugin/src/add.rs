@@ -1,6 +1,6 @@
 //! ADD: reserve addresses, wire the pod, tell.
 
-use seaway_cni_network::ipam::{Ipam, Owner};
+use seaway_cni_network::ipam::{Ipam, Owner, Request};
 use seaway_cni_network::pod::{Attachment, WireError, Wiring};
 use serde_json::Value;
 
@@ -17,9 +17,18 @@ pub(crate) fn add(environment: &Environment, config: &Config) -> Result<Value, C
     let netns = open_netns(environment)?;
     let (attachment, owner) = (attachment(environment, config), owner(environment));
     // The lock is given back before the kernel is asked for anything.
-    let reservation =
-        Ipam::open(&config.data_dir, &config.name)?.reserve_wanted(&owner, pools, &config.wanted)?;
-    let wiring = Wiring { addresses: reservation.addresses, mtu: config.mtu, mac: config.mac };
+    let request = Request {
+        wanted: &config.wanted,
+        netns: environment.netns.as_deref(),
+        port_mappings: config.port_mappings.as_ref(),
+    };
+    let reservation = Ipam::open(&config.data_dir, &config.name)?.reserve_for(&owner, pools, request)?;
+    let wiring = Wiring {
+        addresses: reservation.addresses,
+        mtu: config.mtu,
+        mac: config.mac,
+        bandwidth: config.bandwidth,
+    };
     let wired = match attachment.wire(&netns, &wiring) {
         Ok(wired) => wired,
         Err(error) => {

@@ -33,9 +33,15 @@ fn ids(environment: &Environment) -> (&str, &str) {
 pub(crate) fn open_netns(environment: &Environment) -> Result<Namespace, CniError> {
     let path = environment.netns.as_deref().unwrap_or_default();
     let namespace = Namespace::open(Path::new(path))?;
-    if !environment.netns_override && namespace.id()? == Namespace::current()?.id()? {
-        let message = format!("CNI_NETNS {path} is the plugin's own network namespace");
-        return Err(CniError::new(Code::Netns, message));
-    }
+    refuse_own_netns(environment, &namespace)?;
     Ok(namespace)
+}
+
+/// Fails if a container's namespace is the plugin's own.
+pub(crate) fn refuse_own_netns(environment: &Environment, namespace: &Namespace) -> Result<(), CniError> {
+    if environment.netns_override || namespace.id()? != Namespace::current()?.id()? {
+        return Ok(());
+    }
+    let path = namespace.path().display();
+    Err(CniError::new(Code::Netns, format!("CNI_NETNS {path} is the plugin's own network namespace")))
 }

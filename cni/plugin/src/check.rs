@@ -29,5 +29,5 @@ pub(crate) fn check(environment: &Environment, config: &Config) -> Result<(), Cn
             format!("\"prevResult\" does not have the address {addr}, which is reserved for the container");
         return Err(CniError::new(Code::CheckFailed, message));
     }
-    Ok(attachment.check(&netns, &held.addresses)?)
+    Ok(attachment.check(&netns, &held.addresses, config.bandwidth)?)
 }

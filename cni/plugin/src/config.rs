@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use seaway_cni_network::ipam::Range;
 use seaway_cni_network::netlink::Mac;
+use seaway_cni_network::pod::Bandwidth;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::capability::{self, RawArgs, RawRuntimeConfig};
 use crate::env::is_identifier;
 use crate::error::{CniError, Code};
 use crate::version::Version;
@@ -34,6 +36,12 @@ pub(crate) struct Config {
     pub(crate) wanted: Vec<IpAddr>,
     /// The Ethernet address that the runtime asks for (capability `mac`).
     pub(crate) mac: Option<Mac>,
+    /// Limits on the pod's traffic (capability `bandwidth`).
+    pub(crate) bandwidth: Bandwidth,
+    /// Ports of the node that lead to the pod (capability `portMappings`): remembered for the service proxy.
+    pub(crate) port_mappings: Option<Value>,
+    /// The device that packets to other nodes take, if there is one: without it pods are cut off.
+    pub(crate) overlay_device: Option<String>,
     /// What the plugins before us in the chain have made.
     pub(crate) prev_result: Option<Value>,
     /// GC: the attachments that are to stay. An empty list is not the same as none.
@@ -57,11 +65,11 @@ struct RawConfig {
     #[serde(default)]
     name: String,
     data_dir: Option<PathBuf>,
-    #[serde(default)]
-    ranges: Vec<RawRange>,
+    ranges: Option<Vec<RawRange>>,
     mtu: Option<u32>,
-    #[serde(default)]
-    runtime_config: RawRuntimeConfig,
+    runtime_config: Option<RawRuntimeConfig>,
+    args: Option<RawArgs>,
+    overlay_device: Option<String>,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
@@ -73,19 +81,11 @@ struct RawConfig {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RawRange {
+pub(crate) struct RawRange {
     subnet: IpNet,
     range_start: Option<IpAddr>,
     range_end: Option<IpAddr>,
     gateway: Option<IpAddr>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct RawRuntimeConfig {
-    ips: Vec<String>,
-    mac: Option<String>,
-    ip_ranges: Vec<Vec<RawRange>>,
 }
 
 impl Config {
@@ -125,10 +125,15 @@ impl RawConfig {
         if self.prev_result.as_ref().is_some_and(|value| !value.is_object() && !value.is_null()) {
             return Err(CniError::new(Code::Decoding, "\"prevResult\" is not an object"));
         }
-        let ranges: Vec<RawRange> = if self.runtime_config.ip_ranges.is_empty() {
-            self.ranges
-        } else {
-            self.runtime_config.ip_ranges.into_iter().flatten().collect()
+        let runtime = self.runtime_config.unwrap_or_default();
+        let asked = self.args.and_then(|args| args.cni).and_then(|args| args.ips).unwrap_or_default();
+        let wanted =
+            [("\"runtimeConfig.ips\"", runtime.ips.unwrap_or_default()), ("\"args.cni.ips\"", asked)];
+        let wanted =
+            wanted.iter().flat_map(|(key, ips)| ips.iter().map(|text| capability::wanted(key, text)));
+        let ranges = match runtime.ip_ranges.filter(|sets| !sets.is_empty()) {
+            Some(sets) => sets.into_iter().flatten().collect(),
+            None => self.ranges.unwrap_or_default(),
         };
         Ok(Config {
             version,
@@ -136,8 +141,16 @@ impl RawConfig {
             data_dir,
             pools: pools(ranges)?,
             mtu: self.mtu.filter(|mtu| *mtu != 0),
-            wanted: self.runtime_config.ips.iter().map(|text| wanted(text)).collect::<Result<_, _>>()?,
-            mac: self.runtime_config.mac.as_deref().map(parse_mac).transpose()?,
+            wanted: wanted.collect::<Result<_, _>>()?,
+            mac: runtime
+                .mac
+                .as_deref()
+                .filter(|mac| !mac.is_empty())
+                .map(capability::parse_mac)
+                .transpose()?,
+            bandwidth: runtime.bandwidth.unwrap_or_default().limits()?,
+            port_mappings: capability::port_mappings(runtime.port_mappings.unwrap_or_default())?,
+            overlay_device: self.overlay_device,
             prev_result: self.prev_result.filter(Value::is_object),
             valid_attachments: self.valid_attachments.or(self.attachments),
             dns: self.dns.filter(|dns| dns.as_object().is_some_and(|dns| !dns.is_empty())),
@@ -145,7 +158,7 @@ impl RawConfig {
     }
 }
 
-fn invalid(message: impl Into<String>) -> CniError {
+pub(crate) fn invalid(message: impl Into<String>) -> CniError {
     CniError::new(Code::Config, message)
 }
 
@@ -179,24 +192,6 @@ fn pools(raw: Vec<RawRange>) -> Result<Vec<Vec<Range>>, CniError> {
     Ok(pools)
 }
 
-/// An address with or without a prefix length, as the runtime may give it.
-fn wanted(text: &str) -> Result<IpAddr, CniError> {
-    let addr = text.split_once('/').map_or(text, |(addr, _)| addr);
-    addr.parse().map_err(|_| invalid(format!("\"runtimeConfig.ips\": {text:?} is not an address")))
-}
-
-fn parse_mac(text: &str) -> Result<Mac, CniError> {
-    let bytes: Option<Vec<u8>> = text
-        .split([':', '-'])
-        .map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None })
-        .collect();
-    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
-    match mac {
-        Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
-        _ => Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is not a unicast Ethernet address"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,6 +217,25 @@ mod tests {
         assert_eq!(subnets, [vec!["10.244.1.0/24", "10.9.0.0/24"], vec!["fd00:10:244:1::/64"]]);
         assert_eq!(config.wanted, ["10.244.1.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
+    }
+
+    #[test]
+    fn what_the_runtime_fills_in_is_read() {
+        let config = parse(
+            r#"{"cniVersion":"1.1.0","name":"seaway","ranges":[{"subnet":"10.244.1.0/24"}],"args":{"cni":{"ips":["10.9.0.4"]},"x":1},
+                "runtimeConfig":{"ipRanges":[[{"subnet":"10.9.0.0/24"}],[{"subnet":"fd00:9::/64"}]],"mac":"","ips":null,
+                "bandwidth":{"ingressRate":8000000,"ingressBurst":80000,"egressRate":16000000},
+                "portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"TCP"},{"hostPort":0,"containerPort":81}],
+                "aliases":["a"]}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.pools[0][0].subnet(), "10.9.0.0/24".parse().unwrap());
+        assert_eq!((config.pools.len(), config.wanted.len(), config.mac), (2, 1, None));
+        let (ingress, egress) = (config.bandwidth.ingress.unwrap(), config.bandwidth.egress.unwrap());
+        assert_eq!((ingress.rate_bytes, ingress.burst_bytes), (1_000_000, 10_000));
+        assert_eq!((egress.rate_bytes, egress.burst_bytes), (2_000_000, 20_000));
+        expect_test::expect![[r#"[{"containerPort":80,"hostIP":"","hostPort":8080,"protocol":"tcp"}]"#]]
+            .assert_eq(&config.port_mappings.unwrap().to_string());
     }
 
     #[test]
@@ -255,6 +269,27 @@ mod tests {
                 Code::Config,
             ),
             (r#"{"cniVersion":"1.0.0","name":"a","prevResult":3}"#, Code::Decoding),
+            (r#"{"cniVersion":"1.0.0","name":"a","args":{"cni":{"ips":["10.0.0"]}}}"#, Code::Config),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"bandwidth":{"ingressBurst":8}}}"#,
+                Code::Config,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"bandwidth":{"egressRate":-8}}}"#,
+                Code::Decoding,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"portMappings":[{"containerPort":0}]}}"#,
+                Code::Config,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":1}]}}"#,
+                Code::Decoding,
+            ),
+            (
+                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"portMappings":[{"containerPort":1,"protocol":"x"}]}}"#,
+                Code::Config,
+            ),
         ];
         for (json, code) in table {
             let error = parse(json).unwrap_err();

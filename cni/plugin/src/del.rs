@@ -1,8 +1,11 @@
 //! DEL: undo an ADD, whatever is left of it.
 
-use seaway_cni_network::ipam::Ipam;
+use std::path::Path;
 
-use crate::attachment::{attachment, owner};
+use seaway_cni_network::ipam::Ipam;
+use seaway_cni_network::netns::Namespace;
+
+use crate::attachment::{attachment, owner, refuse_own_netns};
 use crate::config::Config;
 use crate::env::Environment;
 use crate::error::CniError;
@@ -14,5 +17,13 @@ pub(crate) fn del(environment: &Environment, config: &Config) -> Result<(), CniE
     if let Some(mut ipam) = Ipam::open_if_there(&config.data_dir, &config.name)? {
         ipam.release(&owner(environment))?;
     }
-    Ok(())
+    // What was ours is gone in any case; that the runtime is mistaken, it should know.
+    match open_if_there(environment) {
+        Some(namespace) => refuse_own_netns(environment, &namespace),
+        None => Ok(()),
+    }
+}
+
+fn open_if_there(environment: &Environment) -> Option<Namespace> {
+    Namespace::open(Path::new(environment.netns.as_deref()?)).ok()
 }

@@ -92,7 +92,8 @@ impl Environment {
             netns: read("CNI_NETNS"),
             ifname: read("CNI_IFNAME"),
             path: read("CNI_PATH"),
-            netns_override: matches!(read("CNI_NETNS_OVERRIDE").as_deref(), Some("true" | "1")),
+            netns_override: read("CNI_NETNS_OVERRIDE")
+                .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true")),
         }
     }
 

@@ -32,6 +32,8 @@ pub enum Code {
     TryAgainLater = 11,
     /// STATUS: ADD would fail.
     NotAvailable = 50,
+    /// STATUS: ADD would fail, and pods that exist are cut off as well.
+    Degraded = 51,
     /// Every address is held.
     AddressesExhausted = 100,
     /// The kernel refused.

@@ -8,6 +8,7 @@
 
 mod add;
 mod attachment;
+mod capability;
 mod check;
 mod config;
 mod del;
@@ -37,7 +38,9 @@ pub fn main() -> ExitCode {
         eprintln!("CNI protocol versions supported: {}", version::SUPPORTED.join(", "));
         return ExitCode::SUCCESS;
     }
-    let stdin = read_stdin();
+    // Who asks for the version may give nothing, and leave the pipe open.
+    let given = environment.command.as_deref() != Some(Command::Version.as_str()) || is_readable();
+    let stdin = if given { read_stdin() } else { Ok(Vec::new()) };
     let (output, succeeded) = match stdin.and_then(|stdin| call(&environment, &stdin)) {
         Ok(output) => (output, true),
         Err(error) => (Some(error.to_json()), false),
@@ -47,6 +50,14 @@ pub fn main() -> ExitCode {
         writeln!(stdout, "{output}").and_then(|()| stdout.flush()).is_ok()
     });
     if succeeded && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether something comes from stdin, or its end, within a moment.
+fn is_readable() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+    let stdin = std::io::stdin();
+    poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&MOMENT)).is_ok_and(|ready| ready > 0)
 }
 
 fn read_stdin() -> Result<Vec<u8>, CniError> {

@@ -28,6 +28,7 @@ pub(crate) fn result(config: &Config, made: &Made<'_>) -> Value {
     // The pod's end is the second of the two.
     let index = before + 1;
     list(&mut result, "ips").extend(made.addresses.iter().map(|addr| ip(version, *addr, index)));
+    fit_version(version, list(&mut result, "ips"));
     list(&mut result, "routes").extend(made.addresses.iter().map(|addr| default_route(*addr)));
     if let Some(dns) = &config.dns {
         result.insert("dns".to_owned(), dns.clone());
@@ -72,6 +73,18 @@ fn ip(version: Version, addr: IpAddr, interface: usize) -> Value {
         ip["version"] = if addr.is_ipv4() { "4".into() } else { "6".into() };
     }
     ip
+}
+
+/// A plugin before us may speak another version than the one that the answer is to have.
+fn fit_version(version: Version, ips: &mut [Value]) {
+    for ip in ips.iter_mut().filter_map(Value::as_object_mut) {
+        if version >= Version::V1_0_0 {
+            ip.remove("version");
+        } else if !ip.contains_key("version") {
+            let v6 = ip.get("address").and_then(Value::as_str).is_some_and(|text| text.contains(':'));
+            ip.insert("version".to_owned(), if v6 { "6".into() } else { "4".into() });
+        }
+    }
 }
 
 fn default_route(addr: IpAddr) -> Value {

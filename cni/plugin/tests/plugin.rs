@@ -1,115 +1,19 @@
 //! The executable, called as a container runtime does, on nodes that are network namespaces.
 #![allow(clippy::unwrap_used, reason = "test helpers")]
 
-use std::collections::BTreeSet;
-use std::io::Write;
-use std::net::IpAddr;
-use std::path::PathBuf;
-use std::process::{Child, Output, Stdio};
+#[path = "support/runtime.rs"]
+mod runtime;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::Child;
+
+use runtime::{BOTH, Runtime, Sandbox, addresses, outcome};
 use seaway_cni_network::netlink::{Netlink, RouteQuery};
 use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::ROUTE_PROTOCOL;
-use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange};
+use seaway_lab::{Lab, tcp_exchange, udp_exchange};
 use serde_json::{Value, json};
-
-/// A runtime on one node.
-struct Runtime<'a> {
-    node: &'a LabNode,
-    config: Value,
-}
-
-/// A pod's sandbox.
-struct Sandbox {
-    id: String,
-    namespace: Namespace,
-    netns: String,
-}
-
-impl Sandbox {
-    fn new(id: &str) -> Self {
-        let namespace = Namespace::anonymous().unwrap();
-        // The plugin opens it through this process's descriptor.
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&namespace));
-        let netns = format!("/proc/{}/fd/{fd}", std::process::id());
-        Self { id: id.to_owned(), namespace, netns }
-    }
-}
-
-impl<'a> Runtime<'a> {
-    fn new(node: &'a LabNode, ranges: &[&str]) -> Self {
-        let ranges: Vec<Value> = ranges.iter().map(|subnet| json!({ "subnet": subnet })).collect();
-        let config = json!({
-            "cniVersion": "1.1.0", "name": "seaway", "type": "seaway-cni",
-            "dataDir": node.state_dir().join("cni"), "ranges": ranges, "mtu": 1450,
-        });
-        Self { node, config }
-    }
-
-    fn start(&self, verb: &str, sandbox: &Sandbox, stdin: &[u8]) -> Child {
-        let mut command = self.node.command(env!("CARGO_BIN_EXE_seaway-cni"));
-        command
-            .env_clear()
-            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &sandbox.id), ("CNI_NETNS", &sandbox.netns)])
-            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/opt/cni/bin")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        // A plugin that was killed does not read on.
-        drop(child.stdin.take().unwrap().write_all(stdin));
-        child
-    }
-
-    fn call(&self, verb: &str, sandbox: &Sandbox, extra: Value) -> Result<Value, Value> {
-        let mut config = self.config.clone();
-        for (key, value) in extra.as_object().unwrap() {
-            config[key] = value.clone();
-        }
-        outcome(self.start(verb, sandbox, config.to_string().as_bytes()).wait_with_output().unwrap())
-    }
-
-    fn add(&self, sandbox: &Sandbox) -> Value {
-        self.call("ADD", sandbox, json!({})).unwrap()
-    }
-
-    fn del(&self, sandbox: &Sandbox) {
-        self.call("DEL", sandbox, json!({})).unwrap();
-    }
-
-    fn held(&self) -> usize {
-        let owners = PathBuf::from(self.config["dataDir"].as_str().unwrap()).join("seaway/owners");
-        std::fs::read_dir(owners).map_or(0, Iterator::count)
-    }
-
-    /// Links of pods and routes to them.
-    fn in_kernel(&self) -> (usize, usize) {
-        let mut netlink = self.node.netlink().unwrap();
-        let links = netlink.links().unwrap().iter().filter(|link| link.name.starts_with("sw")).count();
-        let query = RouteQuery { protocol: Some(ROUTE_PROTOCOL), ..RouteQuery::default() };
-        (links, netlink.routes(query).unwrap().len())
-    }
-}
-
-/// Success has nothing or JSON on stdout; failure has an error with code and sentence there.
-fn outcome(output: Output) -> Result<Value, Value> {
-    let text = String::from_utf8(output.stdout).unwrap();
-    if output.status.success() {
-        return Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() });
-    }
-    let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| {
-        panic!("no error on stdout: {text:?} {:?}", String::from_utf8_lossy(&output.stderr))
-    });
-    assert!(error["code"].is_u64() && !error["msg"].as_str().unwrap().is_empty(), "{error}");
-    Err(error)
-}
-
-fn addresses(result: &Value) -> Vec<IpAddr> {
-    let ips = result["ips"].as_array().unwrap().iter();
-    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
-}
-
-const BOTH: [&str; 2] = ["10.244.1.0/24", "fd00:10:244:1::/64"];
 
 #[test]
 fn pods_of_one_node_reach_each_other_and_the_node() {
@@ -238,6 +142,15 @@ fn an_exhausted_range_is_named_and_leaves_nothing() {
     let lab = Lab::new(1).unwrap();
     let runtime = Runtime::new(lab.node(0), &["10.244.1.0/30", "fd00:10:244:1::/64"]);
     let sandboxes: Vec<Sandbox> = (0..3).map(|number| Sandbox::new(&format!("pod-{number}"))).collect();
+    for (key, way) in [("ipv6/conf/all/forwarding", "0"), ("ipv4/ip_forward", "0")] {
+        lab.node(0).run(|| sysctl::write(&format!("net/{key}"), way).unwrap());
+        let error = runtime.call("STATUS", &sandboxes[0], json!({})).unwrap_err();
+        assert_eq!(error["code"], 51, "{error}");
+        lab.node(0).run(|| sysctl::write(&format!("net/{key}"), "1").unwrap());
+    }
+    let cut = runtime.call("STATUS", &sandboxes[0], json!({ "overlayDevice": "nowhere" })).unwrap_err();
+    assert_eq!(cut["code"], 51, "{cut}");
+    assert_eq!(runtime.call("STATUS", &sandboxes[0], json!({ "overlayDevice": "eth0" })), Ok(Value::Null));
     assert_eq!(runtime.call("STATUS", &sandboxes[0], json!({})), Ok(Value::Null));
     runtime.add(&sandboxes[0]);
     runtime.add(&sandboxes[1]);

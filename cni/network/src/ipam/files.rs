@@ -10,9 +10,12 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{FilesResult, IpamError};
+use crate::fault;
 
 /// How long the lock is waited for. A holder needs less than a millisecond for itself.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// What of the store is forgotten with the boot.
+pub(super) const DIRECTORIES: [&str; 4] = ["owners", "addresses", "pools", "freed"];
 
 /// Small files in one directory, by relative name.
 pub trait Files {
@@ -38,7 +41,8 @@ pub struct DirectoryFiles {
 impl DirectoryFiles {
     /// Makes the directories if they are missing, and takes the lock.
     pub fn lock(directory: &Path) -> FilesResult<Self> {
-        for below in ["", "owners", "addresses"] {
+        let missing = |below: &&str| !directory.join(below).is_dir();
+        for below in DIRECTORIES.into_iter().filter(missing) {
             let path = directory.join(below);
             fs::create_dir_all(&path).map_err(|source| IpamError::Io { action: "create", path, source })?;
         }
@@ -96,6 +100,7 @@ impl Files for DirectoryFiles {
     }
 
     fn replace(&mut self, name: &str, content: &str) -> FilesResult<()> {
+        fault::step();
         // Under the lock there is one writer, so one name does for what is being written.
         let new = self.directory.join("new");
         let written = File::create(&new)
@@ -105,10 +110,12 @@ impl Files for DirectoryFiles {
     }
 
     fn write(&mut self, name: &str, content: &str) -> FilesResult<()> {
+        fault::step();
         fs::write(self.directory.join(name), content).map_err(self.failed("write", name))
     }
 
     fn remove(&mut self, name: &str) -> FilesResult<()> {
+        fault::step();
         match fs::remove_file(self.directory.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", name)(error)),
             _ => Ok(()),

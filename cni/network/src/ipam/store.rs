@@ -1,20 +1,44 @@
 //! The reservations of one network.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::files::{DirectoryFiles, Files};
-use super::{AddressState, FilesResult, IpamError, Owner, Range, choose};
+use super::files::{DIRECTORIES, DirectoryFiles, Files};
+use super::pool::{self, Choice};
+use super::{AddressState, FilesResult, IpamError, Owner, Range};
 
 const BOOT: &str = "boot";
 
-/// The addresses of one owner, at most one per family.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What one owner holds: addresses, at most one per family, and what is known about who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Reservation {
     /// The addresses, in the order of the ranges that they were taken from.
     pub addresses: Vec<IpAddr>,
+    /// The queue that each address goes back to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<String>,
+    /// The file of the pod's network namespace, as the runtime named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// Ports of the node that lead to the pod (capability `portMappings`), as the runtime gave them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_mappings: Option<Value>,
+}
+
+/// What an owner asks for besides an address of each pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request<'a> {
+    /// Addresses to take rather than others; they have to be free.
+    pub wanted: &'a [IpAddr],
+    /// The file of the pod's network namespace, to be remembered.
+    pub netns: Option<&'a str>,
+    /// Port mappings, to be remembered.
+    pub port_mappings: Option<&'a Value>,
 }
 
 /// The reservations of one network, open and locked. See the module's head for what is on the disk.
@@ -48,7 +72,7 @@ impl<F: Files> Ipam<F> {
     pub fn new(files: F, boot_id: &str, now_ms: u64) -> FilesResult<Self> {
         let mut ipam = Self { files, now_ms };
         if ipam.files.read(BOOT)?.as_deref() != Some(boot_id) {
-            for directory in ["owners", "addresses"] {
+            for directory in DIRECTORIES {
                 for name in ipam.files.list(directory)? {
                     ipam.files.remove(&format!("{directory}/{name}"))?;
                 }
@@ -62,38 +86,51 @@ impl<F: Files> Ipam<F> {
     /// Gives `owner` an address out of each of `pools` (a pool is the ranges of one family), all or none. An owner
     /// that holds fitting addresses already gets the same ones.
     pub fn reserve(&mut self, owner: &Owner, pools: &[Vec<Range>]) -> FilesResult<Reservation> {
-        self.reserve_wanted(owner, pools, &[])
+        self.reserve_for(owner, pools, Request::default())
     }
 
-    /// As [`Self::reserve`], but takes those of `wanted` that a pool contains, if they are free.
-    pub fn reserve_wanted(
+    /// As [`Self::reserve`], but takes those wanted addresses that a pool contains, if they are free.
+    pub fn reserve_for(
         &mut self,
         owner: &Owner,
         pools: &[Vec<Range>],
-        wanted: &[IpAddr],
+        request: Request<'_>,
     ) -> FilesResult<Reservation> {
+        let remembered = |addresses, pools| Reservation {
+            addresses,
+            pools,
+            netns: request.netns.map(str::to_owned),
+            port_mappings: request.port_mappings.cloned(),
+        };
         if let Some(held) = self.reservation(owner)? {
-            if fits(&held, pools, wanted) {
-                return Ok(held);
+            if fits(&held, pools, request.wanted) {
+                let new = remembered(held.addresses.clone(), held.pools.clone());
+                if new != held {
+                    self.write_owner(owner, &new)?;
+                }
+                return Ok(new);
             }
             self.release(owner)?;
         }
-        let mut addresses = Vec::new();
+        let mut choices = Vec::new();
         for pool in pools {
-            addresses.push(self.choose_from(pool, wanted)?);
+            choices.push(self.choose_from(pool, request.wanted)?);
         }
-        for addr in &addresses {
-            self.files.write(&index_name(*addr), &format!("held {}", owner.key()))?;
+        for choice in &choices {
+            self.files.write(&index_name(choice.addr), &format!("held {}", owner.key()))?;
         }
-        for (pool, addr) in pools.iter().zip(&addresses) {
-            if !wanted.contains(addr) {
-                self.files.write(&last_name(pool), &addr.to_string())?;
-            }
+        let addresses = choices.iter().map(|choice| choice.addr).collect();
+        let reservation = remembered(addresses, pools.iter().map(|pool| pool::key(pool)).collect());
+        self.write_owner(owner, &reservation)?;
+        for choice in &choices {
+            pool::commit(&mut self.files, choice)?;
         }
-        let reservation = Reservation { addresses };
-        let text = serde_json::to_string(&reservation).unwrap_or_default();
-        self.files.replace(&owner_name(&owner.key()), &text)?;
         Ok(reservation)
+    }
+
+    fn write_owner(&mut self, owner: &Owner, reservation: &Reservation) -> FilesResult<()> {
+        let text = serde_json::to_string(reservation).unwrap_or_default();
+        self.files.replace(&owner_name(&owner.key()), &text)
     }
 
     /// What an owner holds.
@@ -105,9 +142,12 @@ impl<F: Files> Ipam<F> {
     pub fn release(&mut self, owner: &Owner) -> FilesResult<Option<Reservation>> {
         let held = self.reservation(owner)?;
         self.files.remove(&owner_name(&owner.key()))?;
-        for addr in held.iter().flat_map(|held| &held.addresses) {
-            // It is free already. If this cannot be written (a full disk), it does not rest.
+        let freed = held.iter().flat_map(|held| held.addresses.iter().zip(&held.pools));
+        for (addr, pool) in freed {
+            // It is free already. If this cannot be written (a full disk), it does not rest, and is found again when
+            // nothing else is left.
             drop(self.files.write(&index_name(*addr), &format!("freed {}", self.now_ms)));
+            drop(pool::enqueue(&mut self.files, pool, *addr));
         }
         Ok(held)
     }
@@ -144,16 +184,21 @@ impl<F: Files> Ipam<F> {
         Ok(())
     }
 
-    fn choose_from(&self, pool: &[Range], wanted: &[IpAddr]) -> FilesResult<IpAddr> {
+    fn choose_from(&self, pool: &[Range], wanted: &[IpAddr]) -> FilesResult<Choice> {
         if let Some(addr) = wanted.iter().find(|addr| pool.iter().any(|range| range.contains(**addr))) {
             return match self.state(*addr)? {
                 AddressState::Held => Err(self.exhausted(&[Range::new((*addr).into())])?),
-                AddressState::Free | AddressState::Resting { .. } => Ok(*addr),
+                AddressState::Free | AddressState::Resting { .. } => Ok(Choice::wanted(pool, *addr)),
             };
         }
-        let last = self.files.read(&last_name(pool))?.and_then(|text| text.trim().parse().ok());
-        match choose(pool, last, |addr| self.state(addr))? {
-            Some(addr) => Ok(addr),
+        if let Some(choice) = pool::choose(&self.files, pool, |addr| self.state(addr))? {
+            return Ok(choice);
+        }
+        // What a crash has taken out of the queue is looked for only now.
+        let held: BTreeSet<IpAddr> =
+            self.owners()?.into_iter().flat_map(|(_, reservation)| reservation.addresses).collect();
+        match pool::lost(&self.files, pool, &held, |addr| self.state(addr))? {
+            Some(choice) => Ok(choice),
             None => Err(self.exhausted(pool)?),
         }
     }
@@ -193,8 +238,8 @@ impl<F: Files> Ipam<F> {
     }
 
     #[cfg(test)]
-    pub(super) fn files_for_test(&mut self, name: &str, content: &str) {
-        drop(self.files.write(name, content));
+    pub(super) fn files_for_test(&self) -> &F {
+        &self.files
     }
 
     #[cfg(test)]
@@ -216,11 +261,6 @@ fn owner_name(key: &str) -> String {
 
 fn index_name(addr: IpAddr) -> String {
     format!("addresses/{addr}")
-}
-
-fn last_name(pool: &[Range]) -> String {
-    let subnet = pool.first().map(|range| range.subnet().to_string()).unwrap_or_default();
-    format!("last-{}", subnet.replace('/', "_"))
 }
 
 fn boot_id() -> FilesResult<String> {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::{Netlink, Result, Write};
@@ -44,6 +44,8 @@ pub struct Link {
     pub up: bool,
     /// It has a carrier.
     pub running: bool,
+    /// The kernel has noticed that, and sends: what is sent before is dropped.
+    pub operational: bool,
     /// It is a loopback link.
     pub loopback: bool,
     /// `veth`, `bridge`, `vxlan` …; none for hardware.
@@ -338,6 +340,7 @@ impl Link {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::LowerUp),
+            operational: false,
             loopback: flags.contains(LinkFlags::Loopback),
             kind: None,
             controller: None,
@@ -351,6 +354,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::OperState(state) => link.operational = state == State::Up,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
                 LinkAttribute::Group(group) => link.group = group,

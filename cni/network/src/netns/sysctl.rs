@@ -39,6 +39,7 @@ pub fn read(key: &str) -> Result<String, SysctlError> {
 /// Sets `/proc/sys/<key>`. Where it has the value already nothing is written, so that a read-only /proc/sys with
 /// the right values does.
 pub fn write(key: &str, value: &str) -> Result<(), SysctlError> {
+    crate::fault::step();
     let path = PathBuf::from("/proc/sys").join(key);
     match fs::write(&path, value) {
         Ok(()) => Ok(()),

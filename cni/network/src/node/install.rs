@@ -22,7 +22,12 @@ const BLOCK: usize = 64 * 1024;
 const NETWORK: &str = "seaway";
 
 /// The configuration for pods of these subnets.
-pub(super) fn conflist(config: &NodeNetworkConfig, subnets: &[IpNet], mtu: u32) -> String {
+pub(super) fn conflist(
+    config: &NodeNetworkConfig,
+    subnets: &[IpNet],
+    mtu: u32,
+    overlay_device: Option<&str>,
+) -> String {
     let ranges: Vec<_> = subnets.iter().map(|subnet| json!({ "subnet": subnet })).collect();
     let conflist = json!({
         // Runtimes that know version 1.1 choose it from the list; older ones do not read the list.
@@ -34,7 +39,10 @@ pub(super) fn conflist(config: &NodeNetworkConfig, subnets: &[IpNet], mtu: u32) 
             "dataDir": config.data_dir,
             "ranges": ranges,
             "mtu": mtu,
-            "capabilities": { "ips": true, "mac": true },
+            "overlayDevice": overlay_device.unwrap_or_default(),
+            "capabilities": {
+                "bandwidth": true, "ipRanges": true, "ips": true, "mac": true, "portMappings": true,
+            },
         }],
     });
     format!("{conflist:#}\n")

@@ -75,7 +75,12 @@ impl Reconciler {
             install::install_plugin(&self.config)?;
             self.plugin_compared = true;
         }
-        let conflist = install::conflist(&self.config, &desired.own, desired.mtu);
+        let conflist = install::conflist(
+            &self.config,
+            &desired.own,
+            desired.mtu,
+            desired.vxlan.as_ref().map(|_| kernel::VXLAN_DEVICE),
+        );
         if install::install_conflist(&self.config, &conflist)? {
             info!(subnets = ?desired.own, mtu = desired.mtu, "network configuration installed: pods may start");
         }

@@ -1,0 +1,140 @@
+//! What the runtime fills in at run time (`runtimeConfig`, one key per capability that our configuration declares),
+//! and what a person may ask for in `args`.
+
+use std::net::IpAddr;
+
+use seaway_cni_network::netlink::{Mac, TokenBucket};
+use seaway_cni_network::pod::Bandwidth;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config::{RawRange, invalid};
+use crate::error::CniError;
+
+/// Keys that we do not know belong to others and are left alone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct RawRuntimeConfig {
+    pub(crate) ips: Option<Vec<String>>,
+    pub(crate) mac: Option<String>,
+    pub(crate) ip_ranges: Option<Vec<Vec<RawRange>>>,
+    pub(crate) bandwidth: Option<RawBandwidth>,
+    pub(crate) port_mappings: Option<Vec<PortMapping>>,
+}
+
+/// `args.cni`, a convention.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RawArgs {
+    pub(crate) cni: Option<RawCniArgs>,
+}
+
+/// What we read of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RawCniArgs {
+    pub(crate) ips: Option<Vec<String>>,
+}
+
+/// Bits, and bits per second. 0 is no limit.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct RawBandwidth {
+    ingress_rate: u64,
+    ingress_burst: u64,
+    egress_rate: u64,
+    egress_burst: u64,
+}
+
+/// A port of the node that leads to the pod. The service proxy does it; here it is checked and remembered.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PortMapping {
+    #[serde(default)]
+    host_port: u16,
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
+}
+
+impl RawBandwidth {
+    /// The limits, if there are any.
+    pub(crate) fn limits(&self) -> Result<Bandwidth, CniError> {
+        Ok(Bandwidth {
+            ingress: bucket("ingress", self.ingress_rate, self.ingress_burst)?,
+            egress: bucket("egress", self.egress_rate, self.egress_burst)?,
+        })
+    }
+}
+
+fn bucket(name: &str, rate_bits: u64, burst_bits: u64) -> Result<Option<TokenBucket>, CniError> {
+    /// The burst if none is given: what the rate has in this part of a second.
+    const PARTS: u64 = 100;
+    if rate_bits == 0 {
+        if burst_bits != 0 {
+            let message = format!("\"runtimeConfig.bandwidth\": {name}Burst {burst_bits} without {name}Rate");
+            return Err(invalid(message));
+        }
+        return Ok(None);
+    }
+    let rate_bytes = rate_bits / 8;
+    if rate_bytes == 0 {
+        let message =
+            format!("\"runtimeConfig.bandwidth\": {name}Rate {rate_bits} is less than a byte a second");
+        return Err(invalid(message));
+    }
+    let burst_bytes = if burst_bits == 0 { rate_bytes / PARTS } else { burst_bits / 8 };
+    Ok(Some(TokenBucket { rate_bytes, burst_bytes: u32::try_from(burst_bytes).unwrap_or(u32::MAX) }))
+}
+
+/// Checks the mappings and gives them back in one form.
+pub(crate) fn port_mappings(mappings: Vec<PortMapping>) -> Result<Option<Value>, CniError> {
+    let mut kept = Vec::new();
+    for mapping in mappings {
+        let wrong = |what: String| invalid(format!("\"runtimeConfig.portMappings\": {what}"));
+        let protocol = mapping.protocol.to_ascii_lowercase();
+        if !matches!(protocol.as_str(), "" | "tcp" | "udp" | "sctp") {
+            return Err(wrong(format!("protocol {:?} is not tcp, udp or sctp", mapping.protocol)));
+        }
+        if mapping.container_port == 0 {
+            return Err(wrong("containerPort 0".to_owned()));
+        }
+        if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
+            return Err(wrong(format!("hostIP {:?} is not an address", mapping.host_ip)));
+        }
+        // A runtime lists all ports of a container; those without a port of the node are none of ours.
+        if mapping.host_port != 0 {
+            kept.push(serde_json::json!({
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": if protocol.is_empty() { "tcp" } else { protocol.as_str() },
+                "hostIP": mapping.host_ip,
+            }));
+        }
+    }
+    Ok(Some(kept).filter(|kept| !kept.is_empty()).map(Value::Array))
+}
+
+/// An address with or without a prefix length, as the runtime may give it.
+pub(crate) fn wanted(key: &str, text: &str) -> Result<IpAddr, CniError> {
+    let addr = text.split_once('/').map_or(text, |(addr, _)| addr);
+    addr.parse().map_err(|_| invalid(format!("{key}: {text:?} is not an address")))
+}
+
+/// A unicast Ethernet address.
+pub(crate) fn parse_mac(text: &str) -> Result<Mac, CniError> {
+    let bytes: Option<Vec<u8>> = text
+        .split([':', '-'])
+        .map(|part| {
+            let hex = part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            hex.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+        })
+        .collect();
+    let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    match mac {
+        Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
+        _ => Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is not a unicast Ethernet address"))),
+    }
+}

@@ -1,0 +1,274 @@
+//! Chains with the reference plugins (Debian's containernetworking-plugins), ours before and after others, and their
+//! own behaviours beside ours.
+#![allow(clippy::unwrap_used, reason = "test helpers")]
+
+#[path = "support/runtime.rs"]
+mod runtime;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use runtime::{BOTH, Sandbox, addresses, outcome};
+use seaway_cni_network::netlink::{Mac, Netlink};
+use seaway_cni_network::netns::sysctl;
+use seaway_lab::{Lab, LabNode, tcp_exchange};
+use serde_json::{Value, json};
+
+/// Where Debian puts them.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// A list of plugins on one node, called as libcni does: ADD in order, DEL in reverse, each with the result before.
+struct Chain<'a> {
+    node: &'a LabNode,
+    version: &'static str,
+    plugins: Vec<Value>,
+    runtime_config: Value,
+}
+
+impl<'a> Chain<'a> {
+    fn new(node: &'a LabNode, version: &'static str, plugins: Vec<Value>) -> Self {
+        assert!(
+            Path::new(REFERENCE).join("portmap").exists(),
+            "these tests need containernetworking-plugins"
+        );
+        Self { node, version, plugins, runtime_config: json!({}) }
+    }
+
+    fn call(
+        &self,
+        plugin: &Value,
+        verb: &str,
+        sandbox: &Sandbox,
+        prev: Option<&Value>,
+    ) -> Result<Value, Value> {
+        let mut config = plugin.clone();
+        config["cniVersion"] = self.version.into();
+        config["name"] = "chained".into();
+        let declared = plugin["capabilities"].as_object().cloned().unwrap_or_default();
+        for (key, value) in self.runtime_config.as_object().unwrap() {
+            if declared.get(key) == Some(&json!(true)) {
+                config["runtimeConfig"][key] = value.clone();
+            }
+        }
+        if let Some(prev) = prev {
+            config["prevResult"] = prev.clone();
+        }
+        let name = plugin["type"].as_str().unwrap();
+        let executable = match name {
+            "seaway-cni" => PathBuf::from(env!("CARGO_BIN_EXE_seaway-cni")),
+            other => Path::new(REFERENCE).join(other),
+        };
+        let mut child = self
+            .node
+            .command(executable.to_str().unwrap())
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &sandbox.id), ("CNI_NETNS", &sandbox.netns)])
+            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", REFERENCE)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdin.take().unwrap().write_all(config.to_string().as_bytes()));
+        outcome(child.wait_with_output().unwrap())
+    }
+
+    fn add(&self, sandbox: &Sandbox) -> Result<Value, Value> {
+        let mut prev = None;
+        for plugin in &self.plugins {
+            prev = Some(self.call(plugin, "ADD", sandbox, prev.as_ref())?);
+        }
+        Ok(prev.unwrap())
+    }
+
+    fn check(&self, sandbox: &Sandbox, result: &Value) -> Result<(), Value> {
+        // portmap 1.1 looks for rules of IPv4 in the tables of IPv6 when a pod has both.
+        let mut checked = self.plugins.iter().filter(|plugin| plugin["type"] != "portmap");
+        checked.try_for_each(|plugin| self.call(plugin, "CHECK", sandbox, Some(result)).map(drop))
+    }
+
+    fn del(&self, sandbox: &Sandbox, result: Option<&Value>) -> Result<(), Value> {
+        let mut reverse = self.plugins.iter().rev();
+        reverse.try_for_each(|plugin| self.call(plugin, "DEL", sandbox, result).map(drop))
+    }
+}
+
+fn ours(node: &LabNode) -> Value {
+    let ranges: Vec<Value> = BOTH.iter().map(|subnet| json!({ "subnet": subnet })).collect();
+    json!({
+        "type": "seaway-cni", "dataDir": node.state_dir().join("cni"), "ranges": ranges, "mtu": 1450,
+        "capabilities": { "bandwidth": true, "ips": true, "mac": true, "portMappings": true },
+    })
+}
+
+fn links(node: &LabNode) -> usize {
+    node.netlink().unwrap().links().unwrap().iter().filter(|link| link.name.starts_with("sw")).count()
+}
+
+#[test]
+fn portmap_bandwidth_and_tuning_come_after_ours() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        node.run(|| sysctl::write(key, "1").unwrap());
+    }
+    for version in ["0.3.1", "0.4.0", "1.0.0"] {
+        let mut first = ours(node);
+        // What is chained does it instead.
+        first["capabilities"] = json!({});
+        let plugins = vec![
+            first,
+            json!({ "type": "tuning", "mac": "02:00:00:00:00:77", "sysctl": { "net.core.somaxconn": "500" } }),
+            json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }),
+            json!({ "type": "portmap", "snat": true, "capabilities": { "portMappings": true } }),
+        ];
+        let mut chain = Chain::new(node, version, plugins);
+        chain.runtime_config = json!({
+            "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+            "bandwidth": { "ingressRate": 80_000_000, "ingressBurst": 8_000_000,
+                           "egressRate": 80_000_000, "egressBurst": 8_000_000 },
+        });
+        let pod = Sandbox::new("pod");
+        let result = chain.add(&pod).unwrap();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(addresses(&result).len(), 2, "{result}");
+        let mut inner = Netlink::open_in(&pod.namespace).unwrap();
+        let eth0 = inner.link("eth0").unwrap().unwrap();
+        assert_eq!(eth0.mac, Some(Mac([2, 0, 0, 0, 0, 0x77])), "tuning has set it");
+        let host = node.netlink().unwrap().link_by_index(eth0.peer.unwrap()).unwrap().unwrap();
+        assert!(
+            node.netlink().unwrap().token_bucket_rate(host.index).unwrap().is_some(),
+            "bandwidth has set it"
+        );
+        if version != "0.3.1" {
+            chain.check(&pod, &result).unwrap();
+        }
+        for addr in addresses(&result) {
+            tcp_exchange(node.namespace(), &pod.namespace, addr, 10_000).unwrap();
+        }
+        // A runtime that has lost the result still cleans up.
+        chain.del(&pod, Some(&result).filter(|_| version != "0.4.0")).unwrap();
+        chain.del(&pod, Some(&result)).unwrap();
+        assert_eq!(links(node), 0);
+    }
+}
+
+#[test]
+fn ours_comes_after_another() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let data_dir = node.state_dir().join("host-local");
+    let before = json!({
+        "type": "host-local",
+        "ipam": { "type": "host-local", "dataDir": data_dir, "ranges": [[{ "subnet": "10.99.0.0/24" }]] },
+    });
+    let chain = Chain::new(node, "1.0.0", vec![before, ours(node)]);
+    let pod = Sandbox::new("pod");
+    let result = chain.add(&pod).unwrap();
+    let all: Vec<String> = addresses(&result).iter().map(ToString::to_string).collect();
+    assert_eq!(all, ["10.99.0.2", "10.244.1.1", "fd00:10:244:1::1"], "{result}");
+    assert_eq!(result["ips"][0].get("interface"), None, "what came before is as it was");
+    assert_eq!(result["ips"][1]["interface"], 1);
+    chain.call(&chain.plugins[1], "CHECK", &pod, Some(&result)).unwrap();
+    chain.del(&pod, Some(&result)).unwrap();
+    assert_eq!(links(node), 0);
+}
+
+#[test]
+fn our_own_limits_hold_and_are_checked() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let mut chain = Chain::new(node, "1.0.0", vec![ours(node)]);
+    chain.runtime_config = json!({
+        "bandwidth": { "ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 16_000_000 },
+        "ips": ["10.244.1.77"], "mac": "02:00:00:00:00:09",
+        "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }],
+    });
+    let pod = Sandbox::new("pod");
+    let result = chain.add(&pod).unwrap();
+    assert_eq!(addresses(&result)[0].to_string(), "10.244.1.77");
+    let mut inner = Netlink::open_in(&pod.namespace).unwrap();
+    let eth0 = inner.link("eth0").unwrap().unwrap();
+    assert_eq!(eth0.mac, Some(Mac([2, 0, 0, 0, 0, 9])));
+    assert_eq!(inner.token_bucket_rate(eth0.index).unwrap(), Some(2_000_000));
+    let mut outer = node.netlink().unwrap();
+    assert_eq!(outer.token_bucket_rate(eth0.peer.unwrap()).unwrap(), Some(1_000_000));
+    assert!(node.ok(&["tc", "qdisc", "show"]).contains("tbf"));
+    chain.check(&pod, &result).unwrap();
+    let held = std::fs::read_to_string(node.state_dir().join("cni/chained/owners/pod:eth0")).unwrap();
+    assert!(held.contains(r#""hostPort":8080"#) && held.contains(&pod.netns), "{held}");
+    // Traffic passes, and not faster than it may: 100 kB at once, the other 400 kB at 1 MB/s.
+    let before = std::time::Instant::now();
+    tcp_exchange(node.namespace(), &pod.namespace, addresses(&result)[0], 500_000).unwrap();
+    assert!(before.elapsed().as_millis() > 300, "{:?}", before.elapsed());
+    node.ok(&[
+        "tc",
+        "qdisc",
+        "del",
+        "dev",
+        &outer.link_by_index(eth0.peer.unwrap()).unwrap().unwrap().name,
+        "root",
+    ]);
+    let error = chain.check(&pod, &result).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("no bandwidth limit"), "{error}");
+    chain.del(&pod, Some(&result)).unwrap();
+}
+
+/// What a runtime may rely on, side by side. Where they differ, the difference is meant.
+#[test]
+fn behaviours_beside_those_of_the_reference_plugins() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let ipam = json!({
+        "type": "host-local", "dataDir": node.state_dir().join("host-local"),
+        "ranges": [[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "fd00:88::/64" }]],
+    });
+    let bridge = json!({ "type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam });
+    let ptp = json!({ "type": "ptp", "ipam": ipam });
+    let mut table = String::new();
+    for (name, plugin) in [("seaway-cni", ours(node)), ("bridge", bridge), ("ptp", ptp)] {
+        let chain = Chain::new(node, "1.0.0", vec![plugin]);
+        let pod = Sandbox::new("pod");
+        let ok = |outcome: &Result<(), Value>| match outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => format!("error {}", error["code"]),
+        };
+        let empty = chain.del(&pod, None);
+        let added = chain.add(&pod);
+        let result = added.clone().unwrap();
+        let mut inner = Netlink::open_in(&pod.namespace).unwrap();
+        let eth0 = inner.link("eth0").unwrap().unwrap();
+        let held = inner.addresses(Some(eth0.index)).unwrap();
+        let whole = held.iter().filter(|address| matches!(address.net.prefix_len(), 32 | 128)).count();
+        let again = chain.add(&pod).map(drop);
+        let checked = chain.check(&pod, &result);
+        inner.set_down(eth0.index).unwrap();
+        let down = chain.check(&pod, &result);
+        let deleted = chain.del(&pod, Some(&result));
+        let twice = chain.del(&pod, Some(&result));
+        let gone = Sandbox { netns: "/nowhere".to_owned(), ..pod };
+        let without = chain.del(&gone, Some(&result));
+        writeln!(
+            table,
+            "{name:<10} | DEL of nothing {} | ips {} | host prefixes {whole} | ADD again {} | CHECK {} | \
+             CHECK of a link that is down {} | DEL {} | DEL again {} | DEL without netns {}",
+            ok(&empty),
+            result["ips"].as_array().unwrap().len(),
+            ok(&again),
+            ok(&checked),
+            ok(&down),
+            ok(&deleted),
+            ok(&twice),
+            ok(&without)
+        )
+        .unwrap();
+    }
+    expect_test::expect![[r"
+        seaway-cni | DEL of nothing ok | ips 2 | host prefixes 2 | ADD again error 103 | CHECK ok | CHECK of a link that is down error 102 | DEL ok | DEL again ok | DEL without netns ok
+        bridge     | DEL of nothing ok | ips 2 | host prefixes 0 | ADD again error 999 | CHECK ok | CHECK of a link that is down error 999 | DEL ok | DEL again ok | DEL without netns ok
+        ptp        | DEL of nothing ok | ips 2 | host prefixes 0 | ADD again error 999 | CHECK ok | CHECK of a link that is down error 999 | DEL ok | DEL again ok | DEL without netns ok
+    "]].assert_eq(&table);
+}
