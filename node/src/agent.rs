@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cni::Network;
-use crate::config::{NodeConfig, Overlay, ProxyMode};
+use crate::config::{NodeConfig, Overlay};
 use crate::dns_slices::{self, DnsPlace};
 use crate::events::Recorder;
 use crate::http;
 use crate::kubelet::{self, Kubelet};
 use crate::pods::{self, Runner};
+use crate::proxy_events::{self, ProxyEvents};
 use crate::register::{self, Machine, Readiness};
 use crate::report::Report;
 use crate::runtime::Runtime;
@@ -70,16 +71,23 @@ pub enum NodeError {
 /// Runs the agent until `shutdown`. Parts that fail are restarted with back-off and reported; pods and the kernel's
 /// state stay when it returns.
 pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
-    if config.node_ips.is_empty() {
+    if config.node_ips.is_empty() && config.register {
         return Err(NodeError::NoAddress { name: config.name });
     }
-    for path in [config.state_dir.clone(), config.state_dir.join("pods")] {
+    let pods_dir = config.run_pods.then(|| config.state_dir.join("pods"));
+    for path in std::iter::once(config.state_dir.clone()).chain(pods_dir) {
         std::fs::create_dir_all(&path).map_err(|source| NodeError::Directory { path, source })?;
     }
     let client = client(&config).await?;
     let registry = Registry::new();
-    let watch_metrics = seaway_watch::Metrics::new(&registry);
-    let (snapshots, watching) = seaway_watch::spawn_with(client.clone(), watch_metrics, shutdown.clone());
+    let recorder = Recorder::new(client.clone(), &config.name);
+    let watched = seaway_watch::Options {
+        metrics: Some(seaway_watch::Metrics::new(&registry)),
+        own_node: config.proxy.then(|| config.name.clone()),
+        on_invalid: Some(proxy_events::on_invalid(recorder.clone())),
+        ..seaway_watch::Options::default()
+    };
+    let (snapshots, watching) = seaway_watch::spawn_for(client.clone(), watched, shutdown.clone());
     let agent = Agent {
         parts: Parts::default(),
         readiness: watch::Sender::new(Readiness {
@@ -89,6 +97,8 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
         dns_up: watch::Sender::new(false),
         pods: watch::Sender::new(BTreeMap::new()),
         proxy: seaway_proxy::StatusHandle::default(),
+        proxy_metrics: config.proxy.then(|| seaway_proxy::Metrics::new(&registry)),
+        recorder,
         registry,
         snapshots,
         client,
@@ -110,6 +120,10 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
 
 async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
     let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
+    if config.kubeconfig.as_os_str().is_empty() {
+        let loaded = kube::Config::incluster().map_err(|e| bad(e.to_string()))?;
+        return kube::Client::try_from(loaded).map_err(|e| bad(e.to_string()));
+    }
     let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
     let options = kube::config::KubeConfigOptions::default();
     let loaded =
@@ -127,7 +141,14 @@ struct Agent {
     dns_up: watch::Sender<bool>,
     pods: watch::Sender<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>>,
     proxy: seaway_proxy::StatusHandle,
+    proxy_metrics: Option<seaway_proxy::Metrics>,
+    recorder: Recorder,
     shutdown: CancellationToken,
+}
+
+/// Removes what the service proxy of this node left in the kernel.
+pub fn cleanup_proxy(config: &NodeConfig) -> Result<(), seaway_proxy::ProxyError> {
+    seaway_proxy::cleanup(&seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs))
 }
 
 impl Agent {
@@ -167,9 +188,8 @@ impl Agent {
     fn spawn_data_plane(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
         let config = &self.config;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        if config.proxy {
+        if let Some(metrics) = self.proxy_metrics.clone() {
             let proxy = self.proxy_config();
-            let metrics = seaway_proxy::Metrics::new(&self.registry);
             let (snapshots, shutdown) = (snapshots.clone(), shutdown.clone());
             self.part(tasks, "proxy", move || {
                 seaway_proxy::run(proxy.clone(), snapshots.clone(), metrics.clone(), shutdown.clone())
@@ -207,10 +227,13 @@ impl Agent {
     fn proxy_config(&self) -> seaway_proxy::ProxyConfig {
         let config = &self.config;
         let mut proxy = seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs);
-        proxy.mode = match config.proxy_mode {
-            ProxyMode::Auto => seaway_proxy::Mode::Auto,
-            ProxyMode::Ebpf => seaway_proxy::Mode::Ebpf,
-        };
+        proxy.mode = config.proxy_mode;
+        proxy.node_port_addresses.clone_from(&config.node_port_addresses);
+        proxy.node_port_loopback = config.localhost_node_ports;
+        proxy.resync_interval = config.sync_period.unwrap_or(proxy.resync_interval);
+        proxy.min_sync_interval = config.min_sync_period.unwrap_or(proxy.min_sync_interval);
+        proxy.conntrack = config.conntrack;
+        proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
         proxy.devices.clone_from(&config.devices);
         proxy.announce_load_balancers = config.announce_load_balancers;
         proxy.status = self.proxy.clone();
@@ -231,7 +254,7 @@ impl Agent {
             data_dir: config.state_dir.join("cni"),
             plugin_source: config.plugin_source.clone(),
             masquerade: config.masquerade,
-            resync_interval: Duration::from_secs(30),
+            resync_interval: Duration::from_secs(5),
         }
     }
 
@@ -256,16 +279,9 @@ impl Agent {
 
     /// The Node object, its Lease, and what they depend on.
     fn spawn_node(&self, tasks: &mut JoinSet<()>) {
-        let machine = Machine::read(&self.runtime().version());
-        let (client, config) = (self.client.clone(), self.config.clone());
-        let readiness = self.readiness.subscribe();
-        self.endless(tasks, "node", move || {
-            register::keep_status(client.clone(), config.clone(), machine.clone(), readiness.clone())
-        });
-        let (client, name, shutdown) = (self.client.clone(), self.config.name.clone(), self.shutdown.clone());
-        self.part(tasks, "lease", move || {
-            register::heartbeat(client.clone(), name.clone(), shutdown.clone())
-        });
+        if self.config.register {
+            self.spawn_registration(tasks);
+        }
         let watcher = ReadinessWatcher {
             config: self.config.clone(),
             parts: self.parts.clone(),
@@ -281,6 +297,20 @@ impl Agent {
         });
     }
 
+    /// The Node object and its Lease.
+    fn spawn_registration(&self, tasks: &mut JoinSet<()>) {
+        let machine = Machine::read(&self.runtime().version());
+        let (client, config) = (self.client.clone(), self.config.clone());
+        let readiness = self.readiness.subscribe();
+        self.endless(tasks, "node", move || {
+            register::keep_status(client.clone(), config.clone(), machine.clone(), readiness.clone())
+        });
+        let (client, name, shutdown) = (self.client.clone(), self.config.name.clone(), self.shutdown.clone());
+        self.part(tasks, "lease", move || {
+            register::heartbeat(client.clone(), name.clone(), shutdown.clone())
+        });
+    }
+
     fn spawn_servers(&self, tasks: &mut JoinSet<()>) {
         let config = &self.config;
         let report = Arc::new(Report {
@@ -291,6 +321,7 @@ impl Agent {
             snapshots: self.snapshots.clone(),
             pods: self.pods.subscribe(),
             proxy: self.proxy.clone(),
+            proxy_metrics: self.proxy_metrics.clone(),
             registry: self.registry.clone(),
         });
         let (socket, handler) = (config.agent_socket(), Arc::clone(&report).socket());
@@ -299,9 +330,10 @@ impl Agent {
             async move { http::serve_socket(&socket, handler).await }
         });
         let ip = config.bind_address;
-        for (name, port, handler) in [
-            ("healthz", config.healthz_port, Arc::clone(&report).health()),
-            ("metrics", config.metrics_port, Arc::clone(&report).metrics()),
+        let metrics_ip = config.metrics_address.unwrap_or(ip);
+        for (name, ip, port, handler) in [
+            ("healthz", ip, config.healthz_port, Arc::clone(&report).health()),
+            ("metrics", metrics_ip, config.metrics_port, Arc::clone(&report).metrics()),
         ] {
             if port != 0 {
                 self.endless(tasks, name, move || http::serve_port(ip, port, Arc::clone(&handler)));
@@ -331,7 +363,7 @@ impl Agent {
             node_ips: config.node_ips.clone(),
             zone: config.cluster_domain.clone(),
             cluster_dns: config.cluster_dns.clone(),
-            recorder: Recorder::new(self.client.clone(), &config.name),
+            recorder: self.recorder.clone(),
             snapshots: self.snapshots.clone(),
             exe: config.self_exe.clone(),
             pods: self.pods.clone(),

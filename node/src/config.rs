@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use seaway_proxy::conntrack::Conntrack;
 
 /// How pod packets travel between nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,22 +23,14 @@ pub enum Overlay {
     },
 }
 
-/// The backend of the service proxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ProxyMode {
-    /// The first that the kernel offers.
-    #[default]
-    Auto,
-    /// eBPF programs.
-    Ebpf,
-}
+pub use seaway_proxy::Mode as ProxyMode;
 
 /// Everything that [`crate::run`] needs to know. [`NodeConfig::new`] fills in the defaults.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// The Node's name.
     pub name: String,
-    /// A kubeconfig file for the API server, with the credentials of `system:node:<name>`.
+    /// A kubeconfig file for the API server, with the credentials of `system:node:<name>`. Empty: those that a pod has.
     pub kubeconfig: PathBuf,
     /// The node's own addresses (InternalIP), the first of a family being the preferred one.
     pub node_ips: Vec<IpAddr>,
@@ -56,8 +52,20 @@ pub struct NodeConfig {
     pub cni: bool,
     /// Run cluster DNS.
     pub dns: bool,
+    /// This agent registers its Node and says how it is. Otherwise a kubelet does.
+    pub register: bool,
     /// The proxy's backend.
     pub proxy_mode: ProxyMode,
+    /// Ranges of the node's addresses that serve NodePorts; empty: the addresses of the Node object.
+    pub node_port_addresses: Vec<IpNet>,
+    /// NodePorts answer at the node's loopback addresses as well.
+    pub localhost_node_ports: bool,
+    /// How often the proxy compares everything; `None`: as it thinks fit.
+    pub sync_period: Option<Duration>,
+    /// The least time between two syncs of the proxy; `None`: as it thinks fit.
+    pub min_sync_period: Option<Duration>,
+    /// How the kernel's connection tracking is set; `None`: it is left alone.
+    pub conntrack: Option<Conntrack>,
     /// Let this node answer for LoadBalancer addresses.
     pub announce_load_balancers: bool,
     /// Devices that north-south traffic arrives on; empty: those that carry the node's addresses.
@@ -90,8 +98,10 @@ pub struct NodeConfig {
     pub healthz_port: u16,
     /// The port of /metrics; 0 switches it off.
     pub metrics_port: u16,
-    /// The address that healthz and metrics listen at.
+    /// The address that healthz listens at, and metrics unless they have one of their own.
     pub bind_address: IpAddr,
+    /// The address that metrics listen at.
+    pub metrics_address: Option<IpAddr>,
     /// The executable that carries the hidden subcommands `pod-shim` and `image`.
     pub self_exe: PathBuf,
     /// `topology.kubernetes.io/zone`, when known.
@@ -117,7 +127,13 @@ impl NodeConfig {
             proxy: true,
             cni: true,
             dns: true,
+            register: true,
             proxy_mode: ProxyMode::Auto,
+            node_port_addresses: Vec::new(),
+            localhost_node_ports: true,
+            sync_period: None,
+            min_sync_period: None,
+            conntrack: None,
             announce_load_balancers: true,
             devices: Vec::new(),
             overlay: Overlay::None,
@@ -135,6 +151,7 @@ impl NodeConfig {
             healthz_port: 10256,
             metrics_port: 10249,
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            metrics_address: None,
             self_exe,
             zone: None,
             labels: BTreeMap::new(),

@@ -13,11 +13,13 @@ mod http;
 mod kubelet;
 mod namespaces;
 mod pods;
+mod proxy_events;
 mod register;
 mod report;
 mod runtime;
 pub mod shim;
 mod supervise;
 
-pub use agent::{NodeError, run};
+pub use agent::{NodeError, cleanup_proxy, run};
 pub use config::{NodeConfig, Overlay, ProxyMode};
+pub use seaway_proxy::{conntrack, kube_proxy};

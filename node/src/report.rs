@@ -26,6 +26,7 @@ pub(crate) struct Report {
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(crate) pods: watch::Receiver<BTreeMap<String, Arc<Pod>>>,
     pub(crate) proxy: seaway_proxy::StatusHandle,
+    pub(crate) proxy_metrics: Option<seaway_proxy::Metrics>,
     pub(crate) registry: Registry,
 }
 
@@ -39,19 +40,44 @@ impl Report {
         })
     }
 
-    /// The handler of the health port.
+    /// The handler of the health port. /healthz is what load balancers ask: it also tells that the node is about to go
+    /// (KEP-3836). /livez only tells whether the proxy itself is stuck.
     pub(crate) fn health(self: Arc<Self>) -> Handler {
         Arc::new(move |path| match path {
-            "/healthz" | "/livez" | "/readyz" => {
-                let healthy = !self.config.proxy || self.proxy.healthy();
-                let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                let last = self.proxy.status().last_sync_unix_s.and_then(|s| i64::try_from(s).ok());
-                let last = last.and_then(|s| Timestamp::from_second(s).ok()).map(|t| t.to_string());
-                let body = json!({"lastUpdated": last, "currentTime": Timestamp::now().to_string()});
-                (status, "application/json", body.to_string())
+            "/healthz" | "/readyz" => {
+                let eligible = self.node_is_eligible();
+                let (status, times) =
+                    self.health_of(eligible && (!self.config.proxy || self.proxy.healthy()));
+                if let Some(metrics) = &self.proxy_metrics {
+                    metrics.healthz_answered(status.as_u16());
+                }
+                (status, "application/json", format!("{{{times}, \"nodeEligible\": {eligible}}}"))
+            }
+            "/livez" => {
+                let (status, times) = self.health_of(!self.config.proxy || self.proxy.alive());
+                if let Some(metrics) = &self.proxy_metrics {
+                    metrics.livez_answered(status.as_u16());
+                }
+                (status, "application/json", format!("{{{times}}}"))
             }
             _ => not_found(),
         })
+    }
+
+    /// The status, and the two times of the body as kube-proxy writes them: one that is well is always up to date.
+    fn health_of(&self, healthy: bool) -> (StatusCode, String) {
+        let now = Timestamp::now();
+        let synced = self.proxy.status().last_sync_unix_s.and_then(|s| i64::try_from(s).ok());
+        let synced = synced.and_then(|s| Timestamp::from_second(s).ok()).unwrap_or(Timestamp::UNIX_EPOCH);
+        let (status, updated) =
+            if healthy { (StatusCode::OK, now) } else { (StatusCode::SERVICE_UNAVAILABLE, synced) };
+        (status, format!("\"lastUpdated\": \"{updated}\",\"currentTime\": \"{now}\""))
+    }
+
+    /// The node is not about to be deleted, as far as is known.
+    fn node_is_eligible(&self) -> bool {
+        let snapshot = Arc::clone(&self.snapshots.borrow());
+        snapshot.nodes.get(self.config.name.as_str()).is_none_or(|node| !node.draining)
     }
 
     /// The handler of the metrics port.

@@ -38,7 +38,8 @@ impl FromStr for Mode {
 
 impl Mode {
     /// The modes by the names that flags and configuration files use.
-    pub const NAMES: &[(&'static str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
+    pub const NAMES: &[(&'static str, Self)] =
+        &[("auto", Self::Auto), ("ebpf", Self::Ebpf), ("nftables", Self::Nftables)];
 
     /// Its name.
     pub fn name(self) -> &'static str {

@@ -1,8 +1,12 @@
 //! Scenarios as text files: a cluster above the line, what one node serves below it. `UPDATE_EXPECT=1` writes what is
 //! computed into the files.
 //!
+//! A file may go on in steps after a line of `====`: each changes the world of the former one, and is computed both from
+//! there and from nothing, which must give the same.
+//!
 //! Above: `node NAME zone=Z addresses=A,B`, `service NS/NAME key=value …` and `endpoint NS/NAME ADDRESS key=value …`,
-//! one per line. Below: a row per frontend; `*` marks a backend on this node (the client's address reaches it
+//! one per line, and `pod NS/NAME ADDRESS,… ports=8080/TCP@80` for host ports (`ip=` is hostIP); in later steps `gone
+//! service|endpoints|pod NS/NAME`, and endpoints replace those of the Service. Below: a row per frontend; `*` marks a backend on this node (the client's address reaches it
 //! unchanged), the last column says what else holds: `keep-source` (the source is never rewritten), `elsewhere`
 //! (dropped, not refused), `affinity=…`, `from=…` (admitted sources).
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -15,13 +19,17 @@ use std::time::Duration;
 
 use expect_test::expect_file;
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Service, ServiceKey, ServiceKind,
-    ServicePort, Snapshot, TrafficDistribution, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, IngressMode, LoadBalancerIngress, Service,
+    ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod, TrafficDistribution, TrafficPolicy,
 };
-use seaway_proxy::desired::{Desired, Entry, NodeView, desired};
+use seaway_proxy::dataplane::Dataplane as _;
+use seaway_proxy::dataplane::ebpf::{Ebpf, Memory};
+use seaway_proxy::desired::{Computation, Desired, Entry, NodeView, desired};
 use seaway_proxy::frontend::{FrontendKey, FrontendKind, Scope};
+use seaway_proxy::plan::{Host, diff};
 
 const LINE: &str = "----";
+const STEP: &str = "====";
 
 #[test]
 fn scenarios() {
@@ -31,11 +39,50 @@ fn scenarios() {
     assert!(!paths.is_empty());
     for path in paths {
         let text = std::fs::read_to_string(&path).unwrap();
-        let input = text.split(&format!("{LINE}\n")).next().unwrap().trim_end().to_owned();
-        let (snapshot, view) = parse(&input);
-        let output = render(&desired(&snapshot, &view));
-        expect_file![&path].assert_eq(&format!("{input}\n{LINE}\n{output}"));
+        let mut world = (Snapshot { synced: true, ..Snapshot::default() }, NodeView::default());
+        let mut computation = Computation::default();
+        let mut steps = Vec::new();
+        for step in text.split(&format!("{STEP}\n")) {
+            let input = step.split(&format!("{LINE}\n")).next().unwrap().trim_end();
+            parse(input, &mut world);
+            computation.update(&world.0, &world.1);
+            let output = render(computation.desired());
+            assert_eq!(
+                output,
+                render(&desired(&world.0, &world.1)),
+                "{} in steps and at once",
+                path.display()
+            );
+            steps.push(format!("{input}\n{LINE}\n{output}"));
+        }
+        expect_file![&path].assert_eq(&steps.join(&format!("{STEP}\n")));
     }
+}
+
+/// What nobody should do and somebody will: the others are served, and so is this one.
+#[test]
+fn ten_thousand_endpoints_in_one_service() {
+    let mut input =
+        String::from("node a\nservice t/few ip=10.96.0.2 ports=http:80/TCP\nendpoint t/few 10.244.9.9\n");
+    input.push_str("service t/many ip=10.96.0.1 ports=http:80/TCP\n");
+    for index in 0..10_000 {
+        writeln!(input, "endpoint t/many 10.{}.{}.{}", 100 + index / 65_536, index / 256 % 256, index % 256)
+            .unwrap();
+    }
+    let mut world = (Snapshot { synced: true, ..Snapshot::default() }, NodeView::default());
+    parse(&input, &mut world);
+    let desired = desired(&world.0, &world.1);
+    assert_eq!(desired.backend_count(), 2 * 10_001);
+    let mut ebpf = Ebpf::new(Memory::new(64, 32_768), 1024..=29_999, 1);
+    let plan = diff(&desired, &Host::default(), &ebpf.read().unwrap());
+    assert!(ebpf.apply(&plan).unwrap().failed.is_empty());
+    assert_eq!(ebpf.read().unwrap().frontends.len(), 4);
+    // Where there is no room for it the others are served all the same, and it is named.
+    let mut small = Ebpf::new(Memory::new(64, 1024), 1024..=29_999, 1);
+    let failed = small.apply(&plan).unwrap().failed;
+    assert!(!failed.is_empty());
+    let held = small.read().unwrap().frontends;
+    assert!(held.keys().all(|key| key.addr.to_string() == "10.96.0.2") && held.len() == 2);
 }
 
 struct Line<'a> {
@@ -67,15 +114,14 @@ impl<'a> Line<'a> {
     }
 }
 
-fn parse(input: &str) -> (Snapshot, NodeView) {
-    let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
-    let mut view = NodeView::default();
+fn parse(input: &str, world: &mut (Snapshot, NodeView)) {
+    let (snapshot, view) = world;
     let mut endpoints: BTreeMap<ServiceKey, Vec<Endpoint>> = BTreeMap::new();
     for text in input.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
         let line = Line::parse(text);
         match line.verb {
             "node" => {
-                view = NodeView {
+                *view = NodeView {
                     name: line.words[0].into(),
                     zone: line.name("zone"),
                     node_port_addresses: line.list("addresses"),
@@ -86,6 +132,11 @@ fn parse(input: &str) -> (Snapshot, NodeView) {
                 let service = service(&line);
                 snapshot.services.insert(service.key.clone(), Arc::new(service));
             }
+            "pod" => {
+                let pod = host_pod(&line);
+                snapshot.host_pods.insert(pod.pod.clone(), Arc::new(pod));
+            }
+            "gone" => gone(&line, snapshot),
             "endpoint" => endpoints.entry(key(&line)).or_default().push(endpoint(&line)),
             other => panic!("unknown verb {other:?} in {text:?}"),
         }
@@ -93,7 +144,42 @@ fn parse(input: &str) -> (Snapshot, NodeView) {
     for (key, endpoints) in endpoints {
         snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints }));
     }
-    (snapshot, view)
+}
+
+fn gone(line: &Line<'_>, snapshot: &mut Snapshot) {
+    let (namespace, name) = line.words[1].split_once('/').unwrap();
+    let key = ServiceKey::new(namespace, name);
+    let known = match line.words[0] {
+        "service" => snapshot.services.remove(&key).is_some(),
+        "endpoints" => snapshot.endpoints.remove(&key).is_some(),
+        "pod" => {
+            let pod = TargetPod { namespace: namespace.into(), name: name.into() };
+            snapshot.host_pods.remove(&pod).is_some()
+        }
+        other => panic!("unknown kind {other:?}"),
+    };
+    assert!(known, "{key} was not there");
+}
+
+/// `8080/TCP@80`: the container's port, and the host's behind it.
+fn host_pod(line: &Line<'_>) -> HostPod {
+    let (namespace, name) = line.words[0].split_once('/').unwrap();
+    let port = |text: &String| {
+        let (port, host_port) = text.split_once('@').unwrap();
+        let port = endpoint_port(&format!(":{port}"));
+        HostPort {
+            protocol: port.protocol,
+            host_port: host_port.parse().unwrap(),
+            host_ip: line.values.get("ip").map(|ip| ip.parse().unwrap()),
+            container_port: port.port,
+        }
+    };
+    HostPod {
+        pod: TargetPod { namespace: namespace.into(), name: name.into() },
+        uid: "".into(),
+        addrs: line.words[1].split(',').map(|addr| addr.parse().unwrap()).collect(),
+        ports: line.list::<String>("ports").iter().map(port).collect(),
+    }
 }
 
 fn key(line: &Line<'_>) -> ServiceKey {
@@ -132,6 +218,7 @@ fn service(line: &Line<'_>) -> Service {
         _ => TrafficDistribution::PreferSameZone,
     });
     service.proxy_name = line.name("proxy-name");
+    service.load_balancer_class = line.name("class");
     service
 }
 

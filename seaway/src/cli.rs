@@ -2,11 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use seaway_node::ProxyMode;
 
+pub use self::proxy::Proxy;
 use crate::place::Place;
+
+mod proxy;
 
 /// Kubernetes networking in Rust, with a small control plane.
 #[derive(Debug, Parser)]
@@ -25,6 +30,15 @@ const EXAMPLES: &str = "Examples:
   seaway status                 what runs, and how much memory it takes
   seaway down                   remove all of it";
 
+static PROXY_MODES: LazyLock<String> = LazyLock::new(|| {
+    let names: Vec<&str> = ProxyMode::NAMES.iter().map(|(name, _)| *name).collect();
+    format!("The service proxy's backend: {}", names.join(", "))
+});
+
+fn proxy_mode(text: &str) -> Result<ProxyMode, String> {
+    text.parse()
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start a whole cluster on this machine: control plane, nodes, demo
@@ -41,6 +55,8 @@ pub enum Command {
     Server(Box<Server>),
     /// Run the agent of one node: service proxy, pod network, DNS
     Node(Box<Node>),
+    /// Run the service proxy alone, with kube-proxy's flags and configuration file
+    Proxy(Box<Proxy>),
     /// Run cluster DNS alone
     Dns(Dns),
     /// Print completions for a shell
@@ -81,7 +97,12 @@ impl Command {
     pub fn is_interactive(&self) -> bool {
         !matches!(
             self,
-            Self::Server(_) | Self::Node(_) | Self::Dns(_) | Self::Supervise { .. } | Self::PodShim { .. }
+            Self::Server(_)
+                | Self::Node(_)
+                | Self::Proxy(_)
+                | Self::Dns(_)
+                | Self::Supervise { .. }
+                | Self::PodShim { .. }
         )
     }
 }
@@ -120,9 +141,8 @@ pub struct Up {
     /// How pod packets travel between nodes
     #[arg(long, value_enum, default_value_t = OverlayKind::None)]
     pub overlay: OverlayKind,
-    /// The service proxy's backend
-    #[arg(long, value_enum, default_value_t = ProxyModeKind::Auto)]
-    pub proxy_mode: ProxyModeKind,
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = proxy_mode, help = PROXY_MODES.as_str())]
+    pub proxy_mode: ProxyMode,
     /// Where the API server is reached from this machine
     #[arg(long, default_value = "127.0.0.1:6443", value_name = "ADDR")]
     pub api_listen: SocketAddr,
@@ -140,14 +160,6 @@ pub enum OverlayKind {
     None,
     /// Inside VXLAN
     Vxlan,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ProxyModeKind {
-    /// The first that the kernel offers
-    Auto,
-    /// eBPF programs on sockets and devices
-    Ebpf,
 }
 
 #[derive(Debug, Args)]
@@ -267,12 +279,17 @@ pub struct Node {
     /// Run no DNS
     #[arg(long)]
     pub no_dns: bool,
-    /// The service proxy's backend
-    #[arg(long, value_enum, default_value_t = ProxyModeKind::Auto)]
-    pub proxy_mode: ProxyModeKind,
+    #[arg(long, value_name = "MODE", default_value = "auto", value_parser = proxy_mode, help = PROXY_MODES.as_str())]
+    pub proxy_mode: ProxyMode,
     /// Do not answer for LoadBalancer addresses
     #[arg(long)]
     pub no_announce: bool,
+    /// Ranges of the node's addresses that serve NodePorts (default: the addresses of the Node object)
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub nodeport_addresses: Vec<String>,
+    /// NodePorts answer at the node's loopback addresses as well
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub localhost_node_ports: bool,
     /// Devices that traffic from outside arrives on (default: those with the node's addresses)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub device: Vec<String>,

@@ -3,6 +3,7 @@
 mod dns;
 mod node;
 mod probe;
+mod proxy;
 mod server;
 mod status;
 mod up;
@@ -31,6 +32,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Services(args) => status::services(&args),
         Command::Server(args) => server::run(*args),
         Command::Node(args) => node::run(*args),
+        Command::Proxy(args) => proxy::run(*args),
         Command::Dns(args) => dns::run(args),
         Command::Probe(args) => probe::run(&args),
         Command::Supervise { cluster_of } => up::supervise(&cluster_of),

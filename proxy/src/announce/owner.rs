@@ -28,12 +28,13 @@ pub fn owner<'a>(addr: IpAddr, candidates: impl IntoIterator<Item = &'a Arc<str>
     candidates.into_iter().max_by_key(|node| (weight(node), Arc::clone(node)))
 }
 
-/// Every address that is to be answered for, with the nodes that may: Ready ones that are not excluded, and with
+/// Every address that is to be answered for, with the nodes that may: Ready ones that are neither excluded nor about to go, and with
 /// externalTrafficPolicy Local only those with a ready endpoint; where nobody has one, those with one that still serves
 /// while it terminates; else all, so that clients are refused rather than left waiting. Services that share an address
 /// must all agree.
 pub fn candidates(snapshot: &Snapshot) -> BTreeMap<IpAddr, BTreeSet<Arc<str>>> {
-    let able = snapshot.nodes.values().filter(|node| node.ready && !node.excluded_from_load_balancers);
+    let nodes = snapshot.nodes.values();
+    let able = nodes.filter(|node| node.ready && !node.excluded_from_load_balancers && !node.draining);
     let able: BTreeSet<Arc<str>> = able.map(|node| Arc::clone(&node.name)).collect();
     let mut all: BTreeMap<IpAddr, BTreeSet<Arc<str>>> = BTreeMap::new();
     for service in snapshot.services.values().filter(|service| is_announced(service)) {

@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use seaway_node::{NodeConfig, Overlay, ProxyMode};
+use seaway_node::{NodeConfig, Overlay, kube_proxy};
 
 use super::{Usage, install_crypto, serve};
-use crate::cli::{Node, OverlayKind, ProxyModeKind};
+use crate::cli::{Node, OverlayKind};
 use crate::cluster::preflight;
 
-const WORKER_THREADS: usize = 2;
+pub(super) const WORKER_THREADS: usize = 2;
 
 /// Runs the agent.
 pub fn run(args: Node) -> Result<ExitCode> {
@@ -19,15 +19,14 @@ pub fn run(args: Node) -> Result<ExitCode> {
     serve(WORKER_THREADS, |shutdown| seaway_node::run(config, shutdown))
 }
 
+/// What a Node is called when nobody says.
+pub(super) fn host_name() -> Result<String> {
+    let uname = rustix::system::uname();
+    Ok(uname.nodename().to_str().context("the host's name is not UTF-8")?.to_lowercase())
+}
+
 fn config(args: Node) -> Result<NodeConfig> {
-    let name = match args.name {
-        Some(name) => name,
-        None => rustix::system::uname()
-            .nodename()
-            .to_str()
-            .context("the host's name is not UTF-8")?
-            .to_lowercase(),
-    };
+    let name = args.name.map_or_else(host_name, Ok)?;
     if args.node_ip.is_empty() {
         return Err(anyhow::anyhow!(
             "--node-ip is missing: the addresses at which other nodes reach this one"
@@ -49,10 +48,11 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.proxy = !args.no_proxy;
     config.cni = !args.no_cni;
     config.dns = !args.no_dns;
-    config.proxy_mode = match args.proxy_mode {
-        ProxyModeKind::Auto => ProxyMode::Auto,
-        ProxyModeKind::Ebpf => ProxyMode::Ebpf,
-    };
+    config.proxy_mode = args.proxy_mode;
+    config.node_port_addresses = kube_proxy::parse_node_port_addresses(&args.nodeport_addresses)
+        .map_err(|(value, reason)| anyhow::anyhow!("--nodeport-addresses {value:?}: {reason}"))
+        .context(Usage)?;
+    config.localhost_node_ports = args.localhost_node_ports;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;
     config.overlay = match args.overlay {

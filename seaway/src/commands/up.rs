@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::install_crypto;
-use crate::cli::{OverlayKind, ProxyModeKind, Up, Which};
+use crate::cli::{OverlayKind, Up, Which};
 use crate::cluster::{ClusterSpec, Layout, bringup, preflight, supervisor, teardown};
 use crate::telemetry::{say, say_err};
 
@@ -38,10 +38,7 @@ fn spec_of(args: &Up) -> ClusterSpec {
             args.service_cidrs.clone()
         },
         vxlan: args.overlay == OverlayKind::Vxlan,
-        proxy_mode: match args.proxy_mode {
-            ProxyModeKind::Auto => "auto".into(),
-            ProxyModeKind::Ebpf => "ebpf".into(),
-        },
+        proxy_mode: args.proxy_mode.name().into(),
         api_listen: args.api_listen,
         publish: (!args.no_demo).then_some(args.publish),
         demo: !args.no_demo,

@@ -1,0 +1,163 @@
+//! `seaway proxy`: the service proxy alone, where kube-proxy stood. It is `seaway node` without everything else, told in
+//! kube-proxy's words.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use seaway_node::NodeConfig;
+use seaway_node::kube_proxy::{
+    KubeProxyConfiguration, parse_duration, parse_listen, parse_node_port_addresses,
+};
+
+use super::node::{WORKER_THREADS, host_name};
+use super::{Usage, install_crypto, serve};
+use crate::cli::Proxy;
+use crate::cluster::preflight;
+
+const HEALTHZ_PORT: u16 = 10_256;
+const METRICS_PORT: u16 = 10_249;
+
+/// Runs the proxy, or cleans up after one.
+pub fn run(args: Proxy) -> Result<ExitCode> {
+    install_crypto();
+    args.place.enter()?;
+    let file = match &args.config {
+        Some(path) => read(path)?,
+        None => KubeProxyConfiguration::default(),
+    };
+    let config = config(&args, &file).context(Usage)?;
+    if args.cleanup {
+        seaway_node::cleanup_proxy(&config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for field in file.without_effect() {
+        tracing::warn!(field, "this setting has no effect here");
+    }
+    if file.masquerade_all() {
+        tracing::warn!("masqueradeAll has no effect here: traffic of this node keeps its source");
+    }
+    serve(WORKER_THREADS, |shutdown| seaway_node::run(config, shutdown))
+}
+
+fn read(path: &Path) -> Result<KubeProxyConfiguration> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    KubeProxyConfiguration::parse(&text).with_context(|| format!("{}", path.display()))
+}
+
+/// The flags over the file over the defaults.
+fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
+    let name = args.hostname_override.as_deref().or(file.node_name());
+    let name = name.map_or_else(host_name, |name| Ok(name.trim().to_lowercase()))?;
+    let kubeconfig = args.kubeconfig.clone().or_else(|| file.kubeconfig().map(Into::into));
+    let mut config = NodeConfig::new(&name, kubeconfig.unwrap_or_default(), Vec::new(), &args.state_dir);
+    (config.register, config.run_pods, config.cni, config.dns) = (false, false, false, false);
+    config.cgroup = match &args.cgroup {
+        Some(dir) => dir.clone(),
+        None => preflight::cgroup2_mount()?,
+    };
+    config.bpffs.clone_from(&args.bpffs);
+    config.devices.clone_from(&args.device);
+    // Load balancers of the cluster's own kind announce their addresses themselves.
+    config.announce_load_balancers = false;
+    config.proxy_mode = match args.proxy_mode.as_deref() {
+        None | Some("") => file.mode()?,
+        Some(mode) => mode.parse().map_err(|reason| anyhow!("--proxy-mode {mode:?}: {reason}"))?,
+    };
+    config.node_port_addresses = if args.nodeport_addresses.is_empty() {
+        file.node_port_addresses()?
+    } else {
+        parse_node_port_addresses(&args.nodeport_addresses)
+            .map_err(|(value, reason)| anyhow!("--nodeport-addresses {value:?}: {reason}"))?
+    };
+    config.localhost_node_ports = args.localhost_node_ports.or(file.localhost_node_ports()).unwrap_or(true);
+    config.sync_period = period("--sync-period", args.sync_period.as_deref())?.or(file.sync_period());
+    config.min_sync_period =
+        period("--min-sync-period", args.min_sync_period.as_deref())?.or(file.min_sync_period());
+    config.conntrack = Some(file.conntrack());
+    let healthz = address(
+        "--healthz-bind-address",
+        args.healthz_bind_address.as_deref(),
+        file.healthz()?,
+        HEALTHZ_PORT,
+    )?;
+    let healthz = healthz.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), HEALTHZ_PORT));
+    (config.bind_address, config.healthz_port) = (healthz.ip(), healthz.port());
+    let metrics = address(
+        "--metrics-bind-address",
+        args.metrics_bind_address.as_deref(),
+        file.metrics()?,
+        METRICS_PORT,
+    )?;
+    let metrics = metrics.unwrap_or_else(|| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), METRICS_PORT));
+    (config.metrics_address, config.metrics_port) = (Some(metrics.ip()), metrics.port());
+    Ok(config)
+}
+
+/// Port 0: nothing is served.
+fn address(
+    flag: &str,
+    text: Option<&str>,
+    of_file: Option<SocketAddr>,
+    port: u16,
+) -> Result<Option<SocketAddr>> {
+    match text {
+        None => Ok(of_file),
+        Some("") => Ok(Some(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0))),
+        Some(text) => {
+            parse_listen(text, port).map(Some).map_err(|reason| anyhow!("{flag} {text:?}: {reason}"))
+        }
+    }
+}
+
+fn period(flag: &str, text: Option<&str>) -> Result<Option<Duration>> {
+    let period = text.map(parse_duration).transpose().map_err(|reason| anyhow!("{flag}: {reason}"))?;
+    Ok(period.filter(|period| !period.is_zero()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn flags(flags: &str, file: &str) -> Result<NodeConfig> {
+        let all = ["seaway", "proxy", "--cgroup=/cg"].into_iter().chain(flags.split_whitespace());
+        let Command::Proxy(args) = Cli::try_parse_from(all)?.command else { unreachable!() };
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        config(&args, &KubeProxyConfiguration::parse(&format!("{head}{file}"))?)
+    }
+
+    #[test]
+    fn as_a_daemon_set_of_kube_proxy_calls_it() {
+        let file = "hostnameOverride: other\nclientConnection: {kubeconfig: /k}\nmetricsBindAddress: 0.0.0.0:10249\n";
+        let config = flags("--hostname-override=Node1 --v=2 --cluster-cidr=10.244.0.0/16", file).unwrap();
+        assert_eq!((config.name.as_str(), config.kubeconfig.to_str()), ("node1", Some("/k")));
+        assert!(config.proxy && !config.cni && !config.dns && !config.run_pods && !config.register);
+        assert_eq!((config.bind_address.to_string().as_str(), config.healthz_port), ("0.0.0.0", 10_256));
+        assert_eq!(config.metrics_address.unwrap().to_string(), "0.0.0.0");
+        assert!(config.localhost_node_ports);
+    }
+
+    #[test]
+    fn a_flag_counts_more_than_the_file() {
+        let file = "iptables: {localhostNodePorts: true, syncPeriod: 10s}\nhealthzBindAddress: 1.2.3.4:5\n";
+        let config = flags(
+            "--iptables-localhost-nodeports=false --iptables-sync-period=1m --healthz-bind-address= \
+             --nodeport-addresses=192.0.2.0/24,fd00::/8 --proxy-mode=ebpf",
+            file,
+        );
+        let config = config.unwrap();
+        assert!(!config.localhost_node_ports);
+        assert_eq!(config.sync_period, Some(Duration::from_secs(60)));
+        assert_eq!((config.healthz_port, config.node_port_addresses.len()), (0, 2));
+        let error = flags("--proxy-mode=ipvs", "").unwrap_err().to_string();
+        assert!(
+            error.starts_with("--proxy-mode \"ipvs\": there is no such mode; want one of auto, ebpf"),
+            "{error}"
+        );
+    }
+}
