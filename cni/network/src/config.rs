@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// How packets reach the pods of other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overlay {
@@ -16,6 +18,23 @@ pub enum Overlay {
         /// The UDP port.
         port: u16,
     },
+    /// By plain routes to nodes on one link with this one, in VXLAN packets to all others.
+    VxlanAcrossLinks {
+        /// The network identifier.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+    },
+}
+
+impl Overlay {
+    /// Network identifier and port, if there is a device.
+    pub(crate) const fn vxlan(self) -> Option<(u32, u16)> {
+        match self {
+            Self::None => None,
+            Self::Vxlan { vni, port } | Self::VxlanAcrossLinks { vni, port } => Some((vni, port)),
+        }
+    }
 }
 
 /// The settings of [`crate::run`].
@@ -39,4 +58,27 @@ pub struct NodeNetworkConfig {
     pub masquerade: bool,
     /// How long something that vanished from the kernel may stay away, at most.
     pub resync_interval: Duration,
+}
+
+/// What [`crate::run`] takes for granted and [`crate::run_with`] lets one choose.
+#[derive(Debug, Clone)]
+pub struct NodeNetworkOptions {
+    /// For how long a reservation has to be without wiring until it counts as leaked. An ADD that is under way has
+    /// none for a moment.
+    pub leak_grace: Duration,
+    /// For how long rounds have to fail until the network configuration is taken away, so that the runtime starts no
+    /// more pods here.
+    pub withdraw_after: Duration,
+    /// Destinations outside of the cluster that see the pod's own address.
+    pub not_masqueraded: Vec<IpNet>,
+}
+
+impl Default for NodeNetworkOptions {
+    fn default() -> Self {
+        Self {
+            leak_grace: Duration::from_secs(300),
+            withdraw_after: Duration::from_secs(60),
+            not_masqueraded: Vec::new(),
+        }
+    }
 }

@@ -9,10 +9,12 @@ mod config;
 pub mod fault;
 mod hash;
 pub mod ipam;
+mod metrics;
 pub mod netlink;
 pub mod netns;
 mod node;
 pub mod pod;
 
-pub use config::{NodeNetworkConfig, Overlay};
-pub use node::{MASQUERADE_TABLE, NftError, NodeNetworkError, cleanup, run, vtep_mac};
+pub use config::{NodeNetworkConfig, NodeNetworkOptions, Overlay};
+pub use metrics::Metrics;
+pub use node::{MASQUERADE_TABLE, NftError, NodeNetworkError, cleanup, run, run_with, vtep_mac};

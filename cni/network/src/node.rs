@@ -7,14 +7,16 @@
 mod desired;
 mod install;
 mod kernel;
+mod leaks;
 mod masquerade;
+mod mtu;
 mod plan;
 mod reconcile;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seaway_model::Snapshot;
 use thiserror::Error;
@@ -22,9 +24,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::NodeNetworkConfig;
+use crate::ipam::IpamError;
 use crate::netlink::{Monitor, MonitorGroups, Netlink, NetlinkError};
 use crate::netns::sysctl::SysctlError;
+use crate::{Metrics, NodeNetworkConfig, NodeNetworkOptions};
 use reconcile::Reconciler;
 
 pub use masquerade::{NftError, TABLE as MASQUERADE_TABLE};
@@ -43,6 +46,9 @@ pub enum NodeNetworkError {
     /// A sysctl.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// The reservations.
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
     /// The nftables tables.
     #[error(transparent)]
     Nft(#[from] NftError),
@@ -68,18 +74,29 @@ pub enum NodeNetworkError {
 /// Works in the network namespace of the calling thread, which has to be that of the whole runtime.
 pub async fn run(
     config: NodeNetworkConfig,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    shutdown: CancellationToken,
+) -> Result<(), NodeNetworkError> {
+    run_with(config, NodeNetworkOptions::default(), None, snapshots, shutdown).await
+}
+
+/// As [`run`], with choices, and with what it tells about itself.
+pub async fn run_with(
+    config: NodeNetworkConfig,
+    options: NodeNetworkOptions,
+    metrics: Option<Metrics>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     shutdown: CancellationToken,
 ) -> Result<(), NodeNetworkError> {
     let resync = config.resync_interval;
     let groups = MonitorGroups { links: true, addresses: true, routes: true, neighbours: false };
     let mut monitor = Monitor::open(groups)?.into_async().map_err(NodeNetworkError::Watch)?;
-    let mut reconciler = Reconciler::new(config)?;
+    let mut reconciler = Reconciler::new(config, options, metrics)?;
     let mut last_error = String::new();
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let round = tokio::task::spawn_blocking(move || {
-            let outcome = reconciler.round(&snapshot);
+            let outcome = reconciler.round(&snapshot, Instant::now());
             (reconciler, outcome)
         });
         let (back, outcome) =

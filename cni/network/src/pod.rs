@@ -176,7 +176,7 @@ impl Attachment {
         format!("{ALIAS_PREFIX}:{}:{}:{}", self.network, self.container_id, self.ifname)
     }
 
-    fn from_alias(alias: &str) -> Option<Self> {
+    pub(crate) fn from_alias(alias: &str) -> Option<Self> {
         let mut parts = alias.split(':');
         let (Some(ALIAS_PREFIX), Some(network), Some(container_id), Some(ifname), None) =
             (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use seaway_cni_network::ipam::{Ipam, Owner, Range, Request};
 use seaway_cni_network::netlink::{Netlink, Route, RouteQuery};
 use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
-use seaway_cni_network::{NodeNetworkConfig, Overlay, cleanup, run};
+use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, run_with};
 use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
 use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
 use tokio::sync::watch;
@@ -69,6 +70,15 @@ struct Agent {
 
 impl Agent {
     fn start(node: &LabNode, config: NodeNetworkConfig, snapshot: Arc<Snapshot>) -> Self {
+        Self::start_with(node, config, NodeNetworkOptions::default(), snapshot)
+    }
+
+    fn start_with(
+        node: &LabNode,
+        config: NodeNetworkConfig,
+        options: NodeNetworkOptions,
+        snapshot: Arc<Snapshot>,
+    ) -> Self {
         let (snapshots, receiver) = watch::channel(snapshot);
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
@@ -77,7 +87,7 @@ impl Agent {
             namespace
                 .run(|| {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                    runtime.block_on(run(config, receiver, stop)).unwrap();
+                    runtime.block_on(run_with(config, options, None, receiver, stop)).unwrap();
                 })
                 .unwrap();
         });
@@ -169,6 +179,114 @@ fn pods_reach_each_other_across_nodes(overlay: Overlay) {
 #[test]
 fn pods_reach_each_other_across_nodes_by_direct_routes() {
     pods_reach_each_other_across_nodes(Overlay::None);
+}
+
+#[test]
+fn pods_reach_each_other_where_direct_and_vxlan_are_mixed() {
+    pods_reach_each_other_across_nodes(Overlay::VxlanAcrossLinks { vni: 7, port: 4789 });
+}
+
+/// A pod with a reservation, as the plugin makes one.
+fn add_reserved(node: &LabNode, id: &str, addr: &str) -> (Namespace, Owner) {
+    let namespace = Namespace::anonymous().unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&namespace));
+    let netns = format!("/proc/{}/fd/{fd}", std::process::id());
+    let owner = Owner::new(id, "eth0");
+    let pools = [vec![Range::new("10.244.1.0/24".parse().unwrap())]];
+    let wanted: [IpAddr; 1] = [addr.parse().unwrap()];
+    let request = Request { wanted: &wanted, netns: Some(&netns), ..Request::default() };
+    let mut ipam = Ipam::open(&node.state_dir().join("ipam"), "seaway").unwrap();
+    ipam.reserve_for(&owner, &pools, request).unwrap();
+    drop(ipam);
+    let wiring =
+        Wiring { addresses: wanted.to_vec(), mtu: Some(1450), mac: None, bandwidth: Bandwidth::default() };
+    node.run(|| Attachment::new("seaway", id, "eth0").wire(&namespace, &wiring)).unwrap();
+    (namespace, owner)
+}
+
+#[test]
+fn addresses_of_pods_that_are_gone_are_freed_and_no_others() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let (kept, kept_owner) = add_reserved(node, "kept", "10.244.1.10");
+    let (gone, gone_owner) = add_reserved(node, "gone", "10.244.1.11");
+    let (routed, routed_owner) = add_reserved(node, "routed", "10.244.1.12");
+    let options =
+        NodeNetworkOptions { leak_grace: Duration::from_millis(300), ..NodeNetworkOptions::default() };
+    let config = NodeNetworkConfig { resync_interval: Duration::from_millis(100), ..config(node, VXLAN) };
+    let _agent = Agent::start_with(node, config, options, snapshot(&lab, &[1], true));
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    let held = || -> Vec<Owner> {
+        let ipam = Ipam::open(&node.state_dir().join("ipam"), "seaway").unwrap();
+        ipam.owners().unwrap().into_iter().map(|(owner, _)| owner).collect()
+    };
+    // The sandboxes end without DEL: their namespaces go, and with them the links.
+    drop(gone);
+    drop(routed);
+    let mut netlink = node.netlink().unwrap();
+    let wired = |netlink: &mut Netlink| {
+        netlink
+            .links()
+            .unwrap()
+            .iter()
+            .filter(|link| link.name.starts_with("sw") && link.kind.as_deref() == Some("veth"))
+            .count()
+    };
+    wait_for(PATIENCE, "the links to go", || wired(&mut netlink) == 1);
+    // Somebody else leads packets to the address: it is in use.
+    let eth0 = netlink.link("eth0").unwrap().unwrap();
+    netlink.add_route(&Route::to("10.244.1.12/32".parse().unwrap()).on(eth0.index)).unwrap();
+    assert!(held().contains(&gone_owner));
+    wait_for(PATIENCE, "the leak to be freed", || !held().contains(&gone_owner));
+    let after = held();
+    assert!(after.contains(&kept_owner), "{after:?}");
+    assert!(after.contains(&routed_owner), "{after:?}");
+    drop(kept);
+}
+
+#[test]
+fn the_mtu_follows_the_uplink_also_in_pods_that_exist() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let (pod, _owner) = add_reserved(node, "pod", "10.244.1.10");
+    let _agent = Agent::start(node, config(node, VXLAN), snapshot(&lab, &[1], true));
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    let mut inner = Netlink::open_in(&pod).unwrap();
+    let mtu = |netlink: &mut Netlink, name: &str| netlink.link(name).unwrap().unwrap().mtu;
+    assert_eq!(mtu(&mut inner, "eth0"), 1450);
+    let mut netlink = node.netlink().unwrap();
+    let eth0 = netlink.link("eth0").unwrap().unwrap();
+    netlink.set_mtu(eth0.index, 1400).unwrap();
+    wait_for(PATIENCE, "the device's MTU", || mtu(&mut netlink, "seaway-vxlan") == 1350);
+    wait_for(PATIENCE, "the pod's MTU", || mtu(&mut inner, "eth0") == 1350);
+    wait_for(PATIENCE, "the configuration's MTU", || {
+        std::fs::read_to_string(conflist(node)).is_ok_and(|text| text.contains("\"mtu\": 1350"))
+    });
+    netlink.set_mtu(eth0.index, 1500).unwrap();
+    wait_for(PATIENCE, "the pod's MTU to come back", || mtu(&mut inner, "eth0") == 1450);
+}
+
+#[test]
+fn the_configuration_goes_when_the_node_cannot_serve_for_long() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let options =
+        NodeNetworkOptions { withdraw_after: Duration::from_millis(300), ..NodeNetworkOptions::default() };
+    let config = NodeNetworkConfig { resync_interval: Duration::from_millis(100), ..config(node, VXLAN) };
+    let agent = Agent::start_with(node, config, options, snapshot(&lab, &[1], true));
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    // An identifier that the kernel does not take stands for whatever keeps the device from being made.
+    drop(agent);
+    let impossible = Overlay::Vxlan { vni: 1 << 25, port: 8472 };
+    let options =
+        NodeNetworkOptions { withdraw_after: Duration::from_millis(300), ..NodeNetworkOptions::default() };
+    let broken =
+        NodeNetworkConfig { resync_interval: Duration::from_millis(100), ..self::config(node, impossible) };
+    let agent = Agent::start_with(node, broken, options, snapshot(&lab, &[1], true));
+    wait_for(PATIENCE, "the configuration to go", || !conflist(node).exists());
+    drop(agent);
+    let _agent = Agent::start(node, self::config(node, VXLAN), snapshot(&lab, &[1], true));
+    wait_for(PATIENCE, "the configuration to come back", || conflist(node).exists());
 }
 
 #[test]

@@ -18,10 +18,12 @@ const DEFAULT_MTU: u32 = 1500;
 const SMALLEST_MTU: u32 = 1280;
 
 /// The link towards the other nodes, of one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Uplink {
     pub(super) index: u32,
     pub(super) mtu: u32,
+    /// The subnets on it: what is in them is reached without a router.
+    pub(super) on_link: Vec<IpNet>,
 }
 
 /// The VXLAN device.
@@ -60,6 +62,14 @@ pub(super) struct Masquerade {
     pub(super) cluster: Vec<IpNet>,
 }
 
+impl Masquerade {
+    /// Leaves the source alone of what goes to these destinations as well.
+    pub(super) fn exclude(&mut self, destinations: &[IpNet]) {
+        self.cluster.extend(destinations);
+        self.cluster = IpNet::aggregate(&self.cluster);
+    }
+}
+
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Desired {
@@ -85,10 +95,8 @@ pub(super) fn desired(
     if subnets.is_empty() {
         return None;
     }
-    let vxlan = match config.overlay {
-        Overlay::None => None,
-        Overlay::Vxlan { vni, port } => vxlan_device(own, vni, port, &subnets, uplinks),
-    };
+    let overlay = config.overlay.vxlan();
+    let vxlan = overlay.and_then(|(vni, port)| vxlan_device(own, vni, port, &subnets, uplinks));
     let uplink_mtu = uplinks.values().map(|uplink| uplink.mtu).min().unwrap_or(DEFAULT_MTU);
     let mut desired = Desired {
         mtu: vxlan.as_ref().map_or(uplink_mtu, |device| device.mtu),
@@ -166,16 +174,21 @@ fn add_peer(
             continue;
         }
         let family = Family::of(subnet.addr());
-        let way = match (&desired.vxlan, config.overlay) {
-            (Some(device), _) => node.addr(Family::of(device.local)).map(|remote| Way::Vxlan {
+        let direct = || {
+            node.addr(family)
+                .map(|gateway| Way::Direct { gateway, link: uplinks.get(&family).map(|uplink| uplink.index) })
+        };
+        let on_link = node.addr(family).is_some_and(|addr| {
+            uplinks.get(&family).is_some_and(|uplink| uplink.on_link.iter().any(|net| net.contains(&addr)))
+        });
+        let way = match (config.overlay, &desired.vxlan) {
+            (Overlay::None, _) => direct(),
+            (Overlay::VxlanAcrossLinks { .. }, _) if on_link => direct(),
+            (_, Some(device)) => node.addr(Family::of(device.local)).map(|remote| Way::Vxlan {
                 mac: Mac(node.vtep_mac.unwrap_or_else(|| vtep_mac(&node.name))),
                 remote,
             }),
-            (None, Overlay::Vxlan { .. }) => None,
-            (None, Overlay::None) => node.addr(family).map(|gateway| Way::Direct {
-                gateway,
-                link: uplinks.get(&family).map(|uplink| uplink.index),
-            }),
+            (_, None) => None,
         };
         match way {
             Some(way) => desired.peers.push(Peer { subnet, way }),
@@ -242,7 +255,11 @@ pub(super) mod tests {
     }
 
     pub(crate) fn uplinks() -> BTreeMap<Family, Uplink> {
-        Family::ALL.into_iter().map(|family| (family, Uplink { index: 2, mtu: 1500 })).collect()
+        let uplink = |family| {
+            let on_link = if family == Family::V4 { "192.0.2.0/24" } else { "2001:db8::/64" };
+            (family, Uplink { index: 2, mtu: 1500, on_link: vec![on_link.parse().unwrap()] })
+        };
+        Family::ALL.into_iter().map(uplink).collect()
     }
 
     fn three() -> Snapshot {
@@ -283,6 +300,30 @@ pub(super) mod tests {
         assert_eq!(device.addresses[0], "10.244.0.0/32".parse().unwrap());
         let six = snapshot(vec![node("a", &["2001:db8::1"], &["fd00::/64"])]);
         assert_eq!(super::desired(&config(overlay), &six, &uplinks()).unwrap().mtu, 1430);
+    }
+
+    #[test]
+    fn direct_to_nodes_on_the_link_and_vxlan_to_the_others() {
+        let far = snapshot(vec![
+            node("a", &["192.0.2.1", "2001:db8::1"], &["10.244.0.0/24", "fd00:0:0:0::/64"]),
+            node("b", &["192.0.2.2", "2001:db8::2"], &["10.244.1.0/24", "fd00:0:0:1::/64"]),
+            node("c", &["198.51.100.3", "2001:db8:9::3"], &["10.244.2.0/24", "fd00:0:0:2::/64"]),
+        ]);
+        let overlay = Overlay::VxlanAcrossLinks { vni: 7, port: 4789 };
+        let mut desired = desired(&config(overlay), &far, &uplinks()).unwrap();
+        let ways: Vec<&str> = desired
+            .peers
+            .iter()
+            .map(|peer| match peer.way {
+                Way::Direct { .. } => "direct",
+                Way::Vxlan { .. } => "vxlan",
+            })
+            .collect();
+        assert_eq!(ways, ["direct", "direct", "vxlan", "vxlan"]);
+        assert_eq!((desired.mtu, desired.vxlan.as_ref().unwrap().vni), (1450, 7));
+        let masquerade = desired.masquerade.as_mut().unwrap();
+        masquerade.exclude(&["203.0.113.0/24".parse().unwrap()]);
+        assert!(masquerade.cluster.contains(&"203.0.113.0/24".parse().unwrap()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ const CONFLIST: &str = "10-seaway.conflist";
 /// How much of two files is compared at a time.
 const BLOCK: usize = 64 * 1024;
 /// The network's name.
-const NETWORK: &str = "seaway";
+pub(super) const NETWORK: &str = "seaway";
 
 /// The configuration for pods of these subnets.
 pub(super) fn conflist(
@@ -102,6 +102,11 @@ pub(super) fn plugin_is_there(config: &NodeNetworkConfig) -> bool {
     config.cni_bin_dir.join(PLUGIN).exists()
 }
 
+/// Whether the configuration is there.
+pub(super) fn conflist_is_there(config: &NodeNetworkConfig) -> bool {
+    config.cni_conf_dir.join(CONFLIST).exists()
+}
+
 /// Writes the configuration, unless it is there with the same content. `Ok(true)`: it was written.
 pub(super) fn install_conflist(config: &NodeNetworkConfig, content: &str) -> Result<bool, NodeNetworkError> {
     let target = config.cni_conf_dir.join(CONFLIST);
@@ -110,6 +115,16 @@ pub(super) fn install_conflist(config: &NodeNetworkConfig, content: &str) -> Res
     }
     replace(&target, content.as_bytes(), 0o644)?;
     Ok(true)
+}
+
+/// Takes the configuration away: the runtime starts no more pods. `Ok(true)`: it was there.
+pub(super) fn withdraw_conflist(config: &NodeNetworkConfig) -> Result<bool, NodeNetworkError> {
+    let path = config.cni_conf_dir.join(CONFLIST);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", &path)(error)),
+    }
 }
 
 /// Removes both, the configuration first.

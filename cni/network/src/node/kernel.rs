@@ -31,7 +31,16 @@ pub(super) fn uplinks(
             let index = addresses.iter().find(|address| address.net.addr() == addr)?.link;
             links.iter().find(|link| link.index == index)
         };
-        link.map(|link| (family, Uplink { index: link.index, mtu: link.mtu }))
+        link.map(|link| {
+            let on_link = addresses.iter().filter(|address| {
+                let net = address.net;
+                address.link == link.index
+                    && Family::of(net.addr()) == family
+                    && net.prefix_len() < net.max_prefix_len()
+            });
+            let on_link = on_link.map(|address| address.net.trunc()).collect();
+            (family, Uplink { index: link.index, mtu: link.mtu, on_link })
+        })
     };
     Ok(Family::ALL.into_iter().filter_map(of).collect())
 }

@@ -170,7 +170,11 @@ mod tests {
     }
 
     fn overlays() -> impl Strategy<Value = Overlay> {
-        prop_oneof![Just(Overlay::None), Just(Overlay::Vxlan { vni: 1, port: 8472 })]
+        prop_oneof![
+            Just(Overlay::None),
+            Just(Overlay::Vxlan { vni: 1, port: 8472 }),
+            Just(Overlay::VxlanAcrossLinks { vni: 1, port: 8472 }),
+        ]
     }
 
     fn members() -> impl Strategy<Value = Vec<(u8, u8)>> {

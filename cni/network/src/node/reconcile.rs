@@ -1,40 +1,102 @@
 //! One round: look at the snapshot and at the kernel, and bring the second to the first.
 
+use std::time::{Duration, Instant};
+
 use seaway_model::Snapshot;
 use tracing::{debug, info, warn};
 
 use super::desired::{Desired, desired};
+use super::leaks::Leaks;
 use super::plan::{Op, plan};
-use super::{NodeNetworkError, install, kernel, masquerade};
-use crate::NodeNetworkConfig;
-use crate::netlink::Netlink;
+use super::{NodeNetworkError, install, kernel, leaks, masquerade, mtu};
+use crate::metrics::gauge;
+use crate::netlink::{Link, Netlink};
+use crate::{Metrics, NodeNetworkConfig, NodeNetworkOptions};
 
-/// What is remembered between rounds: only what keeps the log short and saves work.
+/// How often reservations are looked at, at most: every one is a file.
+const LEAK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What is remembered between rounds: what keeps the log short, saves work, or needs time.
 pub(super) struct Reconciler {
     config: NodeNetworkConfig,
+    options: NodeNetworkOptions,
+    metrics: Option<Metrics>,
     netlink: Netlink,
     /// What was left out in the last round.
     skipped: Vec<String>,
     /// The installed plugin has been compared with its source since the start.
     plugin_compared: bool,
+    leaks: Leaks,
+    /// When reservations were last looked at.
+    looked: Option<Instant>,
+    /// Since when this node cannot serve.
+    failing: Option<Instant>,
+}
+
+/// How far a round came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// It is not known yet what should be.
+    Nothing,
+    /// Pods can be started.
+    Serving,
 }
 
 impl Reconciler {
-    pub(super) fn new(config: NodeNetworkConfig) -> Result<Self, NodeNetworkError> {
-        Ok(Self { config, netlink: Netlink::open()?, skipped: Vec::new(), plugin_compared: false })
+    pub(super) fn new(
+        config: NodeNetworkConfig,
+        options: NodeNetworkOptions,
+        metrics: Option<Metrics>,
+    ) -> Result<Self, NodeNetworkError> {
+        let netlink = Netlink::open()?;
+        Ok(Self {
+            config,
+            options,
+            metrics,
+            netlink,
+            skipped: Vec::new(),
+            plugin_compared: false,
+            leaks: Leaks::default(),
+            looked: None,
+            failing: None,
+        })
     }
 
     /// One round. The first error is returned after everything else has been tried.
-    pub(super) fn round(&mut self, snapshot: &Snapshot) -> Result<(), NodeNetworkError> {
+    pub(super) fn round(&mut self, snapshot: &Snapshot, now: Instant) -> Result<(), NodeNetworkError> {
+        let mut reached = Reached::Nothing;
+        let outcome = self.network(snapshot, &mut reached);
+        let outcome = outcome.and(self.collect_leaks(now));
+        let withdrawn = match (&outcome, reached) {
+            // What cannot be done for one peer does not keep the node from serving.
+            (_, Reached::Serving) => {
+                self.failing = None;
+                Ok(())
+            }
+            // Without the API server the last known state goes on serving.
+            (Ok(()), Reached::Nothing) => Ok(()),
+            (Err(_), Reached::Nothing) => self.withdraw(now),
+        };
+        if let Some(metrics) = &self.metrics {
+            metrics.rounds.with_label_values(&[if outcome.is_ok() { "ok" } else { "error" }]).inc();
+            metrics.serving.set(i64::from(install::conflist_is_there(&self.config)));
+        }
+        outcome.and(withdrawn)
+    }
+
+    fn network(&mut self, snapshot: &Snapshot, reached: &mut Reached) -> Result<(), NodeNetworkError> {
         let links = self.netlink.links()?;
         kernel::enable_forwarding(&links)?;
         let own = snapshot.nodes.get(self.config.node_name.as_str());
         let uplinks = kernel::uplinks(&mut self.netlink, &self.config, own.map(AsRef::as_ref))?;
-        let Some(desired) = desired(&self.config, snapshot, &uplinks) else {
+        let Some(mut desired) = desired(&self.config, snapshot, &uplinks) else {
             debug!("the own Node has no pod subnets yet");
             return Ok(());
         };
-        self.report_skipped(&desired);
+        if let Some(masquerade) = &mut desired.masquerade {
+            masquerade.exclude(&self.options.not_masqueraded);
+        }
+        self.report(&desired);
         let vxlan = match &desired.vxlan {
             Some(device) => Some(kernel::ensure_vxlan(&mut self.netlink, device)?),
             None => None,
@@ -50,7 +112,39 @@ impl Reconciler {
         let masquerade = masquerade::ensure(desired.masquerade.as_ref());
         // One node with an impossible address, or a kernel without NAT, does not keep all pods from starting.
         self.install(&desired)?;
-        ways.and(masquerade.map_err(NodeNetworkError::from))
+        *reached = Reached::Serving;
+        let pods = self.follow_mtu(&links, desired.mtu);
+        ways.and(masquerade.map_err(NodeNetworkError::from)).and(pods)
+    }
+
+    fn follow_mtu(&mut self, links: &[Link], mtu: u32) -> Result<(), NodeNetworkError> {
+        mtu::follow(&mut self.netlink, &self.config, links, mtu)
+    }
+
+    fn collect_leaks(&mut self, now: Instant) -> Result<(), NodeNetworkError> {
+        let interval = LEAK_INTERVAL.min(self.options.leak_grace / 2);
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < interval) {
+            return Ok(());
+        }
+        self.looked = Some(now);
+        let (netlink, grace) = (&mut self.netlink, self.options.leak_grace);
+        let found = leaks::reconcile(&mut self.leaks, netlink, &self.config.data_dir, now, grace)?;
+        if let Some(metrics) = &self.metrics {
+            metrics.reservations.set(gauge(found.held));
+            metrics.leak_candidates.set(gauge(self.leaks.candidates()));
+            metrics.leaks_released.inc_by(found.released as u64);
+        }
+        Ok(())
+    }
+
+    /// After a while of failing, new pods should start elsewhere.
+    fn withdraw(&mut self, now: Instant) -> Result<(), NodeNetworkError> {
+        let since = *self.failing.get_or_insert(now);
+        let failing = now.saturating_duration_since(since);
+        if failing >= self.options.withdraw_after && install::withdraw_conflist(&self.config)? {
+            warn!(?failing, "network configuration withdrawn: no pods start until the node can serve again");
+        }
+        Ok(())
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), NodeNetworkError> {
@@ -64,6 +158,9 @@ impl Reconciler {
             }
         }
         if !ops.is_empty() {
+            if let Some(metrics) = &self.metrics {
+                metrics.steps.inc_by(ops.len() as u64);
+            }
             info!(steps = ops.len(), ok = outcome.is_ok(), "pod network brought up to date");
         }
         outcome
@@ -87,7 +184,12 @@ impl Reconciler {
         Ok(())
     }
 
-    fn report_skipped(&mut self, desired: &Desired) {
+    fn report(&mut self, desired: &Desired) {
+        if let Some(metrics) = &self.metrics {
+            metrics.peers.set(gauge(desired.peers.len()));
+            metrics.skipped.set(gauge(desired.skipped.len()));
+            metrics.mtu.set(i64::from(desired.mtu));
+        }
         if desired.skipped != self.skipped {
             for reason in &desired.skipped {
                 warn!(%reason, "left out of the pod network");
