@@ -52,6 +52,13 @@ impl WorkError {
         }
     }
 
+    /// Whether the namespace is on its way out: nothing can be created in it any more, and nothing has to.
+    pub fn is_in_ending_namespace(&self) -> bool {
+        let Self::Api { source: kube::Error::Api(status), .. } = self else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    }
+
     /// Whether somebody else was faster, so that trying again on what is there now is all it needs.
     pub fn is_race(&self) -> bool {
         matches!(self.code(), Some(404 | 409))
@@ -100,6 +107,10 @@ where
                     queue.add_after(key.clone(), delay);
                 }
             }
+            Err(error) if error.is_in_ending_namespace() => {
+                debug!(controller = name, ?key, %error, "given up: the namespace is terminating");
+                queue.succeeded(&key);
+            }
             Err(error) => {
                 report(name, &key, &error);
                 queue.retry(key.clone());
@@ -115,5 +126,44 @@ fn report(name: &str, key: &impl Debug, error: &WorkError) {
         debug!(controller = name, ?key, %error, source, "trying again");
     } else {
         warn!(controller = name, ?key, %error, source, "cannot reconcile, trying again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    fn refused(code: u16, cause: &str) -> WorkError {
+        let status = serde_json::from_value(serde_json::json!({
+            "status": "Failure", "code": code, "message": "no", "reason": "Forbidden",
+            "details": {"causes": [{"reason": cause, "message": "no", "field": "metadata.namespace"}]},
+        }));
+        WorkError::api("create", "pod a/b")(kube::Error::Api(Box::new(status.unwrap())))
+    }
+
+    /// How often a key is tried whose first try ends with `error`.
+    async fn tries(error: fn() -> WorkError) -> u32 {
+        let (queue, tried) = (Arc::new(Queue::default()), Arc::new(AtomicU32::new(0)));
+        let (mut tasks, shutdown) = (JoinSet::new(), CancellationToken::new());
+        let counter = Arc::clone(&tried);
+        let reconcile = move |_: u32| {
+            let first = counter.fetch_add(1, Ordering::Relaxed) == 0;
+            async move { if first { Err(error()) } else { Ok(None) } }
+        };
+        work("test", &queue, 1, reconcile, &mut tasks, &shutdown);
+        queue.add(1);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        shutdown.cancel();
+        tasks.join_all().await;
+        tried.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_is_tried_again_unless_its_namespace_ends() {
+        assert_eq!(tries(|| refused(403, "Quota")).await, 2);
+        assert_eq!(tries(|| refused(409, "")).await, 2);
+        assert_eq!(tries(|| refused(403, "NamespaceTerminating")).await, 1);
     }
 }
