@@ -20,6 +20,7 @@ mod log;
 mod metrics;
 mod node_client;
 mod objects;
+mod pending;
 pub mod pki;
 mod query;
 mod response;

@@ -30,6 +30,7 @@ use crate::{
     events,
     metrics::Metrics,
     node_client::NodeClient,
+    pending,
     pki::{self, KeyedCertificate, MASTERS},
     response,
     services::Services,
@@ -110,6 +111,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         tasks.spawn(server.accept(listener, shutdown.clone()));
     }
     tasks.spawn(events::expire(Arc::clone(&api), shutdown.clone()));
+    tasks.spawn(pending::serve(Arc::clone(&api), shutdown.clone()));
     tracing::info!(url = server_url, "serving the Kubernetes API");
     shutdown.cancelled().await;
     tasks.close();

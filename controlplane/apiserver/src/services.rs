@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use seaway_kinds::{ApiError, Kind, field::Errors};
 use seaway_store::{ListOptions, Store};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::{
     allocate::{Allocations, Claims, Refusal},
@@ -16,6 +16,7 @@ use crate::{
 /// The allocations behind their lock.
 pub(crate) struct Services {
     allocations: Arc<Mutex<Allocations>>,
+    freed: Arc<Notify>,
 }
 
 /// What a write will hold once it has succeeded. Dropped without [`Claim::confirm`], nothing changes.
@@ -26,12 +27,17 @@ struct Pending {
     allocations: OwnedMutexGuard<Allocations>,
     key: String,
     claims: Claims,
+    freed: Arc<Notify>,
 }
 
 impl Claim {
     /// The write has succeeded.
     pub(crate) fn confirm(&mut self) {
         if let Some(mut pending) = self.0.take() {
+            let held = pending.allocations.held(&pending.key).map(|held| &held.load_balancer_ips);
+            if held.is_some_and(|held| !held.is_subset(&pending.claims.load_balancer_ips)) {
+                pending.freed.notify_one();
+            }
             for double in pending.allocations.set(&pending.key, pending.claims) {
                 tracing::error!(double, "an address is held twice");
             }
@@ -45,7 +51,7 @@ fn is_service(kind: &Kind) -> bool {
 
 impl Services {
     pub(crate) fn new(allocations: Allocations) -> Self {
-        Self { allocations: Arc::new(Mutex::new(allocations)) }
+        Self { allocations: Arc::new(Mutex::new(allocations)), freed: Arc::new(Notify::new()) }
     }
 
     /// Takes what the stored Services hold. Called once, before anything is served.
@@ -60,6 +66,11 @@ impl Services {
             }
         }
         Ok(())
+    }
+
+    /// Returns when a load balancer address has been given back since it last returned.
+    pub(crate) async fn freed(&self) {
+        self.freed.notified().await;
     }
 
     /// The first address of each service range: that of Service `default/kubernetes`.
@@ -91,7 +102,7 @@ impl Services {
         if let Some(what) = full {
             return Err(ApiError::internal(format!("failed to allocate {what}: range is full")));
         }
-        Ok(Claim(Some(Pending { allocations, key: key.to_owned(), claims })))
+        Ok(Claim(Some(Pending { allocations, key: key.to_owned(), claims, freed: Arc::clone(&self.freed) })))
     }
 
     /// Gives back what the Service at `key` holds, once it is confirmed that it is gone.
@@ -100,7 +111,8 @@ impl Services {
             return Claim(None);
         }
         let allocations = Arc::clone(&self.allocations).lock_owned().await;
-        Claim(Some(Pending { allocations, key: key.to_owned(), claims: Claims::default() }))
+        let (key, freed) = (key.to_owned(), Arc::clone(&self.freed));
+        Claim(Some(Pending { allocations, key, claims: Claims::default(), freed }))
     }
 }
 
@@ -150,6 +162,13 @@ fn is_ours(spec: &Value) -> bool {
             .is_none_or(|class| class.is_empty() || class.starts_with("seaway.dev/"))
 }
 
+/// Whether the Service waits for a load balancer address of one of its families.
+pub(crate) fn is_pending(service: &Value) -> bool {
+    let wanted = strings(&service["spec"]["ipFamilies"]).len();
+    let given = service["status"]["loadBalancer"]["ingress"].as_array().map_or(0, Vec::len);
+    is_ours(&service["spec"]) && given < wanted
+}
+
 fn remove(object: &mut Value, field: &str) {
     if let Some(object) = object.as_object_mut() {
         object.remove(field);
@@ -180,6 +199,7 @@ pub(crate) fn carry_over(kind: &Kind, new: &mut Value, old: &Value) {
             }
         }
     }
+    drop_second_family(spec, old);
     carry_ports(spec, old);
     if wants_health_port(old)
         && wants_health_port(spec)
@@ -201,6 +221,20 @@ pub(crate) fn carry_over(kind: &Kind, new: &mut Value, old: &Value) {
 fn drop_unchanged(spec: &mut Value, old: &Value, field: &str) {
     if spec[field] == old[field] {
         remove(spec, field);
+    }
+}
+
+/// Back to a single stack: who says only that, and leaves both families and addresses as they were, gives up the second.
+fn drop_second_family(spec: &mut Value, old: &Value) {
+    if spec["ipFamilyPolicy"] != "SingleStack" || old["ipFamilyPolicy"] == "SingleStack" {
+        return;
+    }
+    for field in ["clusterIPs", "ipFamilies"] {
+        if spec[field] == old[field]
+            && let Some(list) = spec[field].as_array_mut()
+        {
+            list.truncate(1);
+        }
     }
 }
 

@@ -79,6 +79,36 @@ async fn addresses_and_ports_are_given_out_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_load_balancer_address_gets_the_next_free_one() {
+    let server = Server::start().await;
+    let api: Api<Service> = Api::default_namespaced(server.client().await);
+    let address = |service: &Service| {
+        let balancer = service.status.clone().and_then(|status| status.load_balancer).unwrap_or_default();
+        balancer.ingress.unwrap_or_default().first().and_then(|ingress| ingress.ip.clone())
+    };
+    let spec = json!({"type": "LoadBalancer", "ports": [{"port": 80}]});
+    let mut made = Vec::new();
+    for at in 0..7 {
+        made.push(
+            api.create(&PostParams::default(), &service(&format!("s{at}"), spec.clone())).await.unwrap(),
+        );
+    }
+    assert_eq!(made.iter().filter_map(address).count(), 6);
+    assert_eq!(address(&made[6]), None);
+    api.delete("s2", &DeleteParams::default()).await.unwrap();
+    let given = async {
+        loop {
+            match address(&api.get("s6").await.unwrap()) {
+                Some(ip) => return ip,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let given = tokio::time::timeout(Duration::from_secs(10), given).await.unwrap();
+    assert_eq!(Some(given), address(&made[2]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_go_away_leave_nothing_given_out_twice() {
     let server = Server::start().await;
     let api: Api<Service> = Api::default_namespaced(server.client().await);
@@ -130,7 +160,10 @@ async fn services_keep_and_change() {
         422
     );
     let both = api.patch("s", &params, &patch(json!({"ipFamilyPolicy": "RequireDualStack"}))).await.unwrap();
-    assert_eq!(both.spec.unwrap().cluster_ips.unwrap().len(), 2);
+    let first = both.spec.unwrap().cluster_ips.unwrap();
+    assert_eq!(first.len(), 2);
+    let single = api.patch("s", &params, &patch(json!({"ipFamilyPolicy": "SingleStack"}))).await.unwrap();
+    assert_eq!(single.spec.unwrap().cluster_ips.unwrap(), first[..1]);
     let name =
         json!({"type": "ExternalName", "externalName": "example.com", "clusterIP": null, "clusterIPs": null});
     let name = api.patch("s", &params, &patch(name)).await.unwrap();
