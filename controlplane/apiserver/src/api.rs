@@ -99,7 +99,7 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let started = std::time::Instant::now();
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let raw_path = parts.uri.path();
     let decoded = percent_decoded(raw_path);
     let path = decoded.as_deref().unwrap_or(raw_path);
@@ -123,13 +123,16 @@ pub(crate) async fn handle(
                 match verb_of(&parts.method, &call) {
                     Some(found) => {
                         verb = found;
-                        Box::pin(dispatch(&call, verb, body)).await
+                        Box::pin(dispatch(&call, verb, &mut body)).await
                     }
                     None => Err(ApiError::method_not_allowed(&kind, parts.method.as_str())),
                 }
             }
         },
     };
+    if result.is_err() {
+        body::discard(&mut body).await;
+    }
     let response = result.unwrap_or_else(|error| response::error(&error));
     let resource = parsed.as_ref().filter(|_| !verb.is_empty());
     api.metrics.observe(verb, resource, response.status().as_u16(), started.elapsed());
@@ -195,7 +198,7 @@ fn verb_of(method: &Method, call: &Call<'_>) -> Option<&'static str> {
     served.then_some(verb)
 }
 
-async fn dispatch(call: &Call<'_>, verb: &'static str, body: Incoming) -> ApiResult {
+async fn dispatch(call: &Call<'_>, verb: &'static str, body: &mut Incoming) -> ApiResult {
     let attributes = Attributes {
         verb,
         group: &call.kind.group,

@@ -12,6 +12,9 @@ use seaway_kinds::ApiError;
 pub(crate) const LIMIT_BYTES: usize = 3 * 1024 * 1024;
 /// How long a client may take to send it.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a refused request is read on, and for how long.
+const DISCARD_BYTES: usize = 8 * 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What goes wrong while a response is sent; the connection is then cut.
 #[derive(Debug, thiserror::Error)]
@@ -84,8 +87,23 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(Chunk::from(bytes)).map_err(never).boxed_unsync()
 }
 
+/// Reads on, without keeping it, what a request says beyond what was needed to refuse it: a client that still sends when
+/// its stream ends may not look at the answer.
+pub(crate) async fn discard(body: &mut Incoming) {
+    let mut left = DISCARD_BYTES;
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await
+            && left > 0
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    // Whoever sends longer than that misses the answer.
+    drop(tokio::time::timeout(DISCARD_TIMEOUT, rest).await);
+}
+
 /// Reads a request's body.
-pub(crate) async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(body: &mut Incoming) -> Result<Bytes, ApiError> {
     let collected = tokio::time::timeout(READ_TIMEOUT, Limited::new(body, LIMIT_BYTES).collect())
         .await
         .map_err(|_| ApiError::new(408, "Timeout", "the body of the request did not arrive in time"))?;
