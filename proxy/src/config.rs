@@ -20,6 +20,10 @@ pub enum Mode {
     Ebpf,
     /// nftables: maps that packets are rewritten by. NodePorts do not answer at loopback addresses.
     Nftables,
+    /// iptables: rules in the restore format, for kernels without the others.
+    Iptables,
+    /// Sockets of this process that hand on what arrives: needs no privilege, keeps no client's address.
+    Userspace,
     /// In memory only: decides everything and programs nothing. For trying out and for tests.
     Fake,
 }
@@ -38,8 +42,13 @@ impl FromStr for Mode {
 
 impl Mode {
     /// The modes by the names that flags and configuration files use.
-    pub const NAMES: &[(&'static str, Self)] =
-        &[("auto", Self::Auto), ("ebpf", Self::Ebpf), ("nftables", Self::Nftables)];
+    pub const NAMES: &[(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("ebpf", Self::Ebpf),
+        ("nftables", Self::Nftables),
+        ("iptables", Self::Iptables),
+        ("userspace", Self::Userspace),
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {

@@ -8,6 +8,7 @@ pub mod fake;
 pub mod faulty;
 pub mod iptables;
 pub mod nftables;
+pub mod userspace;
 
 use std::io;
 

@@ -39,7 +39,9 @@ pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status
 use dataplane::Dataplane;
 use dataplane::ebpf::Ebpf;
 use dataplane::fake::Fake;
+use dataplane::iptables::{self, Iptables};
 use dataplane::nftables::{self, Nftables};
+use dataplane::userspace::{self, Userspace};
 use reconcile::Reconciler;
 
 /// Serves Services on this node until `shutdown`. Kernel state stays when it returns.
@@ -92,6 +94,16 @@ async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
             let dataplane = opened.map_err(|source| ProxyError::Open { backend: "nftables", source })?;
             Ok(Box::new(dataplane))
         }
+        Mode::Iptables => {
+            let opened = Iptables::open();
+            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "iptables", source })?;
+            Ok(Box::new(dataplane))
+        }
+        Mode::Userspace => {
+            let opened = Userspace::open(userspace::Limits::default());
+            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "userspace", source })?;
+            Ok(Box::new(dataplane))
+        }
         Mode::Auto | Mode::Ebpf => {
             let (bpffs, cgroup) = (config.bpffs.clone(), config.cgroup.clone());
             // Loading programs takes the verifier a while.
@@ -106,6 +118,7 @@ async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
 /// Removes everything that the proxy put into the kernel, in whatever mode: links, maps, pins, tables.
 pub fn cleanup(config: &ProxyConfig) -> Result<(), ProxyError> {
     nftables::remove_all().map_err(ProxyError::Tables)?;
+    iptables::remove_all().map_err(ProxyError::Tables)?;
     dataplane::ebpf::remove_all(&config.bpffs)
         .map_err(|source| ProxyError::Cleanup { path: config.bpffs.clone(), source })
 }

@@ -16,17 +16,20 @@ pub mod rule;
 mod save;
 mod tables;
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use seaway_model::Family;
+use seaway_model::{Family, Protocol};
+use seaway_nft::conntrack::Flow;
 
 pub use memory::Memory;
 pub use tables::{Commands, Tables};
 
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
-use crate::frontend::{Frontend, FrontendKey};
+use crate::frontend::{Frontend, FrontendKey, Group};
 use crate::plan::{Actual, Host, Plan};
+use crate::stale::Targets;
 use layout::Layout;
 use save::Saved;
 
@@ -42,6 +45,10 @@ pub struct Iptables<T> {
     families: Vec<Family>,
     /// `None`: not known, the tables have to be read first.
     layouts: Option<Vec<Layout>>,
+    /// UDP addresses that just got their first backend: flows that began before are not translated.
+    fresh_udp: HashSet<(IpAddr, u16)>,
+    /// UDP addresses that are nobody's any more.
+    gone_udp: HashSet<(IpAddr, u16)>,
     /// The node as last applied; what stands in tables that this kernel has not is taken from here.
     host: Host,
 }
@@ -65,7 +72,8 @@ impl<T: Tables> Iptables<T> {
                 tracing::warn!(%error, "IPv6 frontends are not served: ip6tables does not work here");
             }
         }
-        Ok(Self { tables, families, layouts: None, host: Host::default() })
+        let (fresh_udp, gone_udp) = (HashSet::new(), HashSet::new());
+        Ok(Self { tables, families, layouts: None, fresh_udp, gone_udp, host: Host::default() })
     }
 
     /// Where it is kept.
@@ -142,6 +150,46 @@ impl<T: Tables> Iptables<T> {
         self.halves(right, failed);
     }
 
+    /// What `plan` means for UDP flows that there are.
+    fn note_udp(&mut self, plan: &Plan) {
+        for (key, frontend) in plan.upserts.iter().filter(|(key, _)| key.protocol == Protocol::Udp) {
+            self.gone_udp.remove(&(key.addr, key.port));
+            if !frontend.backends.is_empty() {
+                self.fresh_udp.insert((key.addr, key.port));
+            }
+        }
+        let removed = plan.removals.iter().filter(|key| key.protocol == Protocol::Udp);
+        self.gone_udp.extend(removed.map(|key| (key.addr, key.port)));
+    }
+
+    /// Forgets the UDP flows that `stale` picks, by address, port and where their answers come from.
+    fn forget_flows(
+        &mut self,
+        stale: impl Fn((IpAddr, u16), (IpAddr, u16)) -> bool,
+    ) -> Result<usize, DataplaneError> {
+        let mut forgotten = 0;
+        for family in self.families.clone() {
+            for flow in self.tables.udp_flows(family)? {
+                let Flow { original, reply, zone: 0, .. } = &flow else { continue };
+                let asked = (original.destination.ip(), original.destination.port());
+                let answers = (reply.source.ip(), reply.source.port());
+                if stale(asked, answers) && self.tables.forget(&flow)? {
+                    forgotten += 1;
+                }
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// Flows to addresses that nobody served when they began would go on untranslated.
+    fn forget_untranslated(&mut self) -> Result<(), DataplaneError> {
+        let fresh = std::mem::take(&mut self.fresh_udp);
+        if !fresh.is_empty() {
+            self.forget_flows(|asked, answers| asked == answers && fresh.contains(&asked))?;
+        }
+        Ok(())
+    }
+
     fn refusal(&self, key: &FrontendKey) -> Option<DataplaneError> {
         let unsupported =
             |what| Some(DataplaneError::Unsupported { frontend: *key, what, backend: "iptables" });
@@ -199,8 +247,32 @@ impl<T: Tables> Dataplane for Iptables<T> {
         if let Some(host) = &plan.host {
             self.host = host.clone();
         }
+        self.note_udp(&plan);
         self.carry_out(plan, &mut failed)?;
+        if let Err(error) = self.forget_untranslated() {
+            failed.push(Failure { subject: Subject::Sweep, error });
+        }
         Ok(Applied { done: steps.saturating_sub(failed.len()), failed })
+    }
+
+    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+        let layouts = match self.layouts.take() {
+            Some(layouts) => layouts,
+            None => self.read_layouts()?,
+        };
+        let mut groups: HashMap<(IpAddr, u16), Vec<Group>> = HashMap::new();
+        for (key, frontend) in layouts.iter().flat_map(Layout::frontends) {
+            if key.protocol == Protocol::Udp {
+                groups.entry((key.addr, key.port)).or_default().push(frontend.group);
+            }
+        }
+        self.layouts = Some(layouts);
+        let gone = std::mem::take(&mut self.gone_udp);
+        self.forget_flows(|asked, (addr, port)| match groups.get(&asked) {
+            Some(groups) => !groups.iter().any(|group| serving.contains(&(*group, addr, port))),
+            // Only what was translated was ours.
+            None => gone.contains(&asked) && asked != (addr, port),
+        })
     }
 }
 

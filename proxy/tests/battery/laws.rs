@@ -57,7 +57,10 @@ fn run<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value) -> Result<
 }
 
 /// Carries out what differs and checks that it is held then.
-fn bring(dataplane: &mut dyn Dataplane, snapshot: &Snapshot) -> Result<BTreeSet<FrontendKey>, TestCaseError> {
+pub(crate) fn bring(
+    dataplane: &mut dyn Dataplane,
+    snapshot: &Snapshot,
+) -> Result<BTreeSet<FrontendKey>, TestCaseError> {
     let (desired, host) = wanted(snapshot);
     let plan = diff(&desired, &host, &dataplane.read().unwrap());
     let applied = dataplane.apply(&plan).unwrap();

@@ -222,7 +222,8 @@ fn comment_of(key: &FrontendKey, frontend: &Frontend) -> String {
     let scope = if key.scope == Scope::Internal { "internal" } else { "external" };
     let mut text = format!("sw1 {kind} {scope} {:x}", frontend.group.bits());
     if let Some(timeout) = frontend.affinity {
-        text.push_str(&format!(" affinity={}", timeout.as_secs()));
+        text.push_str(" affinity=");
+        text.push_str(&timeout.as_secs().to_string());
     }
     if frontend.preserve_source {
         text.push_str(" keep-source");
@@ -286,7 +287,7 @@ fn admitted(key: &FrontendKey, frontend: &Frontend) -> Vec<Rule> {
     let all = [None];
     let some: Vec<Option<&IpNet>> = frontend.source_ranges.iter().map(Some).collect();
     let sources = if some.is_empty() { &all[..] } else { &some[..] };
-    let rule = |source: &Option<&IpNet>| {
+    let rule = |source: Option<&IpNet>| {
         let rule = match source {
             Some(net) => {
                 Rule::new().with("-s", net).with("-d", IpNet::from(key.addr)).with("-p", name(key.protocol))
@@ -295,7 +296,7 @@ fn admitted(key: &FrontendKey, frontend: &Frontend) -> Vec<Rule> {
         };
         port(rule.comment(&comment), key)
     };
-    sources.iter().map(rule).collect()
+    sources.iter().copied().map(rule).collect()
 }
 
 /// A frontend's rules in its bucket of `nat`.

@@ -248,7 +248,7 @@ impl Layout {
             (Table::Nat, "SEAWAY-POSTROUTING", self.postrouting()),
             (Table::Filter, "SEAWAY-SERVICES", self.by_scope()),
             (Table::Filter, "SEAWAY-INPUT", self.input()),
-            (Table::Filter, "SEAWAY-FORWARD", self.forward()),
+            (Table::Filter, "SEAWAY-FORWARD", forward()),
         ];
         base.extend(own.into_iter().map(|(table, name, rules)| ((table, name.to_owned()), rules)));
         base
@@ -303,13 +303,6 @@ impl Layout {
         rules
     }
 
-    fn forward(&self) -> Vec<Rule> {
-        // Packets that conntrack cannot place pass untranslated, and the client's answer to them would end its
-        // connection (kubernetes#74839).
-        let invalid = Rule::new().with("-m", "conntrack").with("--ctstate", "INVALID").with("-j", "DROP");
-        vec![invalid, new_connections().with("-j", "SEAWAY-SERVICES")]
-    }
-
     fn wanted_jumps(&self) -> Vec<Jump> {
         if !self.installed() {
             return Vec::new();
@@ -343,6 +336,13 @@ impl Layout {
         });
         (missing.cloned().collect(), extra.map(|(_, held)| held.clone()).collect())
     }
+}
+
+fn forward() -> Vec<Rule> {
+    // Packets that conntrack cannot place pass untranslated, and the client's answer to them would end its
+    // connection (kubernetes#74839).
+    let invalid = Rule::new().with("-m", "conntrack").with("--ctstate", "INVALID").with("-j", "DROP");
+    vec![invalid, new_connections().with("-j", "SEAWAY-SERVICES")]
 }
 
 fn new_connections() -> Rule {

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use seaway_model::Family;
+use seaway_nft::conntrack::Flow;
 
 use super::rule::{Rule, Table};
 use super::tables::Tables;
@@ -130,5 +131,13 @@ impl Tables for Memory {
 
     fn set_sysctl(&mut self, _name: &'static str, _value: &str) -> Result<(), DataplaneError> {
         Ok(())
+    }
+
+    fn udp_flows(&mut self, _family: Family) -> Result<Vec<Flow>, DataplaneError> {
+        Ok(Vec::new())
+    }
+
+    fn forget(&mut self, _flow: &Flow) -> Result<bool, DataplaneError> {
+        Ok(false)
     }
 }

@@ -3,7 +3,8 @@
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
 
-use seaway_model::Family;
+use seaway_model::{Family, Protocol};
+use seaway_nft::conntrack::{self, Flow};
 
 use super::rule::Table;
 use crate::dataplane::DataplaneError;
@@ -21,6 +22,12 @@ pub trait Tables: Send {
 
     /// Sets a kernel parameter; `name` as below `/proc/sys`.
     fn set_sysctl(&mut self, name: &'static str, value: &str) -> Result<(), DataplaneError>;
+
+    /// The UDP flows that connection tracking knows.
+    fn udp_flows(&mut self, family: Family) -> Result<Vec<Flow>, DataplaneError>;
+
+    /// Ends one of them. Returns whether it was still there.
+    fn forget(&mut self, flow: &Flow) -> Result<bool, DataplaneError>;
 }
 
 /// The tables of the network namespace of the calling thread, through the programs of the package iptables. Which
@@ -66,6 +73,22 @@ impl Tables for Commands {
             source,
         })
     }
+
+    fn udp_flows(&mut self, family: Family) -> Result<Vec<Flow>, DataplaneError> {
+        let family = match family {
+            Family::V4 => seaway_nft::Family::Ip,
+            Family::V6 => seaway_nft::Family::Ip6,
+        };
+        conntrack::flows(family, Protocol::Udp.number()).map_err(tracking("cannot list UDP flows"))
+    }
+
+    fn forget(&mut self, flow: &Flow) -> Result<bool, DataplaneError> {
+        conntrack::forget(flow).map_err(tracking("cannot forget a UDP flow"))
+    }
+}
+
+fn tracking(action: &'static str) -> impl Fn(seaway_nft::NftError) -> DataplaneError {
+    move |source| DataplaneError::Loader { action, source: Box::new(source) }
 }
 
 fn program(family: Family, verb: &str) -> String {

@@ -1,0 +1,273 @@
+//! Opens the sockets, and keeps the threads that serve them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use seaway_model::Protocol;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::limits::{Limits, Shared};
+use super::serve::Serve;
+use super::site::{Place, SiteKey};
+use super::{tcp, udp};
+use crate::dataplane::DataplaneError;
+use crate::stale::Targets;
+use crate::status::DropCount;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// Lets connections that wait at a socket that is closed go over to one of a successor.
+const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
+/// Something that opens sockets.
+pub trait Sockets: Send {
+    /// An open socket; it is closed when it is dropped.
+    type Listener: Listener;
+
+    /// Whether packets to `addr` end in this network namespace.
+    fn is_local(&self, addr: IpAddr) -> bool;
+
+    /// Listens, and serves those who come.
+    fn listen(
+        &mut self,
+        key: &SiteKey,
+        place: &Place,
+        serve: Arc<Serve>,
+    ) -> Result<Self::Listener, DataplaneError>;
+
+    /// Ends UDP associations whose backend is not in `serving`.
+    fn forget_udp(&mut self, serving: &Targets) -> usize;
+
+    /// Clients turned away, by reason.
+    fn drops(&self) -> Vec<DropCount>;
+}
+
+/// An open socket.
+pub trait Listener: Send {
+    /// From now on those who come are served so.
+    fn serve(&self, serve: Arc<Serve>);
+
+    /// It still listens.
+    fn is_alive(&self) -> bool;
+}
+
+/// The sockets of a network namespace.
+#[derive(Debug)]
+pub struct Network {
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+/// A socket and the task that serves it.
+#[derive(Debug)]
+pub struct Open {
+    route: tcp::Route,
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Network {
+    /// The sockets of the calling thread's network namespace.
+    pub(super) fn new(limits: Limits) -> Result<Self, DataplaneError> {
+        let mut builder = Builder::new_multi_thread();
+        let builder = builder.worker_threads(2).thread_name("userspace-proxy").enable_all();
+        let runtime = builder.build().map_err(|source| DataplaneError::Io {
+            action: "cannot start the threads of the userspace data plane".into(),
+            source,
+        })?;
+        if let Err(error) = std::fs::write(MIGRATE, "1") {
+            tracing::debug!(%error, "connections that wait at a closed socket are lost at a hand-over");
+        }
+        let shared = Arc::new(Shared::new(limits));
+        Ok(Self { runtime: Some(runtime), shared, stop: CancellationToken::new() })
+    }
+
+    /// Connections and associations that are open.
+    pub fn busy(&self) -> usize {
+        self.shared.busy()
+    }
+}
+
+impl Sockets for Network {
+    type Listener = Open;
+
+    fn is_local(&self, addr: IpAddr) -> bool {
+        UdpSocket::bind((addr, 0)).is_ok() || addr.is_ipv6() && delivers_to_itself(addr).unwrap_or(false)
+    }
+
+    fn listen(&mut self, key: &SiteKey, place: &Place, serve: Arc<Serve>) -> Result<Open, DataplaneError> {
+        let link = match place {
+            Place::Anywhere => String::new(),
+            Place::Link(device) => format!(" on link {}", device.name),
+        };
+        let failed = |source| DataplaneError::Io { action: format!("cannot listen at {key}{link}"), source };
+        let socket = bound(key, place).map_err(failed)?;
+        let runtime = self.runtime.as_ref().ok_or(DataplaneError::Lost)?;
+        let _entered = runtime.enter();
+        let route: tcp::Route = Arc::new(Mutex::new(serve));
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.child_token());
+        let task = if key.protocol == Protocol::Tcp {
+            let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
+            runtime.spawn(tcp::run(listener, Arc::clone(&route), shared, stop.clone()))
+        } else {
+            let socket = tokio::net::UdpSocket::from_std(socket.into()).map_err(failed)?;
+            runtime.spawn(udp::run(socket, Arc::clone(&route), shared, stop.clone()))
+        };
+        Ok(Open { route, task, stop })
+    }
+
+    fn forget_udp(&mut self, serving: &Targets) -> usize {
+        self.shared.associations.forget(serving)
+    }
+
+    fn drops(&self) -> Vec<DropCount> {
+        self.shared.drops()
+    }
+}
+
+impl Drop for Network {
+    /// What was accepted is served for a while; nobody waits for it.
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let Some(runtime) = self.runtime.take() else { return };
+        let shared = Arc::clone(&self.shared);
+        std::thread::spawn(move || {
+            let deadline = Instant::now() + shared.limits.linger;
+            // The sockets are closed, and what waited at them is taken in, before the first look.
+            std::thread::sleep(Duration::from_millis(100));
+            while shared.busy() > 0 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            runtime.shutdown_background();
+        });
+    }
+}
+
+impl Listener for Open {
+    fn serve(&self, serve: Arc<Serve>) {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        if *route != serve {
+            *route = serve;
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        !self.task.is_finished()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn bound(key: &SiteKey, place: &Place) -> io::Result<Socket> {
+    let kind = if key.protocol == Protocol::Tcp { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(key.addr, key.port)), kind, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(true)?;
+    if key.addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    }
+    if kind == Type::STREAM {
+        socket.set_reuse_address(true)?;
+    }
+    if let Place::Link(device) = place {
+        socket.bind_device(Some(device.name.as_bytes()))?;
+    }
+    socket.bind(&SocketAddr::new(key.addr, key.port).into())?;
+    if kind == Type::STREAM {
+        socket.listen(BACKLOG)?;
+    }
+    Ok(socket)
+}
+
+/// An IPv6 address can be local by a route alone, and then only a datagram shows it. It never leaves the node.
+fn delivers_to_itself(addr: IpAddr) -> io::Result<bool> {
+    let socket = || Socket::new(Domain::IPV6, Type::DGRAM, None);
+    let to = socket()?;
+    to.set_freebind_v6(true)?;
+    to.set_read_timeout(Some(Duration::from_millis(20)))?;
+    to.bind(&SocketAddr::new(addr, 0).into())?;
+    let from = socket()?;
+    from.bind_device(Some(b"lo"))?;
+    from.send_to(b"seaway", &to.local_addr()?)?;
+    let to: UdpSocket = to.into();
+    Ok(to.recv(&mut [0; 6]).is_ok())
+}
+
+/// A network in memory, for tests: every address is local but those that are named.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// Addresses of someone else.
+    pub foreign: BTreeSet<IpAddr>,
+    /// What listens, and the how-manieth socket it is.
+    pub open: OpenInMemory,
+    opened: u64,
+}
+
+type OpenInMemory = Arc<Mutex<BTreeMap<(SiteKey, Place), u64>>>;
+
+/// A socket in memory.
+#[derive(Debug)]
+pub struct InMemory {
+    place: (SiteKey, Place),
+    id: u64,
+    open: OpenInMemory,
+}
+
+impl Sockets for Memory {
+    type Listener = InMemory;
+
+    fn is_local(&self, addr: IpAddr) -> bool {
+        !self.foreign.contains(&addr)
+    }
+
+    fn listen(
+        &mut self,
+        key: &SiteKey,
+        place: &Place,
+        _serve: Arc<Serve>,
+    ) -> Result<InMemory, DataplaneError> {
+        let place = (*key, place.clone());
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone(), self.opened);
+        self.opened += 1;
+        Ok(InMemory { place, id: self.opened - 1, open: Arc::clone(&self.open) })
+    }
+
+    fn forget_udp(&mut self, _serving: &Targets) -> usize {
+        0
+    }
+
+    fn drops(&self) -> Vec<DropCount> {
+        Vec::new()
+    }
+}
+
+impl Listener for InMemory {
+    fn serve(&self, _serve: Arc<Serve>) {}
+
+    fn is_alive(&self) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&self.place) == Some(&self.id)
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.get(&self.place) == Some(&self.id) {
+            open.remove(&self.place);
+        }
+    }
+}
