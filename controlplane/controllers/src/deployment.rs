@@ -234,7 +234,10 @@ impl Deployments {
 
     fn scaled(&self, deployment: &Deployment, set: &ReplicaSet, from: i32) {
         let to = plan::replicas(set);
-        let direction = if to >= from { "up" } else { "down" };
+        if to == from {
+            return;
+        }
+        let direction = if to > from { "up" } else { "down" };
         let message = format!("Scaled {direction} replica set {} from {from} to {to}", set.name_any());
         self.context.recorder.record(deployment, EventType::Normal, "ScalingReplicaSet", message);
     }
