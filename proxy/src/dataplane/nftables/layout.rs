@@ -399,3 +399,6 @@ fn target_element(target: Target) -> Element {
     let verdict = Data::Verdict(Verdict::Goto(target.chain()));
     Element { data: Some(verdict), ..Element::key(target.code()) }
 }
+
+#[cfg(test)]
+mod tests;
