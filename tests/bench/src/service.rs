@@ -7,6 +7,8 @@ mod lookup;
 mod north_south;
 mod proxy;
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use crate::Options;
@@ -34,7 +36,23 @@ pub struct Effort {
     pub nftables_sizes: &'static [usize],
     /// The larger size of the iptables peer.
     pub iptables_large: usize,
+    /// From then on the fewest blocks have to do.
+    pub deadline: Option<Instant>,
 }
+
+impl Effort {
+    /// Both sides are measured in turn at least so often.
+    const FEWEST: usize = 3;
+
+    /// The numbers of the blocks, as many as there is time for.
+    pub fn blocks(self) -> impl Iterator<Item = usize> {
+        let late = move || self.deadline.is_some_and(|deadline| Instant::now() > deadline);
+        (0..self.blocks).take_while(move |block| *block < Self::FEWEST || !late())
+    }
+}
+
+/// A quick run has to end within 45 s: what is begun after this is short.
+const QUICK_LIMIT: Duration = Duration::from_secs(32);
 
 const FULL: Effort = Effort {
     blocks: 40,
@@ -43,15 +61,17 @@ const FULL: Effort = Effort {
     sizes: &[SMALL, 1_000, 10_000, LARGE],
     nftables_sizes: &[SMALL, 1_000],
     iptables_large: LARGE,
+    deadline: None,
 };
 
 const QUICK: Effort = Effort {
-    blocks: 12,
+    blocks: 10,
     rounds: 100,
-    window_ms: 150,
+    window_ms: 120,
     sizes: &[SMALL, LARGE],
     nftables_sizes: &[SMALL],
     iptables_large: 1_000,
+    deadline: None,
 };
 
 /// The node whose proxy takes every size.
@@ -65,7 +85,8 @@ const IPTABLES: [Place; 2] = [Place(4), Place(5)];
 
 /// Measures.
 pub fn run(options: Options, report: &mut Report) -> Result<()> {
-    let effort = if options.quick { QUICK } else { FULL };
+    let deadline = Some(Instant::now() + QUICK_LIMIT);
+    let effort = if options.quick { Effort { deadline, ..QUICK } } else { FULL };
     let mut bed = Bed::new(5)?;
     bed.serve(GROWING, SMALL)?;
     bed.serve(BIG, LARGE)?;

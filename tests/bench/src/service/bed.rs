@@ -2,11 +2,12 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
 use seaway_cni_network::netlink::Route;
+use seaway_cni_network::netns::join_cgroup;
 use seaway_lab::{Lab, LabNode, LabPod};
 
 use super::proxy::Serving;
@@ -63,7 +64,7 @@ impl Bed {
         Report::progress(&format!("{} serves {size} Services", place.node()));
         let snapshot = objects::snapshot(&cluster::services(size, place), place)?;
         if self.station(place).serving.is_none() {
-            let serving = Serving::start(self.node(place))?;
+            let serving = Serving::start(self.node(place));
             self.station(place).serving = Some(serving);
         }
         let serving = self.station(place).serving.as_mut().context("the proxy was just started")?;
@@ -108,12 +109,21 @@ impl Station {
         }
         Ok(Self {
             asker: Asker::start(asker_pod.command(&program))?,
-            unhooked: Asker::start(asker_pod.namespace().command(&program)?)?,
+            unhooked: Asker::start(unhooked(node, &asker_pod, &program)?)?,
             serving: None,
             _backend: backend,
             _pods: [backend_pod, asker_pod],
         })
     }
+}
+
+/// A process of the pod in a cgroup of its own beside the node's: as deep, but without hooks.
+fn unhooked(node: &LabNode, pod: &LabPod, program: &str) -> Result<Command> {
+    let beside = node.cgroup().with_file_name(format!("{}-unhooked", node.name())).join("pod");
+    std::fs::create_dir_all(&beside)?;
+    let mut command = pod.namespace().command(program)?;
+    join_cgroup(&mut command, &beside)?;
+    Ok(command)
 }
 
 /// The way of the client outside to a node's pods and load balancer address.

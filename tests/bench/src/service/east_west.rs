@@ -33,7 +33,7 @@ fn load_nftables(bed: &Bed, size: usize) -> Result<()> {
 
 fn connects(bed: &mut Bed, effort: Effort, size: usize, nftables: bool, report: &mut Report) -> Result<()> {
     let (mut direct, mut peer, mut peer_direct) = (Pairs::default(), Pairs::default(), Pairs::default());
-    for _ in 0..effort.blocks {
+    for _ in effort.blocks() {
         let asker = &mut bed.station(GROWING).asker;
         let times = asker.connects(&[GROWING.service(), GROWING.direct()], effort.rounds)?;
         let ours = median_us(&times[0]);
@@ -65,7 +65,7 @@ fn connects(bed: &mut Bed, effort: Effort, size: usize, nftables: bool, report: 
 fn round_trips(bed: &mut Bed, effort: Effort, size: usize, report: &mut Report) -> Result<()> {
     let mut pairs = Pairs::default();
     let asker = &mut bed.station(GROWING).asker;
-    for block in 0..effort.blocks {
+    for block in effort.blocks() {
         // Who is opened first alternates, too: both connections keep the backend's thread that they got.
         let mut targets = [GROWING.service(), GROWING.direct()];
         targets.rotate_left(block % 2);
@@ -82,7 +82,7 @@ fn round_trips(bed: &mut Bed, effort: Effort, size: usize, report: &mut Report) 
 /// What the hooks cost connections that have no Service.
 fn hooks(bed: &mut Bed, effort: Effort, report: &mut Report) -> Result<()> {
     let mut pairs = Pairs::default();
-    for _ in 0..effort.blocks {
+    for _ in effort.blocks() {
         let station = bed.station(GROWING);
         let hooked = station.asker.connects(&[GROWING.direct()], effort.rounds)?;
         let bare = station.unhooked.connects(&[GROWING.direct()], effort.rounds)?;

@@ -78,7 +78,7 @@ pub fn run(bed: &Bed, effort: Effort, report: &mut Report) -> Result<()> {
         ("tc-lookup-new", Pairs::default()),
         ("tc-lookup-known", Pairs::default()),
     ];
-    for block in 0..effort.blocks {
+    for block in effort.blocks() {
         cases[0].1.push(many.untouched()?, few.untouched()?);
         cases[1].1.push(many.translated(SYN, block)?, few.translated(SYN, block)?);
         cases[2].1.push(many.translated(ACK, block)?, few.translated(ACK, block)?);

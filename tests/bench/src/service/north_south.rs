@@ -35,7 +35,7 @@ fn rates(
 ) -> Result<()> {
     let places = [GROWING, IPTABLES[0], BIG, IPTABLES[1]];
     let (mut small, mut large, mut growth) = (Pairs::default(), Pairs::default(), Pairs::default());
-    for block in 0..effort.blocks {
+    for block in effort.blocks() {
         let mut figures = [0.0; 4];
         for step in 0..places.len() {
             let index = (block + step) % places.len();
@@ -63,7 +63,7 @@ fn rates(
 fn streams(bed: &mut Bed, effort: Effort, report: &mut Report) -> Result<()> {
     for (place, size) in [(GROWING, SMALL), (BIG, LARGE)] {
         let mut pairs = Pairs::default();
-        for block in 0..effort.blocks {
+        for block in effort.blocks() {
             let mut targets = [place.node_port_stream(), place.direct_stream()];
             targets.rotate_left(block % 2);
             let mut figures = [0.0; 2];

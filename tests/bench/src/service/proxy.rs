@@ -26,7 +26,7 @@ pub struct Serving {
 
 impl Serving {
     /// Starts the proxy of `node`.
-    pub fn start(node: &LabNode) -> Result<Self> {
+    pub fn start(node: &LabNode) -> Self {
         let mut config = ProxyConfig::new(node.name(), node.cgroup(), node.bpffs());
         config.mode = Mode::Ebpf;
         config.announce_load_balancers = false;
@@ -42,7 +42,7 @@ impl Serving {
             };
             Namespace::open(&path)?.run(work)?
         });
-        Ok(Self { sender, status, stop, thread: Some(thread) })
+        Self { sender, status, stop, thread: Some(thread) }
     }
 
     /// Shows it `snapshot` and waits until it serves it.

@@ -45,8 +45,10 @@ pub struct Options {
 pub enum Work {
     /// Read them as any client does, and forget them
     List,
-    /// Program the kernel
-    Proxy,
+    /// Program the kernel with the eBPF backend
+    Ebpf,
+    /// Program the kernel with the nftables backend
+    Nftables,
 }
 
 /// What the agent says, a line of JSON each.
@@ -79,7 +81,8 @@ pub fn run(options: &Options) -> Result<()> {
         let client = kube::Client::try_from(config)?;
         match options.work {
             Work::List => list(&client).await,
-            Work::Proxy => proxy(options, client).await,
+            Work::Ebpf => proxy(options, Mode::Ebpf, client).await,
+            Work::Nftables => proxy(options, Mode::Nftables, client).await,
         }
     })
 }
@@ -126,9 +129,9 @@ where
     events.map(|event| Ok(matches!(event?, watcher::Event::InitDone))).boxed()
 }
 
-async fn proxy(options: &Options, client: kube::Client) -> Result<()> {
+async fn proxy(options: &Options, mode: Mode, client: kube::Client) -> Result<()> {
     let mut config = ProxyConfig::new(&options.node, &options.cgroup, &options.bpffs);
-    config.mode = Mode::Ebpf;
+    config.mode = mode;
     config.announce_load_balancers = false;
     let (status, shutdown) = (config.status.clone(), CancellationToken::new());
     let (snapshots, watching) = seaway_watch::spawn(client, shutdown.clone());
