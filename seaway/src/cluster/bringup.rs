@@ -2,7 +2,7 @@
 //! nothing is left half-made.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use rustix::fs::{FlockOperation, flock};
 use seaway_apiserver::pki::Pki;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{ClusterSpec, Layout, component, demo, preflight, publish, supervisor, teardown, topology};
 use crate::telemetry::{say, say_err};
@@ -20,11 +21,13 @@ const API_DEADLINE: Duration = Duration::from_secs(30);
 const NODES_DEADLINE: Duration = Duration::from_secs(60);
 const PODS_DEADLINE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(40);
+/// Where clusters keep their state unless told otherwise.
+const STATES: &str = "/var/lib/seaway/clusters";
 /// Lines of each log that are shown when a cluster does not come up.
 const LOG_TAIL_LINES: usize = 8;
 
 /// Brings the cluster up and says how to use it.
-pub fn up(spec: &ClusterSpec, state_root: &std::path::Path) -> Result<Layout> {
+pub fn up(spec: &ClusterSpec, state_root: &Path) -> Result<Layout> {
     spec.validate().context(crate::commands::Usage)?;
     let cgroup2 = preflight::cgroup2_mount()?;
     let layout = Layout::new(&spec.name, state_root, &cgroup2);
@@ -37,16 +40,50 @@ pub fn up(spec: &ClusterSpec, state_root: &std::path::Path) -> Result<Layout> {
     }
     let started = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Err(error) =
-        make(spec, &layout).and_then(|()| runtime.block_on(wait_ready(spec, &layout, started)))
-    {
-        let logs = log_tails(&layout);
+    // Listened to before anything is made: from here on an interrupt undoes it.
+    let interrupt = runtime.block_on(async { Interrupt::listen() })?;
+    let ready = async {
+        tokio::select! {
+            ready = wait_ready(spec, &layout, started) => ready,
+            () = interrupt.came() => Err(Interrupted.into()),
+        }
+    };
+    if let Err(error) = make(spec, &layout).and_then(|()| runtime.block_on(ready)) {
+        let logs = if error.is::<Interrupted>() { String::new() } else { log_tails(&layout) };
         let undone = teardown::remove(&layout);
-        say_err(&logs);
+        if !logs.is_empty() {
+            say_err(&logs);
+        }
         undone.context("after the failure the cluster could not be removed either")?;
         return Err(error.context("the cluster did not come up and was removed again"));
     }
     Ok(layout)
+}
+
+/// Why `up` ended early.
+#[derive(Debug, thiserror::Error)]
+#[error("it was interrupted")]
+struct Interrupted;
+
+/// Ctrl-C, or a request to end.
+struct Interrupt {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupt {
+    /// Listens from now on. Needs a runtime.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Returns when one has come.
+    async fn came(mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// A running supervisor holds the cluster's lock.
@@ -109,7 +146,7 @@ fn credentials(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-fn write_secret(file: &std::path::Path, text: &str) -> Result<()> {
+fn write_secret(file: &Path, text: &str) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = File::options();
@@ -230,26 +267,30 @@ pub fn say_next(spec: &ClusterSpec, layout: &Layout) {
     if let Some(publish) = spec.publish.filter(|_| spec.demo) {
         say(&format!("  curl http://{publish}/"));
     }
-    let name = if spec.name == ClusterSpec::default().name {
-        String::new()
-    } else {
-        format!(" --name {}", spec.name)
-    };
+    let which = which(spec, layout);
     let exe = std::env::current_exe().map_or_else(|_| "seaway".into(), |exe| exe.display().to_string());
-    say(&format!("  {exe} check{name}"));
-    say(&format!("  {exe} status{name}"));
-    say(&format!("  {exe} down{name}"));
+    say(&format!("  {exe} check{which}"));
+    say(&format!("  {exe} status{which}"));
+    say(&format!("  {exe} down{which}"));
+}
+
+/// The flags that name this cluster, where they are not the defaults.
+fn which(spec: &ClusterSpec, layout: &Layout) -> String {
+    let mut flags = String::new();
+    if spec.name != ClusterSpec::default().name {
+        flags += &format!(" --name {}", spec.name);
+    }
+    if let Some(states) = layout.root().parent().filter(|states| *states != Path::new(STATES)) {
+        flags += &format!(" --state-dir {}", states.display());
+    }
+    flags
 }
 
 /// Waits for Ctrl-C or a request to end.
 pub fn wait_for_interrupt() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted?,
-            _ = terminate.recv() => {}
-        }
+        Interrupt::listen()?.came().await;
         Ok(())
     })
 }
@@ -267,4 +308,20 @@ pub fn running_components(spec: &ClusterSpec, layout: &Layout) -> Vec<(String, O
             (name, pid.filter(|_| alive))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_try_next_names_the_cluster_that_was_made() {
+        let named = |name: &str, states: &str| {
+            let spec = ClusterSpec { name: name.into(), ..ClusterSpec::default() };
+            which(&spec, &Layout::new(name, Path::new(states), Path::new("/sys/fs/cgroup")))
+        };
+        assert_eq!(named("seaway", STATES), "");
+        assert_eq!(named("blue", STATES), " --name blue");
+        assert_eq!(named("blue", "/srv/x"), " --name blue --state-dir /srv/x");
+    }
 }
