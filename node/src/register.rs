@@ -1,7 +1,7 @@
 //! The Node object: what it says (pure), and keeping it said (registration, Lease heartbeats, status).
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -208,7 +208,18 @@ async fn register(api: &Api<Node>, config: &NodeConfig) -> Result<Node, kube::Er
     api.patch(&config.name, &PatchParams::default(), &patch).await
 }
 
-/// Registers the node and keeps its status current: at every change of readiness, and every five minutes.
+/// Whether the conditions of `live` say something else than those of `wanted`, heartbeats aside.
+fn differs(live: &NodeStatus, wanted: &NodeStatus) -> bool {
+    let said = |status: &NodeStatus| -> Vec<(String, String, Option<String>)> {
+        let conditions = status.conditions.iter().flatten();
+        conditions.map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone())).collect()
+    };
+    said(live) != said(wanted)
+}
+
+/// Registers the node and keeps its status current: at every change of readiness, when somebody else has changed it (who
+/// did not hear from this node for a while says that it is not ready, and waits for the node to say that it is), and
+/// every five minutes.
 pub(crate) async fn keep_status(
     client: kube::Client,
     config: NodeConfig,
@@ -216,16 +227,26 @@ pub(crate) async fn keep_status(
     mut readiness: watch::Receiver<Readiness>,
 ) -> Result<(), kube::Error> {
     let api: Api<Node> = Api::all(client);
+    let mut posted: Option<Instant> = None;
     loop {
-        // Registered each time: whoever deletes the Node of a living agent gets it back.
-        let registered = register(&api, &config).await?;
+        let registered = match api.get_opt(&config.name).await? {
+            Some(live) if posted.is_some_and(|at| at.elapsed() < STATUS_PERIOD) => live,
+            // Whoever deletes the Node of a living agent gets it back.
+            _ => {
+                posted = None;
+                register(&api, &config).await?
+            }
+        };
         let now = readiness.borrow_and_update().clone();
         let previous = registered.status.unwrap_or_default();
         let status = status(&config, &machine, &now, &previous, Timestamp::now());
-        let patch = Patch::Merge(json!({"status": status}));
-        api.patch_status(&config.name, &PatchParams::default(), &patch).await?;
+        if posted.is_none() || differs(&previous, &status) {
+            let patch = Patch::Merge(json!({"status": status}));
+            api.patch_status(&config.name, &PatchParams::default(), &patch).await?;
+            posted = Some(Instant::now());
+        }
         let changed = readiness.wait_for(|current| *current != now);
-        let _unchanged = tokio::time::timeout(STATUS_PERIOD, changed).await;
+        let _unchanged = tokio::time::timeout(HEARTBEAT, changed).await;
     }
 }
 
@@ -323,6 +344,23 @@ mod tests {
         let kinds: Vec<String> = third.addresses.unwrap().into_iter().map(|a| a.type_).collect();
         assert_eq!(kinds, ["InternalIP", "InternalIP", "Hostname"]);
         assert_eq!(third.daemon_endpoints.unwrap().kubelet_endpoint.unwrap().port, 10250);
+    }
+
+    #[test]
+    fn a_node_contradicts_who_says_that_it_is_gone() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let (machine, ready) = (Machine::read("test://1"), Readiness { missing: vec![], network: true });
+        let posted = status(&config(), &machine, &ready, &NodeStatus::default(), at(10));
+        let same = status(&config(), &machine, &ready, &posted, at(20));
+        assert!(!differs(&posted, &same));
+        let mut given_up = posted;
+        for condition in given_up.conditions.iter_mut().flatten().filter(|c| c.type_ == "Ready") {
+            condition.status = "Unknown".to_owned();
+            condition.reason = Some("NodeStatusUnknown".to_owned());
+        }
+        let again = status(&config(), &machine, &ready, &given_up, at(70));
+        assert!(differs(&given_up, &again));
+        assert_eq!(condition(&again, "Ready").last_transition_time, Some(Time(at(70))));
     }
 
     #[test]
