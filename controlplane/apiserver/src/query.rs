@@ -25,9 +25,7 @@ impl<'a> Query<'a> {
 
     /// Whether a switch is on; given without a value counts as on.
     pub(crate) fn flag(&self, name: &str) -> bool {
-        self.0
-            .iter()
-            .any(|(key, value)| key == name && matches!(&**value, "" | "1" | "true" | "True" | "TRUE"))
+        self.0.iter().any(|(key, value)| key == name && value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
     /// A number, or an error that names the parameter.
@@ -217,6 +215,23 @@ mod tests {
         let registry = Registry::builtin();
         let kind = registry.resource("", "v1", "pods").unwrap();
         ListQuery::parse(kind, &Query::parse(Some(text))).map(|query| query.at).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn a_switch_is_on_unless_it_says_no() {
+        let table = [
+            ("", false),
+            ("watch", true),
+            ("watch=", true),
+            ("watch=true", true),
+            ("watch=1", true),
+            ("watch=yes", true),
+            ("watch=0", false),
+            ("watch=False", false),
+        ];
+        for (text, on) in table {
+            assert_eq!(Query::parse(Some(text)).flag("watch"), on, "{text}");
+        }
     }
 
     #[test]
