@@ -163,9 +163,9 @@ impl Computation {
 
     /// Moves on to `snapshot` and `view`. Returns the frontends that may have changed.
     pub fn update(&mut self, snapshot: &Snapshot, view: &NodeView) -> BTreeSet<FrontendKey> {
-        let changes = snapshot.changes_since(&self.snapshot);
-        let mut services = changes.services;
-        services.extend(changes.host_pods.iter().map(host_port::owner_of));
+        let difference = snapshot.changes_since(&self.snapshot);
+        let mut services = difference.services;
+        services.extend(difference.host_pods.iter().map(host_port::owner_of));
         if *view != self.view {
             for snapshot in [&self.snapshot, snapshot] {
                 services.extend(snapshot.services.keys().cloned());

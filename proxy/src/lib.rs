@@ -17,6 +17,7 @@ pub mod health;
 pub mod kube_proxy;
 pub mod links;
 mod metrics;
+mod modes;
 mod notices;
 pub mod plan;
 pub mod reconcile;
@@ -33,15 +34,10 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Mode, ProxyConfig};
 pub use error::ProxyError;
 pub use metrics::Metrics;
+pub use modes::cleanup;
 pub use notices::{Allowance, Notice, Reporter};
 pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status, StatusHandle};
 
-use dataplane::Dataplane;
-use dataplane::ebpf::Ebpf;
-use dataplane::fake::Fake;
-use dataplane::iptables::{self, Iptables};
-use dataplane::nftables::{self, Nftables};
-use dataplane::userspace::{self, Userspace};
 use reconcile::Reconciler;
 
 /// Serves Services on this node until `shutdown`. Kernel state stays when it returns.
@@ -51,12 +47,12 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
-    let dataplane = open(&config).await?;
+    let dataplane = modes::open(&config).await?;
     if let Some(conntrack) = config.conntrack {
         conntrack.apply();
     }
     // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
-    config.node_port_loopback &= config.mode != Mode::Nftables;
+    config.node_port_loopback &= dataplane.name() != Mode::Nftables.name();
     tracing::info!(mode = dataplane.name(), node = config.node_name, "serving Services");
     let mut parts = tokio::task::JoinSet::new();
     let health = health::run(
@@ -70,6 +66,7 @@ pub async fn run(
         let (config, shutdown) = (config.clone(), shutdown.child_token());
         parts.spawn(announce::run(config, snapshots.clone(), metrics.clone(), shutdown));
     }
+    parts.spawn(modes::succeed(config.clone(), dataplane.name(), shutdown.child_token()));
     let (table, cgroup) = (dataplane.sockets(), config.cgroup.clone());
     let reconciler = Reconciler::new(config, metrics.clone(), dataplane);
     if let Some(table) = table {
@@ -83,42 +80,4 @@ pub async fn run(
         }
     }
     Ok(())
-}
-
-/// The data plane that the mode asks for. `auto` takes the first that this kernel offers.
-async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
-    match config.mode {
-        Mode::Fake => Ok(Box::new(Fake::default())),
-        Mode::Nftables => {
-            let opened = Nftables::open();
-            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "nftables", source })?;
-            Ok(Box::new(dataplane))
-        }
-        Mode::Iptables => {
-            let opened = Iptables::open();
-            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "iptables", source })?;
-            Ok(Box::new(dataplane))
-        }
-        Mode::Userspace => {
-            let opened = Userspace::open(userspace::Limits::default());
-            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "userspace", source })?;
-            Ok(Box::new(dataplane))
-        }
-        Mode::Auto | Mode::Ebpf => {
-            let (bpffs, cgroup) = (config.bpffs.clone(), config.cgroup.clone());
-            // Loading programs takes the verifier a while.
-            let opened = tokio::task::spawn_blocking(move || Ebpf::open(&bpffs, &cgroup)).await;
-            let opened = opened.map_err(ProxyError::Part)?;
-            let dataplane = opened.map_err(|source| ProxyError::Open { backend: "ebpf", source })?;
-            Ok(Box::new(dataplane))
-        }
-    }
-}
-
-/// Removes everything that the proxy put into the kernel, in whatever mode: links, maps, pins, tables.
-pub fn cleanup(config: &ProxyConfig) -> Result<(), ProxyError> {
-    nftables::remove_all().map_err(ProxyError::Tables)?;
-    iptables::remove_all().map_err(ProxyError::Tables)?;
-    dataplane::ebpf::remove_all(&config.bpffs)
-        .map_err(|source| ProxyError::Cleanup { path: config.bpffs.clone(), source })
 }

@@ -92,7 +92,7 @@ impl Metrics {
             ),
             ended_sockets: counters(
                 "seaway_proxy_ended_sockets_total",
-                "Sockets ended because their endpoint was gone, by protocol",
+                "Sockets whose endpoint was gone",
                 &["protocol"],
             ),
             service_changes: counter(
@@ -108,11 +108,7 @@ impl Metrics {
                 "Cumulative conntrack flows deleted by conntrack reconciler",
                 &["ip_family"],
             ),
-            health: counters(
-                "kubeproxy_proxy_healthz_total",
-                "Cumulative proxy healthz HTTP status",
-                &["code"],
-            ),
+            health: counters("kubeproxy_proxy_healthz_total", "Cumulative proxy healthz status", &["code"]),
             live: counters("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status", &["code"]),
             drops: int_gauges("seaway_proxy_dropped_packets", "Dropped packets by reason", &["reason"]),
             announced: int_gauge("seaway_proxy_announced_addresses", "Addresses this node answers for"),

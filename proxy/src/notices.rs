@@ -110,15 +110,12 @@ impl Notices {
             self.said.insert(key, (message.clone(), Instant::now()));
         }
         let namespace = Arc::clone(&owner.namespace);
-        let (kind, name, uid) = match pod_of(owner) {
-            Some(pod) => {
-                let uid = snapshot.host_pods.get(&pod).map(|held| Arc::clone(&held.uid));
-                ("Pod", pod.name, uid)
-            }
-            None => {
-                let uid = snapshot.services.get(owner).map(|held| Arc::clone(&held.uid));
-                ("Service", Arc::clone(&owner.name), uid)
-            }
+        let (kind, name, uid) = if let Some(pod) = pod_of(owner) {
+            let uid = snapshot.host_pods.get(&pod).map(|held| Arc::clone(&held.uid));
+            ("Pod", pod.name, uid)
+        } else {
+            let uid = snapshot.services.get(owner).map(|held| Arc::clone(&held.uid));
+            ("Service", Arc::clone(&owner.name), uid)
         };
         reporter.warn(Notice { kind, namespace, name, uid: uid.unwrap_or_default(), reason, message });
     }

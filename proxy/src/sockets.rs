@@ -63,7 +63,7 @@ pub(crate) async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) {
-    let mut ender = Some(Ender { table, cgroup });
+    let mut worker = Some(Ender { table, cgroup });
     let mut seen = 0;
     let mut look_again = false;
     loop {
@@ -71,17 +71,16 @@ pub(crate) async fn run(
             async { views.wait_for(|view| view.departures != seen).await.map(|view| view.departures) };
         tokio::select! {
             () = shutdown.cancelled() => return,
-            departures = departure => match departures {
-                Ok(departures) => (seen, look_again) = (departures, true),
-                Err(_) => {
-                    shutdown.cancelled().await;
-                    return;
-                }
+            departures = departure => if let Ok(departures) = departures {
+                (seen, look_again) = (departures, true);
+            } else {
+                shutdown.cancelled().await;
+                return;
             },
             () = tokio::time::sleep(SECOND_LOOK), if look_again => look_again = false,
         }
         tokio::time::sleep(GATHER).await;
-        let Some(working) = ender.take() else { return };
+        let Some(working) = worker.take() else { return };
         let views = views.clone();
         // Its thread enters other namespaces, and must not be one that anybody else will use.
         let (sender, done) = tokio::sync::oneshot::channel();
@@ -94,7 +93,7 @@ pub(crate) async fn run(
             shutdown.cancelled().await;
             return;
         };
-        ender = Some(working);
+        worker = Some(working);
         match ended {
             Ok(ended) => report(&metrics, &ended),
             Err(error) => {

@@ -14,8 +14,9 @@ use std::time::Duration;
 use kernel::Place;
 use net::{Net, eventually, talk};
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
-    NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, IngressMode, LoadBalancerIngress, Node,
+    NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
+    TargetPod, TrafficPolicy,
 };
 use seaway_proxy::{Metrics, Mode, ProxyConfig, StatusHandle};
 use tokio::sync::watch;
@@ -335,6 +336,39 @@ fn what_nobody_serves_is_refused_at_once() {
     for addr in NODE_ADDRS {
         let refused = world.net.ask_tcp("client", at(addr, 30_003)).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{addr}");
+    }
+    running.stop();
+}
+
+/// A pod's host port answers at the node's addresses, to outsiders, to the node and at loopback.
+#[test]
+fn host_ports_lead_to_the_pod() {
+    let world = World::new();
+    let running = world.start();
+    let mut snapshot = cluster();
+    let pod = TargetPod { namespace: "default".into(), name: "web".into() };
+    let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| HostPort {
+        protocol,
+        host_port: 88,
+        host_ip: None,
+        container_port: 8080,
+    });
+    let held = HostPod {
+        pod: pod.clone(),
+        uid: "".into(),
+        addrs: LOCAL.map(|a| a.parse().unwrap()).into(),
+        ports: ports.into(),
+    };
+    snapshot.host_pods.insert(pod, Arc::new(held));
+    world.sender.send_replace(Arc::new(snapshot));
+    for (v6, loopback) in [(false, "127.0.0.1"), (true, "::1")] {
+        let (node, client) = (family(v6, NODE_ADDRS), family(v6, CLIENT_ADDRS));
+        for protocol in ["tcp", "udp"] {
+            assert_eq!(world.outside(protocol, at(node, 88)), format!("local {client}"));
+            assert!(world.inside("node", protocol, at(node, 88)).starts_with("local "));
+            assert!(world.inside("node", protocol, at(loopback, 88)).starts_with("local "));
+            assert!(world.inside("pod", protocol, at(node, 88)).starts_with("local "), "to itself");
+        }
     }
     running.stop();
 }

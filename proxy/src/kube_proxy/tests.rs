@@ -118,9 +118,7 @@ fn a_file_that_says_something() {
 fn what_makes_no_sense_is_named() {
     assert!(refused("portrange: 1-2").starts_with("unknown field `portrange`, expected one of"));
     assert!(refused("iptables: {masquerade: true}").starts_with("iptables: unknown field `masquerade`"));
-    assert!(
-        refused("iptables: {syncPeriod: soon}").contains("\"soon\" is not a duration")
-    );
+    assert!(refused("iptables: {syncPeriod: soon}").contains("\"soon\" is not a duration"));
     assert!(refused("mode: [a]").starts_with("mode: invalid type"));
     let text = "apiVersion: kubeproxy.config.k8s.io/v1\nkind: KubeProxyConfiguration";
     let error = KubeProxyConfiguration::parse(text).unwrap_err().to_string();

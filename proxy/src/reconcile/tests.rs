@@ -162,3 +162,73 @@ fn uplinks_are_the_links_of_the_nodes_own_addresses() {
     let own: Vec<IpAddr> = vec!["192.0.2.65".parse().unwrap()];
     assert_eq!(view(&config, Some(&node), &links).node_port_addresses, own);
 }
+
+#[derive(Debug, Default)]
+struct Heard(std::sync::Mutex<Vec<String>>);
+
+impl crate::Reporter for Heard {
+    fn warn(&self, notice: crate::Notice) {
+        let line = format!("{} {}/{}: {}", notice.kind, notice.namespace, notice.name, notice.reason);
+        self.0.lock().unwrap().push(format!("{line}: {}", notice.message));
+    }
+}
+
+/// What the data plane refuses and what two claim is told, once; the rest is served.
+#[tokio::test]
+async fn what_is_not_served_is_told() {
+    use crate::dataplane::ebpf::{Ebpf, Memory};
+    let heard = Arc::new(Heard::default());
+    let mut config = config();
+    config.reporter = Some(Arc::<Heard>::clone(&heard));
+    let dataplane = Box::new(Ebpf::new(Memory::new(4096, 4096), 1024..=29_999, 1));
+    let mut reconciler = Reconciler::new(config, metrics(), dataplane);
+    let mut snapshot = cluster(3);
+    let mut change = |name: &str, change: &dyn Fn(&mut Service)| {
+        let key = ServiceKey::new("default", name);
+        let mut service = (*snapshot.services[&key]).clone();
+        change(&mut service);
+        snapshot.services.insert(key, Arc::new(service));
+    };
+    change("web-1", &|service| service.ports[0].protocol = seaway_model::Protocol::Sctp);
+    change("web-2", &|service| service.cluster_ips = vec![IpAddr::from([10, 96, 0, 0])]);
+    for _ in 0..2 {
+        reconciler.sync(&snapshot).await;
+        reconciler.actual = None;
+    }
+    let heard = heard.0.lock().unwrap();
+    assert_eq!(heard.len(), 2, "{heard:?}");
+    assert!(heard.iter().any(|line| {
+        line.starts_with(
+            "Service default/web-1: NotSupportedByProxy: 10.96.0.1:80/SCTP is not served on node node-a: ",
+        )
+    }));
+    let conflict = "Service default/web-2: AddressConflict: 10.96.0.0:80/TCP is served for default/web-0, which claims it too";
+    assert!(heard.iter().any(|line| line == conflict), "{heard:?}");
+}
+
+#[test]
+fn node_ports_answer_where_the_filter_says() {
+    let link = |name: &str, addrs: &[&str]| Link {
+        name: name.into(),
+        addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
+        ..Link::default()
+    };
+    let links = [
+        link("lo", &["127.0.0.1", "::1"]),
+        link("eth0", &["172.30.0.11", "fd00:10:30::11"]),
+        link("eth1", &["192.168.7.11", "192.168.7.12"]),
+    ];
+    let snapshot = cluster(0);
+    let node = snapshot.nodes[NODE].clone();
+    let with = |ranges: &[&str]| {
+        let mut config = config();
+        config.node_port_addresses = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let view = view(&config, Some(&node), &links);
+        view.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(with(&[]), "", "those of the Node object, and it has none here");
+    assert_eq!(with(&["192.168.0.0/16"]), "192.168.7.11 192.168.7.12", "several of one device");
+    assert_eq!(with(&["172.30.0.0/24", "192.168.7.12/32"]), "172.30.0.11 192.168.7.12", "several devices");
+    assert_eq!(with(&["0.0.0.0/0", "::/0"]), "172.30.0.11 fd00:10:30::11 192.168.7.11 192.168.7.12");
+    assert_eq!(with(&["127.0.0.0/8"]), "", "loopback has a switch of its own");
+}

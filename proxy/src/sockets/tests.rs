@@ -13,6 +13,9 @@ const OTHER_VIP: &str = "10.96.0.2";
 /// An endpoint with its conditions ready and serving.
 type Row = (&'static str, bool, bool);
 
+/// A Service's name and ClusterIP with its endpoints.
+type ServiceRow<'a> = (&'a str, &'a str, &'a [Row]);
+
 fn add(snapshot: &mut Snapshot, name: &str, vip: &str, endpoints: &[Row]) {
     let mut service = Service::new(ServiceKey::new("default", name));
     service.cluster_ips = vec![vip.parse().unwrap()];
@@ -48,7 +51,7 @@ fn add(snapshot: &mut Snapshot, name: &str, vip: &str, endpoints: &[Row]) {
 }
 
 /// The protocols whose socket, connected through `vip` to 10.244.0.9, is ended.
-fn ended(services: &[(&str, &str, &[Row])], vip: &str) -> Vec<&'static str> {
+fn ended(services: &[ServiceRow], vip: &str) -> Vec<&'static str> {
     let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
     for (name, vip, endpoints) in services {
         add(&mut snapshot, name, vip, endpoints);
@@ -66,7 +69,7 @@ fn ended(services: &[(&str, &str, &[Row])], vip: &str) -> Vec<&'static str> {
 #[test]
 fn who_is_ended() {
     let other: Row = ("10.244.0.1", true, true);
-    let cases: [(&str, &[(&str, &str, &[Row])], &[&str]); 9] = [
+    let cases: [(&str, &[ServiceRow], &[&str]); 9] = [
         ("it serves", &[("web", VIP, &[other, ("10.244.0.9", true, true)])], &[]),
         ("it drains", &[("web", VIP, &[other, ("10.244.0.9", false, true)])], &[]),
         ("it drains alone", &[("web", VIP, &[("10.244.0.9", false, true)])], &[]),
