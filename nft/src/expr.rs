@@ -26,8 +26,6 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    const CODES: [(i32, fn(String) -> Self); 2] = [(-3, Self::Jump), (-4, Self::Goto)];
-
     fn code(&self) -> i32 {
         match self {
             Self::Drop => 0,
@@ -53,9 +51,8 @@ impl Verdict {
             (0, _) => Some(Self::Drop),
             (1, _) => Some(Self::Accept),
             (-5, _) => Some(Self::Return),
-            (code, Some(chain)) => {
-                Self::CODES.iter().find(|(known, _)| *known == code).map(|(_, make)| make(chain.to_owned()))
-            }
+            (-3, Some(chain)) => Some(Self::Jump(chain.to_owned())),
+            (-4, Some(chain)) => Some(Self::Goto(chain.to_owned())),
             _ => None,
         }
     }

@@ -138,6 +138,7 @@ pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
+#[allow(clippy::copy_iterator, reason = "it is a slice: every look-up starts at its beginning")]
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
 

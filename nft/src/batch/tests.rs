@@ -33,7 +33,7 @@ fn a_batch_is_framed_numbered_and_acknowledged_at_its_end() {
 fn hex(bytes: &[u8]) -> String {
     bytes
         .chunks(4)
-        .map(|word| word.iter().map(|b| format!("{b:02x}")).collect::<String>())
+        .map(|word| word.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -48,8 +48,8 @@ fn a_rule_has_these_bytes() {
     batch.add_rule(TABLE, "c", &[address, compare, Expr::Verdict(Verdict::Drop)]);
     let (bytes, _) = batch.into_bytes();
     let rule = messages(&bytes).nth(1).unwrap();
-    expect_test::expect![[r#"
-        02000000 06000100 74000000 06000200 63000000 94000480 34000180 0c000100 7061796c 6f616400 24000280 08000100 00000001 08000200 00000001 08000300 00000010 08000400 00000004 2c000180 08000100 636d7000 20000280 08000100 00000001 08000200 00000000 0c000380 08000100 0a000001 30000180 0e000100 696d6d65 64696174 65000000 1c000280 08000100 00000000 10000280 0c000280 08000100 00000000"#]]
+    expect_test::expect![[r"
+        02000000 06000100 74000000 06000200 63000000 94000480 34000180 0c000100 7061796c 6f616400 24000280 08000100 00000001 08000200 00000001 08000300 00000010 08000400 00000004 2c000180 08000100 636d7000 20000280 08000100 00000001 08000200 00000000 0c000380 08000100 0a000001 30000180 0e000100 696d6d65 64696174 65000000 1c000280 08000100 00000000 10000280 0c000280 08000100 00000000"]]
     .assert_eq(&hex(rule.body));
 }
 
@@ -60,7 +60,7 @@ fn a_verdict_map_of_two_fields_is_described() {
     spec.write(&mut writer);
     let attributes = Attributes(&writer.bytes);
     let numbers: Vec<Option<u32>> = (3..=7).map(|kind| attributes.number(kind)).collect();
-    assert_eq!(numbers, [Some(8), Some(7 << 6 | 13), Some(8), Some(0xffff_ff00), Some(16)]);
+    assert_eq!(numbers, [Some(8), Some(7 << 6 | 0xd), Some(8), Some(0xffff_ff00), Some(16)]);
 }
 
 #[test]

@@ -80,7 +80,9 @@ impl Stand {
         // Packets from a loopback address leave the node on no link: as in kube-proxy's mode of this name, NodePorts do
         // not answer there.
         if frontend.backends.is_empty() || address.addr.is_loopback() {
-            return Some(if frontend.elsewhere { Target::Elsewhere } else { Target::Reject });
+            // Who asks from this node cannot try another one, and is told at once.
+            let try_another = frontend.elsewhere && scope == Scope::External;
+            return Some(if try_another { Target::Elsewhere } else { Target::Reject });
         }
         let local_policy = self.frontends[1].as_ref().is_some_and(|outside| outside.preserve_source);
         let masquerade = match scope {
@@ -189,7 +191,7 @@ struct Changes {
 }
 
 impl Changes {
-    fn from_to(&mut self, family: Family, mut before: Elements, after: Elements) {
+    fn replace(&mut self, family: Family, mut before: Elements, after: Elements) {
         for ((set, key), element) in after {
             match before.remove(&(set, key)) {
                 Some(held) if held == element => continue,
@@ -228,7 +230,7 @@ impl Layout {
         }
         if let Some(host) = &plan.host {
             for family in Family::ALL {
-                changes.from_to(family, host_elements(family, &self.host), host_elements(family, host));
+                changes.replace(family, host_elements(family, &self.host), host_elements(family, host));
             }
             self.host = host.clone();
         }
@@ -244,7 +246,7 @@ impl Layout {
     ) {
         let family = address.family();
         let before = self.stands.remove(&address).unwrap_or_default();
-        changes.from_to(family, before.elements(address), stand.elements(address));
+        changes.replace(family, before.elements(address), stand.elements(address));
         for (stand, by) in [(&stand, 1), (&before, -1)] {
             for target in stand.targets(address) {
                 *targets.entry((family, target)).or_default() += by;

@@ -46,7 +46,7 @@ fn one_changed_endpoint_is_a_few_elements() {
     let many: Vec<u8> = (1..=100).collect();
     let (ops, failed) = layout.compile(&both(&frontend(FrontendKind::ClusterIP, &many)));
     assert!(failed.is_empty());
-    expect_test::expect![[r#"
+    expect_test::expect![[r"
         + chain pick-100
         + chain pick-100-masquerade
         + 1 inside
@@ -55,7 +55,7 @@ fn one_changed_endpoint_is_a_few_elements() {
         + 100 endpoints
         + 1 cluster-ips
         + 1 hairpin
-    "#]]
+    "]]
     .assert_eq(&(cost(&ops).join("\n") + "\n"));
     // One has another address.
     let other: Vec<u8> = many.iter().map(|last| if *last == 50 { 200 } else { *last }).collect();
@@ -64,7 +64,7 @@ fn one_changed_endpoint_is_a_few_elements() {
     // One in the middle goes: the last one takes its place.
     let fewer: Vec<u8> = other.iter().copied().filter(|last| *last != 7).collect();
     let (ops, _) = layout.compile(&both(&frontend(FrontendKind::ClusterIP, &fewer)));
-    expect_test::expect![[r#"
+    expect_test::expect![[r"
         + chain pick-99
         + chain pick-99-masquerade
         - 1 inside
@@ -77,7 +77,7 @@ fn one_changed_endpoint_is_a_few_elements() {
         + 1 endpoints
         - chain pick-100
         - chain pick-100-masquerade
-    "#]]
+    "]]
     .assert_eq(&(cost(&ops).join("\n") + "\n"));
     assert_eq!(layout.compile(&both(&frontend(FrontendKind::ClusterIP, &fewer))).0, []);
 }
