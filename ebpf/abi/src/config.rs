@@ -4,8 +4,6 @@ use crate::Addr;
 
 /// [`Config::flags`]: packets and bytes are counted per service and backend.
 pub const CONFIG_STATS: u32 = 1;
-/// [`Config::flags`]: encapsulated requests of other nodes are accepted (direct server return).
-pub const CONFIG_DSR: u32 = 1 << 1;
 
 /// Answers to refused packets per second and CPU, if [`Config::rejects_per_s`] is 0.
 pub const REJECTS_PER_S: u32 = 10_000;

@@ -63,12 +63,6 @@ counters! {
     RewriteFailed = "rewrite_failed",
     /// Drop: a slice was replaced twice while a program read it.
     StaleSlice = "stale_slice",
-    /// Packets encapsulated for a backend's node.
-    DsrSent = "dsr_sent",
-    /// Encapsulated packets unpacked for a backend on this node.
-    DsrReceived = "dsr_received",
-    /// Pings answered for a service's address.
-    EchoAnswered = "echo_answered",
     /// Not dropped: traffic of a backend for which there was no room to count.
     StatsFull = "stats_full",
     /// Drop: refused without an answer, for too many were given in this second.
@@ -96,9 +90,6 @@ impl DropReason {
             | Counter::FlowCreated
             | Counter::SnatCollision
             | Counter::SocketMapFull
-            | Counter::DsrSent
-            | Counter::DsrReceived
-            | Counter::EchoAnswered
             | Counter::StatsFull => None,
             reason => Some(Self(reason)),
         }

@@ -55,9 +55,6 @@ pub const FLOW_SEEN_REPLY: u16 = 1 << 3;
 
 /// [`FlowValue::flags`]: made for a pod of this node, at the host's end of its link.
 pub const FLOW_POD: u16 = 1 << 4;
-/// [`FlowValue::flags`]: packets are encapsulated and sent to the backend's node, which answers the client itself;
-/// there is no entry for the other direction.
-pub const FLOW_DSR: u16 = 1 << 5;
 
 /// How packets of a flow are rewritten: `to` is the whole tuple after translation. A connection has two entries,
 /// the request's (client -> frontend) and the reply's (backend -> client, or -> node address when [`FLOW_SNAT`]).

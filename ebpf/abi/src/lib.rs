@@ -32,17 +32,17 @@ mod service;
 mod stats;
 
 pub use addr::Addr;
-pub use config::{CONFIG_DSR, CONFIG_STATS, Config, REJECTS_PER_S};
+pub use config::{CONFIG_STATS, Config, REJECTS_PER_S};
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_CLOSING, FLOW_DSR, FLOW_POD, FLOW_REPLY,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_CLOSING, FLOW_POD, FLOW_REPLY,
     FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, FragmentKey, FragmentValue, SOCKET_BACKEND,
     SOCKET_FRONTEND, SocketKey, SocketValue, client_netns, netns_client,
 };
 pub use service::{
     BACKEND_LOCAL, Backend, CHUNK_SLOTS, MaglevChunk, SCOPE_EXTERNAL, SCOPE_INTERNAL,
-    SERVICE_DROP_WHEN_EMPTY, SERVICE_DSR, SERVICE_ECHO, SERVICE_HOST_ONLY, SERVICE_NODE_PORT,
-    SERVICE_SOURCE_RANGES, Service, ServiceKey, SourceRangeKey,
+    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES, Service,
+    ServiceKey, SourceRangeKey,
 };
 pub use stats::{Stats, StatsKey};
 
@@ -52,9 +52,5 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
-/// IP protocol number of IPv4 in IP.
-pub const IPIP: u8 = 4;
-/// IP protocol number of IPv6 in IP.
-pub const IPV6_IN_IP: u8 = 41;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;

@@ -19,11 +19,6 @@ pub const SERVICE_DROP_WHEN_EMPTY: u32 = 1 << 1;
 pub const SERVICE_NODE_PORT: u32 = 1 << 2;
 /// [`Service::flags`]: only sockets of the node's own network namespace see it (a NodePort on localhost).
 pub const SERVICE_HOST_ONLY: u32 = 1 << 3;
-/// [`Service::flags`]: packets for a backend on another node are encapsulated and sent there as they came; that node
-/// answers the client itself (direct server return, external scope).
-pub const SERVICE_DSR: u32 = 1 << 4;
-/// [`Service::flags`], of an entry for every port of an address: it answers pings and does nothing else.
-pub const SERVICE_ECHO: u32 = 1 << 5;
 
 /// A frontend.
 ///

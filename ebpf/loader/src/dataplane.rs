@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 use seaway_ebpf_abi::maps as names;
 
 use crate::kernel_maps::{KernelMap, KernelMaps, Maps};
-use crate::links::{self, Hook, Kind};
+use crate::links::{self, Hook, Kind, Role};
 use crate::{Capacities, LoadError, exchange, migrate, mounts, object, sys};
 
 /// Where a program is attached.
@@ -44,6 +44,10 @@ pub enum Direction {
     Ingress,
     /// Packets that leave by an uplink.
     Egress,
+    /// Packets that come from a pod.
+    PodIngress,
+    /// Packets that go to a pod.
+    PodEgress,
 }
 
 /// The programs and maps of one node.
@@ -146,20 +150,20 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Makes exactly these devices (of the calling thread's network namespace) carry the packet programs: attaches to
-    /// new ones, also to ones that were deleted and came back, replaces on those that have them, detaches from all
-    /// others. Returns the names of those that do not exist, or that are no Ethernet devices, which the programs cannot
-    /// read.
-    pub fn attach_devices(&mut self, devices: &[String]) -> Result<Vec<String>, LoadError> {
+    /// Makes exactly these devices (of the calling thread's network namespace) carry the packet programs of their
+    /// roles: attaches to new ones, also to ones that were deleted and came back, replaces on those that have them,
+    /// detaches from all others. Returns the names of those that do not exist, or that are no Ethernet devices, which
+    /// the programs cannot read.
+    pub fn attach_devices(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, LoadError> {
         let mut missing = Vec::new();
         let mut indices = Vec::new();
-        for device in devices {
+        for (device, role) in devices {
             let Some(ifindex) = sys::ifindex(device).filter(|_| sys::is_ethernet(device)) else {
                 missing.push(device.clone());
                 continue;
             };
-            indices.push(ifindex);
-            for hook in Hook::ALL.iter().filter(|hook| hook.kind == Kind::Packet) {
+            indices.push((ifindex, *role));
+            for hook in Hook::ALL.iter().filter(|hook| hook.role == Some(*role)) {
                 let target = links::Target::Device { ifindex };
                 links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(
                     |source| LoadError::Attach { program: hook.program, target: device.clone(), source },
@@ -192,6 +196,8 @@ impl Dataplane {
         let hook = match direction {
             Direction::Ingress => &Hook::INGRESS,
             Direction::Egress => &Hook::EGRESS,
+            Direction::PodIngress => &Hook::POD_INGRESS,
+            Direction::PodEgress => &Hook::POD_EGRESS,
         };
         let (verdict, packet, duration_ns) =
             sys::test_run(program_fd(&self.ebpf, hook)?, packet, ifindex, repeat)

@@ -47,6 +47,7 @@ pub use entry::{
 pub use error::LoadError;
 pub use fake::FakeMaps;
 pub use kernel_maps::KernelMaps;
+pub use links::Role;
 pub use maps::{MaglevTable, MapError, MapUsage, ServiceMaps, maglev_chunks};
 pub use mounts::cgroup2_mount;
 pub use node_config::NodeConfig;

@@ -24,19 +24,36 @@ pub(crate) struct Hook {
     pub(crate) kind: Kind,
     /// `enum bpf_attach_type`.
     attach_type: u32,
+    /// On which devices, of packet programs.
+    pub(crate) role: Option<Role>,
+}
+
+/// What a device is to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Traffic from outside arrives on it: the node's own links, and its tunnels to other nodes.
+    Uplink,
+    /// The host's end of a pod's link.
+    Pod,
 }
 
 impl Hook {
     const fn new(program: &'static str, kind: Kind, attach_type: u32) -> Self {
-        Self { program, kind, attach_type }
+        Self { program, kind, attach_type, role: None }
     }
 
-    pub(crate) const INGRESS: Self = Self::new("sw_ingress", Kind::Packet, 46);
-    pub(crate) const EGRESS: Self = Self::new("sw_egress", Kind::Packet, 47);
+    const fn packet(program: &'static str, attach_type: u32, role: Role) -> Self {
+        Self { program, kind: Kind::Packet, attach_type, role: Some(role) }
+    }
+
+    pub(crate) const INGRESS: Self = Self::packet("sw_ingress", 46, Role::Uplink);
+    pub(crate) const EGRESS: Self = Self::packet("sw_egress", 47, Role::Uplink);
+    pub(crate) const POD_INGRESS: Self = Self::packet("sw_pod_ingress", 46, Role::Pod);
+    pub(crate) const POD_EGRESS: Self = Self::packet("sw_pod_egress", 47, Role::Pod);
 
     /// All hooks, in the order in which they are attached: what translates answers comes before what makes them
     /// necessary.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::new("sw_recvmsg4", Kind::Address, 19),
         Self::new("sw_recvmsg6", Kind::Address, 20),
         Self::new("sw_peername4", Kind::Address, 29),
@@ -50,6 +67,8 @@ impl Hook {
         Self::new("sw_bind6", Kind::Socket, 13),
         Self::EGRESS,
         Self::INGRESS,
+        Self::POD_EGRESS,
+        Self::POD_INGRESS,
     ];
 }
 
@@ -111,6 +130,7 @@ pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target:
 struct Pin {
     path: PathBuf,
     program: &'static str,
+    role: Option<Role>,
     /// The device's index, of packet programs.
     ifindex: Option<u32>,
 }
@@ -131,7 +151,7 @@ fn pins(bpffs: &Path) -> Result<Vec<Pin>, LoadError> {
             None => (name.as_str(), None),
         };
         if let Some(hook) = Hook::ALL.iter().find(|hook| hook.program == program) {
-            pins.push(Pin { path, program: hook.program, ifindex });
+            pins.push(Pin { path, program: hook.program, role: hook.role, ifindex });
         }
     }
     Ok(pins)
@@ -151,10 +171,11 @@ fn unpin(path: &Path) -> Result<(), LoadError> {
     }
 }
 
-/// Detaches the packet programs from all devices but these.
-pub(crate) fn detach_devices_except(bpffs: &Path, keep: &[u32]) -> Result<(), LoadError> {
+/// Detaches the packet programs from all devices but these in these roles.
+pub(crate) fn detach_devices_except(bpffs: &Path, keep: &[(u32, Role)]) -> Result<(), LoadError> {
     for pin in pins(bpffs)? {
-        if pin.ifindex.is_some_and(|index| !keep.contains(&index)) {
+        let kept = |index| keep.iter().any(|(held, role)| *held == index && Some(*role) == pin.role);
+        if pin.ifindex.is_some_and(|index| !kept(index)) {
             unpin(&pin.path)?;
         }
     }
@@ -198,7 +219,7 @@ pub(crate) fn update_all<'a>(
 /// What the pinned links are attached to; ones whose target is gone are left out.
 pub(crate) fn attached(bpffs: &Path) -> Result<Vec<Attached>, LoadError> {
     let mut attached = Vec::new();
-    for Pin { path, program, ifindex } in pins(bpffs)? {
+    for Pin { path, program, ifindex, .. } in pins(bpffs)? {
         let link = sys::open_pin(&path).map_err(|e| LoadError::io("open", &path, e))?;
         let info = sys::link_info(link.as_fd()).map_err(|e| LoadError::io("inspect", &path, e))?;
         if info.target == 0 && info.target_high == 0 {

@@ -212,7 +212,7 @@ fn a_newer_version_takes_over_from_the_former_one_with_its_maps() {
     assert_eq!(maps.backends(3, 1).unwrap(), [backend]);
     let config = maps.config().unwrap();
     assert_eq!((config.node_v4, config.snat_ports), (Some([192, 168, 0, 1].into()), 2000..=3000));
-    assert_eq!((config.netns_cookie, config.stats, config.dsr), (42, false, false));
+    assert_eq!((config.netns_cookie, config.stats), (42, false));
     // Both links run the new programs, which serve what the former ones did.
     let after = ids(&node);
     assert!(before.iter().zip(&after).all(|(b, a)| b.0 == a.0 && b.1 != a.1), "{before:?} {after:?}");

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use node::{Node, external};
-use seaway_ebpf_loader::{Counter, NodeConfig, Protocol, ServiceMaps};
+use seaway_ebpf_loader::{Counter, NodeConfig, Protocol, Role, ServiceMaps};
 
 /// Network namespaces of a test, deleted when it ends.
 struct World {
@@ -209,7 +209,7 @@ fn ready() -> (World, Node) {
         ..NodeConfig::default()
     };
     node.maps.set_config(&config).unwrap();
-    let devices = ["up0".to_owned(), "ab0".to_owned()];
+    let devices = ["up0", "ab0"].map(|name| (name.to_owned(), Role::Uplink));
     assert!(node.dataplane.attach_devices(&devices).unwrap().is_empty());
     (world, node)
 }
@@ -389,7 +389,7 @@ fn many_connections_go_on_while_the_programs_are_replaced() {
         });
         for _ in 0..5 {
             let mut restarted = node::open(&node.bpffs);
-            restarted.attach_devices(&["up0".to_owned(), "ab0".to_owned()]).unwrap();
+            restarted.attach_devices(&["up0", "ab0"].map(|name| (name.to_owned(), Role::Uplink))).unwrap();
             node.maps = restarted.maps();
             node.dataplane = restarted;
         }

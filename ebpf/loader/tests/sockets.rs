@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use node::{Node, internal};
 use seaway_ebpf_loader::{
-    Counter, Frontend, MapError, NodeConfig, Protocol, ServiceEntry, ServiceMaps, cgroup2_mount, netns_cookie,
+    Counter, Frontend, MapError, NodeConfig, Protocol, Role, ServiceEntry, ServiceMaps, cgroup2_mount,
+    netns_cookie,
 };
 
 const VIP_V4: &str = "10.96.0.1";
@@ -380,7 +381,8 @@ fn a_restart_replaces_the_programs_without_a_failed_connection() {
 fn devices_are_followed_and_targets_that_went_are_attached_anew() {
     let cgroup = Cgroup::enter();
     let mut node = Node::new("devices").with_uplink();
-    let devices = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let devices =
+        |names: &[&str]| -> Vec<_> { names.iter().map(|name| ((*name).to_owned(), Role::Uplink)).collect() };
     let carrying = |node: &Node| {
         let attached = node.dataplane.attached().unwrap();
         attached.into_iter().map(|a| format!("{} {}", a.program, a.target)).collect::<Vec<_>>()

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple,
-    FlowValue, TCP,
+    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT,
+    FlowTuple, FlowValue, TCP,
 };
 
 use crate::count::count;
@@ -79,14 +79,20 @@ fn node_address(v4: bool) -> Dropped<Addr> {
     if addr.same(&Addr::NONE) || config.snat_port_max == 0 { Err(Counter::NoNodeAddress) } else { Ok(addr) }
 }
 
-/// Makes the entries of a new connection; returns that of its own direction.
+/// Makes the entries of a new connection; returns that of its own direction. `pod`: its client is a pod of this node,
+/// which keeps its address, unless it has been given itself as its backend.
 #[inline(always)]
-pub(crate) fn create(scratch: &mut Scratch, service: u32, backend: &Backend) -> Dropped<&'static FlowValue> {
+pub(crate) fn create(
+    scratch: &mut Scratch,
+    service: u32,
+    backend: &Backend,
+    pod: bool,
+) -> Dropped<&'static FlowValue> {
     let packet = &scratch.packet;
-    let local = backend.flags & BACKEND_LOCAL != 0;
+    let local = if pod { !backend.addr.same(&packet.flow.src) } else { backend.flags & BACKEND_LOCAL != 0 };
     let source = if local { packet.flow.src } else { node_address(packet.is_v4())? };
     let now = now_s();
-    let flags = if local { 0 } else { FLOW_SNAT };
+    let flags = if local { 0 } else { FLOW_SNAT } | if pod { FLOW_POD } else { 0 };
     scratch.reply_key = FlowTuple {
         src: backend.addr,
         dst: source,

@@ -1,5 +1,6 @@
 //! The eBPF programs: one file per attach point, and beside them the datapath logic that they share. Sockets of this
-//! node are translated at the system call (`socket_*`), packets from outside on the uplinks (`tc_*`).
+//! node are translated at the system call (`socket_*`), packets from outside on the uplinks, and those of pods that
+//! the socket programs do not see on the pods' links (`tc_*`).
 //!
 //! What is pure (headers, checksums, choosing) lives in `seaway-ebpf-abi` and is tested on the host.
 #![no_std]

@@ -4,7 +4,7 @@
 use seaway_ebpf_abi::packet::{
     ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Extension, IpHeader, Position, extension, is_extension,
 };
-use seaway_ebpf_abi::{FlowTuple, FragmentKey, FragmentValue, ICMP, ICMPV6, TCP, UDP};
+use seaway_ebpf_abi::{Addr, FlowTuple, FragmentKey, FragmentValue, ICMP, ICMPV6, TCP, UDP};
 
 use crate::maps::FRAGMENTS;
 use crate::skb::Skb;
@@ -69,9 +69,26 @@ impl Packet {
     }
 }
 
+/// Where a packet goes, and nothing else of it. `None`: it is not IP.
+#[inline(always)]
+pub(crate) fn destination(skb: Skb) -> Option<Addr> {
+    match u16::from_be(skb.protocol_be()) {
+        ETHERTYPE_V4 => {
+            let mut word = 0_u32;
+            skb.load(ETHERNET + 16, &mut word).then(|| Addr::v4_be(word))
+        }
+        ETHERTYPE_V6 => {
+            let mut addr = Addr::NONE;
+            skb.load(ETHERNET + 24, &mut addr.words).then_some(addr)
+        }
+        _ => None,
+    }
+}
+
 /// Reads a packet. False: it is none that a service could have.
 #[inline(always)]
 pub(crate) fn parse(skb: Skb, packet: &mut Packet, words: &mut [u32; 32]) -> bool {
+    packet.flow.proto = 0;
     let ip = match u16::from_be(skb.protocol_be()) {
         ETHERTYPE_V4 => ip_v4(skb, words),
         ETHERTYPE_V6 => ip_v6(skb, words),

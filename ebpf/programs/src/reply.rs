@@ -3,9 +3,9 @@
 
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_change_tail};
 use seaway_ebpf_abi::packet::{ETHERNET, Position, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
-use seaway_ebpf_abi::{Counter, FlowTuple, ICMP, ICMPV6, TCP, checksum};
+use seaway_ebpf_abi::{Counter, FlowTuple, ICMP, ICMPV6, REJECTS_PER_S, TCP, checksum};
 
-use crate::maps::Scratch;
+use crate::maps::{Scratch, config, now_s};
 use crate::parse::Packet;
 use crate::skb::{Dropped, Skb};
 
@@ -35,9 +35,20 @@ impl Message {
     }
 }
 
-/// Rejects a packet: RST to TCP, "port unreachable" to UDP.
+/// Rejects a packet: RST to TCP, "port unreachable" to UDP; so many a second and CPU, that nobody uses this node to
+/// send others what they did not ask for.
 #[inline(always)]
 pub(crate) fn reject(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
+    let now = now_s();
+    if scratch.reject_s != now {
+        scratch.reject_s = now;
+        scratch.rejects = 0;
+    }
+    let limit = config().map_or(0, |config| config.rejects_per_s);
+    if scratch.rejects >= if limit == 0 { REJECTS_PER_S } else { limit } {
+        return Err(Counter::RejectLimited);
+    }
+    scratch.rejects += 1;
     if scratch.packet.flow.proto == TCP as u32 {
         reset(skb, scratch)
     } else {

@@ -25,13 +25,13 @@ pub(crate) enum Way {
     TooBig(u16),
 }
 
-/// Looks up the way from `src` to `dst`.
+/// Looks up the way from `src` to `dst`, for the packet as it is, or for one of `size` bytes.
 #[inline(always)]
 pub(crate) fn route(
     skb: Skb,
     fib: &mut bpf_fib_lookup,
     v4: bool,
-    proto: u8,
+    (proto, size): (u8, u16),
     src: &Addr,
     dst: &Addr,
 ) -> Dropped<Way> {
@@ -39,7 +39,7 @@ pub(crate) fn route(
     fib.l4_protocol = proto;
     fib.sport = 0;
     fib.dport = 0;
-    fib.__bindgen_anon_1.tot_len = 0;
+    fib.__bindgen_anon_1.tot_len = size;
     fib.__bindgen_anon_2.flowinfo = 0;
     fib.ifindex = skb.ifindex();
     fib.__bindgen_anon_5.tbid = 0;

@@ -1,10 +1,10 @@
-//! Packets that leave by an uplink: replies of this node's backends to clients outside get back the address that the
-//! client asked.
+//! Packets that leave: by an uplink, replies of this node's backends to clients outside; to a pod, replies of backends
+//! to what was translated when it came from there. Both get back the address that the client asked.
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use seaway_ebpf_abi::{Counter, FLOW_REPLY, FLOW_SNAT};
+use seaway_ebpf_abi::{Counter, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue};
 
 use crate::count::count;
 use crate::maps::{Scratch, scratch};
@@ -12,9 +12,21 @@ use crate::skb::{Dropped, Skb};
 use crate::stats::{self, Event};
 use crate::{flow, icmp, nat, parse};
 
+/// On an uplink.
 #[classifier]
 fn sw_egress(ctx: TcContext) -> i32 {
-    match egress(Skb(ctx.skb.skb)) {
+    verdict(egress(Skb(ctx.skb.skb), 0))
+}
+
+/// At the host's end of a pod's link.
+#[classifier]
+fn sw_pod_egress(ctx: TcContext) -> i32 {
+    verdict(egress(Skb(ctx.skb.skb), FLOW_POD))
+}
+
+#[inline(always)]
+fn verdict(result: Dropped<i32>) -> i32 {
+    match result {
         Ok(verdict) => verdict,
         Err(reason) => {
             count(reason);
@@ -23,33 +35,39 @@ fn sw_egress(ctx: TcContext) -> i32 {
     }
 }
 
+/// Whether a flow is one of replies that are translated here: those for pods at the pods, all others at the uplinks.
 #[inline(always)]
-fn egress(skb: Skb) -> Dropped<i32> {
+fn is_ours(flow: &FlowValue, pod: u16) -> bool {
+    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD) == FLOW_REPLY | pod
+}
+
+#[inline(always)]
+fn egress(skb: Skb, pod: u16) -> Dropped<i32> {
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
     if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
         return Ok(TC_ACT_UNSPEC);
     }
     if scratch.packet.is_icmp() {
-        return error(skb, scratch);
+        return error(skb, scratch, pod);
     }
     let Some(known) = flow::known(&scratch.packet) else { return Ok(TC_ACT_UNSPEC) };
-    if known.flags & (FLOW_REPLY | FLOW_SNAT) != FLOW_REPLY {
+    if !is_ours(known, pod) {
         return Ok(TC_ACT_UNSPEC);
     }
     let packet = &scratch.packet;
     packet.note_fragment();
     let from = &packet.flow;
     stats::note(known.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
-    nat::rewrite(skb, &scratch.packet, &known.to)?;
+    nat::rewrite(skb, packet, &known.to)?;
     count(Counter::Reply);
     Ok(TC_ACT_OK)
 }
 
-/// An ICMP error of this node or of a backend on it, about a request that was translated here.
+/// An ICMP error of this node, of a backend or of the way there, about a request that was translated here.
 #[inline(always)]
-fn error(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
+fn error(skb: Skb, scratch: &mut Scratch, pod: u16) -> Dropped<i32> {
     let Some(flow) = icmp::quoted(skb, scratch) else { return Ok(TC_ACT_UNSPEC) };
-    if flow.flags & (FLOW_REPLY | FLOW_SNAT) != FLOW_REPLY {
+    if !is_ours(flow, pod) {
         return Ok(TC_ACT_UNSPEC);
     }
     icmp::translate(skb, scratch, flow)?;

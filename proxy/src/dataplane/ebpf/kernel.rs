@@ -139,7 +139,8 @@ impl Kernel for Loaded {
     }
 
     fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError> {
-        self.dataplane.attach_devices(devices).map_err(failed("cannot attach the packet programs"))
+        let uplinks: Vec<_> = devices.iter().map(|name| (name.clone(), loader::Role::Uplink)).collect();
+        self.dataplane.attach_devices(&uplinks).map_err(failed("cannot attach the packet programs"))
     }
 
     fn attached(&self) -> Result<BTreeSet<String>, DataplaneError> {

@@ -1,0 +1,166 @@
+//! Packets of pods that the socket programs have not seen, packet by packet; and how many refusals are answered.
+//! Needs root.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, reason = "tests")]
+#![allow(unsafe_code, reason = "the test's own network namespace")]
+
+#[path = "support/node.rs"]
+mod node;
+#[path = "support/wire.rs"]
+mod wire;
+
+use node::{NODE_V4, NODE_V6, Node, external, internal};
+use seaway_ebpf_loader::{Counter, Direction, NodeConfig, Protocol, ServiceMaps};
+use wire::{TCP, UDP, frame, icmp, ip, read, read_ip, tcp, udp};
+
+const UNTOUCHED: i32 = -1;
+const PASS: i32 = 0;
+const DROP: i32 = 2;
+const REDIRECT: i32 = 7;
+const SYN: u8 = 0x02;
+const RST_ACK: u8 = 0x14;
+
+struct Family {
+    v4: bool,
+    pod: &'static str,
+    vip: &'static str,
+    local: &'static str,
+    remote: &'static str,
+    node: &'static str,
+    client: &'static str,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        v4: true,
+        pod: "10.244.1.4",
+        vip: "10.96.0.1",
+        local: "10.244.1.5",
+        remote: "10.244.2.9",
+        node: NODE_V4,
+        client: "203.0.113.7",
+    },
+    Family {
+        v4: false,
+        pod: "fd00:244:1::4",
+        vip: "fd00:10:96::1",
+        local: "fd00:244:1::5",
+        remote: "fd00:244:2::9",
+        node: NODE_V6,
+        client: "2001:db8::7",
+    },
+];
+
+fn run(node: &Node, direction: Direction, packet: &[u8]) -> (i32, Vec<u8>) {
+    let run = node.dataplane.run_packet(direction, packet, node.uplink(), 1).unwrap();
+    (run.verdict, run.packet)
+}
+
+fn packet(protocol: Protocol, src: (&str, u16), dst: (&str, u16)) -> Vec<u8> {
+    let (proto, payload) = match protocol {
+        Protocol::Tcp => (TCP, tcp(src.1, dst.1, SYN, 1000, 0, b"")),
+        Protocol::Udp => (UDP, udp(src.1, dst.1, b"hello")),
+    };
+    frame(&ip(src.0, dst.0, proto, payload))
+}
+
+fn each(test: impl Fn(&Family, Protocol)) {
+    for family in &FAMILIES {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            test(family, protocol);
+        }
+    }
+}
+
+fn with_pods(node: &mut Node) {
+    let config = NodeConfig {
+        pods_v4: Some(([10, 244, 0, 0].into(), 16)),
+        pods_v6: Some(("fd00:244::".parse().unwrap(), 32)),
+        ..node.maps.config().unwrap()
+    };
+    node.maps.set_config(&config).unwrap();
+}
+
+#[test]
+fn a_pods_packet_reaches_a_backend_with_its_own_source_and_the_answer_is_the_services() {
+    each(|f, protocol| {
+        let mut node = Node::new("pod").with_uplink();
+        with_pods(&mut node);
+        for (port, backend, local) in [(80, f.local, true), (81, f.remote, false)] {
+            node.service(internal(f.vip, port, protocol), &[(backend, 8080, local)], |_| {});
+            let (verdict, sent) =
+                run(&node, Direction::PodIngress, &packet(protocol, (f.pod, 4000), (f.vip, port)));
+            assert_eq!((verdict, read(&sent).ends()), (PASS, format!("{} 4000 > {backend} 8080", f.pod)));
+            let answer = packet(protocol, (backend, 8080), (f.pod, 4000));
+            // On its way it passes the backend's link or the uplink, where it is left alone.
+            for direction in [Direction::PodIngress, Direction::Ingress, Direction::Egress] {
+                assert_eq!(run(&node, direction, &answer).0, UNTOUCHED, "{direction:?}");
+            }
+            let (verdict, answered) = run(&node, Direction::PodEgress, &answer);
+            assert_eq!(
+                (verdict, read(&answered).ends()),
+                (PASS, format!("{} {port} > {} 4000", f.vip, f.pod))
+            );
+        }
+        // Packets for pods, and those for nobody we know, pass.
+        for to in [f.remote, f.client] {
+            let direct = packet(protocol, (f.pod, 4001), (to, 80));
+            assert_eq!(run(&node, Direction::PodIngress, &direct), (UNTOUCHED, direct));
+        }
+    });
+}
+
+#[test]
+fn a_pod_that_is_given_itself_sees_the_node() {
+    each(|f, protocol| {
+        let mut node = Node::new("hairpin").with_uplink();
+        node::run("ip link add pod0 type veth peer name pod1");
+        node::run("ip link set pod0 up");
+        node::run("ip link set pod1 up");
+        node::run(&format!("ip route add {} dev pod0", f.pod));
+        node.service(internal(f.vip, 80, protocol), &[(f.pod, 8080, true)], |_| {});
+        let (verdict, sent) =
+            run(&node, Direction::PodIngress, &packet(protocol, (f.pod, 4000), (f.vip, 80)));
+        let seen = read(&sent);
+        assert_eq!((verdict, seen.ends()), (REDIRECT, format!("{} 4000 > {} 8080", f.node, f.pod)));
+        let answer = packet(protocol, (f.pod, 8080), (f.node, seen.src_port));
+        let (verdict, answered) = run(&node, Direction::PodIngress, &answer);
+        assert_eq!((verdict, read(&answered).ends()), (REDIRECT, format!("{} 80 > {} 4000", f.vip, f.pod)));
+    });
+}
+
+#[test]
+fn a_pod_is_refused_at_once_and_its_icmp_errors_are_translated() {
+    for f in &FAMILIES {
+        let mut node = Node::new("pod-refused").with_uplink();
+        node.service(internal(f.vip, 80, Protocol::Tcp), &[], |_| {});
+        node.service(internal(f.vip, 53, Protocol::Udp), &[(f.local, 5353, true)], |_| {});
+        let (verdict, answer) =
+            run(&node, Direction::PodIngress, &packet(Protocol::Tcp, (f.pod, 4000), (f.vip, 80)));
+        assert_eq!((verdict, read(&answer).payload[13]), (REDIRECT, RST_ACK));
+        let (_, sent) = run(&node, Direction::PodIngress, &packet(Protocol::Udp, (f.pod, 4000), (f.vip, 53)));
+        let (proto, kind, code) = if f.v4 { (1, 3, 3) } else { (58, 1, 4) };
+        let quoted = &sent[14..14 + if f.v4 { 28 } else { 48 }];
+        let error = frame(&ip(f.local, f.pod, proto, icmp(kind, code, 0, quoted)));
+        let (verdict, error) = run(&node, Direction::PodEgress, &error);
+        assert_eq!(verdict, PASS);
+        let error = read(&error);
+        assert_eq!(error.src.to_string(), f.vip);
+        assert_eq!(read_ip(&error.payload[8..]).ends(), format!("{} 4000 > {} 53", f.pod, f.vip));
+    }
+}
+
+#[test]
+fn refusals_are_limited_per_second() {
+    let f = &FAMILIES[0];
+    let mut node = Node::new("limit").with_uplink();
+    let config = NodeConfig { rejects_per_s: 5, ..node.maps.config().unwrap() };
+    node.maps.set_config(&config).unwrap();
+    node.service(external(f.vip, 80, Protocol::Tcp), &[], |_| {});
+    let syn = packet(Protocol::Tcp, (f.client, 4000), (f.vip, 80));
+    let verdicts: Vec<i32> = (0..100).map(|_| run(&node, Direction::Ingress, &syn).0).collect();
+    assert!(verdicts.iter().all(|verdict| [REDIRECT, DROP].contains(verdict)));
+    let answered = verdicts.iter().filter(|verdict| **verdict == REDIRECT).count();
+    // Two CPUs at most take part in this thread's run, over two seconds at most.
+    assert!((5..=20).contains(&answered), "{answered}");
+    assert_eq!(node.counter(Counter::RejectLimited), 100 - answered as u64);
+}
