@@ -155,7 +155,7 @@ fn cold_starts(
         target,
     );
     let what =
-        if row.is_ok() { note } else { format!("falls short; {note}; the rest is conversion and store") };
+        if row.is_ok() { note } else { format!("falls short; {note}; the rest is loading programs, conversion and the store") };
     report.add(row.with_note(what));
     report.add(Row::beside(
         &format!("{backend}-cold-sync"),

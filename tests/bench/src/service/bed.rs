@@ -2,12 +2,11 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
 use seaway_cni_network::netlink::Route;
-use seaway_cni_network::netns::join_cgroup;
 use seaway_lab::{Lab, LabNode, LabPod};
 
 use super::proxy::Serving;
@@ -20,8 +19,6 @@ use crate::row::Report;
 pub struct Station {
     /// The pod that asks.
     pub asker: Asker,
-    /// A process beside it that no socket program sees.
-    pub unhooked: Asker,
     serving: Option<Serving>,
     _backend: Talker,
     _pods: [LabPod; 2],
@@ -109,21 +106,11 @@ impl Station {
         }
         Ok(Self {
             asker: Asker::start(asker_pod.command(&program))?,
-            unhooked: Asker::start(unhooked(node, &asker_pod, &program)?)?,
             serving: None,
             _backend: backend,
             _pods: [backend_pod, asker_pod],
         })
     }
-}
-
-/// A process of the pod in a cgroup of its own beside the node's: as deep, but without hooks.
-fn unhooked(node: &LabNode, pod: &LabPod, program: &str) -> Result<Command> {
-    let beside = node.cgroup().with_file_name(format!("{}-unhooked", node.name())).join("pod");
-    std::fs::create_dir_all(&beside)?;
-    let mut command = pod.namespace().command(program)?;
-    join_cgroup(&mut command, &beside)?;
-    Ok(command)
 }
 
 /// The way of the client outside to a node's pods and load balancer address.
