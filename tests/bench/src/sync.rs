@@ -154,8 +154,11 @@ fn cold_starts(
         beside_list(&beyond),
         target,
     );
-    let what =
-        if row.is_ok() { note } else { format!("falls short; {note}; the rest is loading programs, conversion and the store") };
+    let what = if row.is_ok() {
+        note
+    } else {
+        format!("falls short; {note}; the rest is loading programs, conversion and the store")
+    };
     report.add(row.with_note(what));
     report.add(Row::beside(
         &format!("{backend}-cold-sync"),
