@@ -1,22 +1,27 @@
 //! Remembers what upstreams have said, for as long as they allow and within a bound.
 //!
-//! **Invariant:** there are never more entries than the bound. Each shard keeps two generations: when the young one has
-//! reached half of the shard's bound it becomes the old one, and the old one is dropped; a hit in the old one moves the
-//! entry to the young. What is in use stays, at constant cost, without a list to keep in order.
+//! **Invariant:** the entries never take more than the bound, by an estimate of their memory. Each shard keeps two
+//! generations: when the young one has reached half of the shard's bound it becomes the old one, and the old one is dropped;
+//! a hit in the old one moves the entry to the young. What is in use stays, at constant cost, without a list to keep in
+//! order.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hash, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncodable as _;
+
+use crate::settings::{CacheSettings, Prefetch};
 
 const SHARDS: usize = 8;
-/// Answers of more records are not remembered: they would let the memory grow beyond what the bound means.
-const RECORDS_MAX: usize = 128;
-/// How long after its end an answer may still serve when no upstream answers (RFC 8767).
-const STALE_MAX: Duration = Duration::from_secs(3600);
+/// What an entry takes beside its records, and a record beside its octets on the wire: names and data on the heap.
+const ENTRY_BYTES: usize = 256;
+const RECORD_BYTES: usize = 256;
+/// An old answer that is served, or a refresh that is under way, is not looked at again for so long.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is asked upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,9 +44,20 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// There is no such name, or nothing of this type.
+    /// Nothing but a code.
+    pub(crate) fn code(code: ResponseCode) -> Self {
+        Self {
+            code,
+            authentic_data: false,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+        }
+    }
+
+    /// There is no such name, or nothing of this type, or nobody could tell.
     pub(crate) fn is_denial(&self) -> bool {
-        self.code == ResponseCode::NXDomain || self.code == ResponseCode::NoError && self.answers.is_empty()
+        self.code != ResponseCode::NoError || self.answers.is_empty()
     }
 
     /// The same with every time to live changed.
@@ -56,63 +72,118 @@ impl Found {
     }
 
     /// How long it may be remembered; `None` where it must not be.
-    fn lifetime(&self, limits: &Limits) -> Option<Duration> {
-        if self.answers.len() + self.authorities.len() + self.additionals.len() > RECORDS_MAX {
-            return None;
-        }
-        let (ttl_s, max) = if self.is_denial() {
-            // RFC 2308: the SOA says how long "no" holds; without one it does not hold beyond this answer.
-            let soa = self.authorities.iter().find_map(|record| match &record.data {
-                RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
-                _ => None,
-            });
-            (soa?, limits.negative_ttl_max)
-        } else if self.code == ResponseCode::NoError {
-            let ttls = self.answers.iter().chain(&self.authorities).map(|record| record.ttl);
-            (ttls.min()?, limits.ttl_max)
-        } else {
-            return None;
+    fn lifetime(&self, settings: &CacheSettings) -> Option<Duration> {
+        let (ttl_s, min, max) = match self.code {
+            ResponseCode::ServFail => return nonzero(settings.servfail_ttl),
+            ResponseCode::NoError if !self.answers.is_empty() => {
+                let ttls = self.answers.iter().chain(&self.authorities).map(|record| record.ttl);
+                (ttls.min()?, settings.ttl_min, settings.ttl_max)
+            }
+            ResponseCode::NoError | ResponseCode::NXDomain => {
+                // RFC 2308: the SOA says how long "no" holds; without one it does not hold beyond this answer.
+                let soa = self.authorities.iter().find_map(|record| match &record.data {
+                    RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
+                    _ => None,
+                });
+                (soa?, settings.negative_ttl_min, settings.negative_ttl_max)
+            }
+            _ => return None,
         };
-        let lifetime = Duration::from_secs(ttl_s.into()).min(max);
-        (!lifetime.is_zero()).then_some(lifetime)
+        nonzero(Duration::from_secs(ttl_s.into()).max(min).min(max))
+    }
+
+    /// About how much memory it takes.
+    fn bytes(&self) -> usize {
+        let records = self.answers.iter().chain(&self.authorities).chain(&self.additionals);
+        records.map(|record| RECORD_BYTES + 2 * record.to_bytes().map_or(0, |wire| wire.len())).sum()
     }
 }
 
-/// Bounds of the cache.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) entries: usize,
-    pub(crate) ttl_max: Duration,
-    pub(crate) negative_ttl_max: Duration,
+fn nonzero(lifetime: Duration) -> Option<Duration> {
+    (!lifetime.is_zero()).then_some(lifetime)
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     found: Arc<Found>,
+    bytes: usize,
     stored: Instant,
     lifetime: Duration,
+    /// Hits without a long pause between them, and the last one.
+    hits: u32,
+    last_hit: Instant,
+    /// Somebody has been sent to ask again.
+    refreshed_at: Option<Instant>,
+}
+
+impl Entry {
+    /// Counts a hit. Whether the answer should be asked for anew, before it ends.
+    fn hit(&mut self, left: Duration, now: Instant, prefetch: Option<&Prefetch>) -> bool {
+        let Some(prefetch) = prefetch else { return false };
+        let pause = now.saturating_duration_since(self.last_hit);
+        self.hits = if pause > prefetch.within { 1 } else { self.hits.saturating_add(1) };
+        self.last_hit = now;
+        let due = left <= self.lifetime * prefetch.percentage / 100;
+        self.hits >= prefetch.amount && due && self.may_refresh(now)
+    }
+
+    /// Whether nobody has been sent lately; whoever asks goes.
+    fn may_refresh(&mut self, now: Instant) -> bool {
+        let may = self.refreshed_at.is_none_or(|at| now.saturating_duration_since(at) >= REFRESH_PAUSE);
+        if may {
+            self.refreshed_at = Some(now);
+        }
+        may
+    }
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    entries: HashMap<Key, Entry>,
+    bytes: usize,
+}
+
+impl Generation {
+    fn insert(&mut self, key: Key, entry: Entry) {
+        self.bytes += entry.bytes;
+        if let Some(former) = self.entries.insert(key, entry) {
+            self.bytes -= former.bytes;
+        }
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        self.bytes -= entry.bytes;
+        Some(entry)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    young: HashMap<Key, Entry>,
-    old: HashMap<Key, Entry>,
+    young: Generation,
+    old: Generation,
 }
 
 impl Shard {
     /// Puts an entry into the young generation; how many entries had to go.
     fn put(&mut self, key: Key, entry: Entry, young_max: usize) -> usize {
         self.old.remove(&key);
+        self.young.remove(&key);
         let mut dropped = 0;
-        if self.young.len() >= young_max && !self.young.contains_key(&key) {
-            dropped = std::mem::replace(&mut self.old, std::mem::take(&mut self.young)).len();
+        if self.young.bytes + entry.bytes > young_max {
+            let young = std::mem::take(&mut self.young);
+            dropped = std::mem::replace(&mut self.old, young).entries.len();
         }
         self.young.insert(key, entry);
         dropped
     }
 
-    fn take_from_old(&mut self, key: &Key) -> Option<Entry> {
-        self.old.remove(key)
+    fn entry(&mut self, key: &Key, young_max: usize) -> Option<&mut Entry> {
+        if !self.young.entries.contains_key(key) {
+            let entry = self.old.remove(key)?;
+            self.put(key.clone(), entry, young_max);
+        }
+        self.young.entries.get_mut(key)
     }
 }
 
@@ -120,48 +191,78 @@ impl Shard {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Hit {
     /// Good, with what is left of its time to live.
-    Fresh(Found),
-    /// Past its time, to be used only where nobody answers.
-    Stale(Arc<Found>),
+    Fresh {
+        found: Found,
+        /// It is much asked for and about to end: ask anew.
+        prefetch: bool,
+    },
+    /// Past its time, to be used only as far as the settings allow.
+    Stale {
+        found: Arc<Found>,
+        /// Nobody has asked anew lately.
+        refresh: bool,
+    },
 }
 
 /// The cache.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    limits: Limits,
+    settings: CacheSettings,
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
 }
 
 impl Cache {
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, shards: Default::default(), hasher: RandomState::new() }
+    pub(crate) fn new(settings: CacheSettings) -> Self {
+        Self { settings, shards: Default::default(), hasher: RandomState::new() }
+    }
+
+    pub(crate) fn settings(&self) -> &CacheSettings {
+        &self.settings
     }
 
     pub(crate) fn find(&self, key: &Key, now: Instant) -> Option<Hit> {
         let mut shard = self.shard(key);
-        let entry = if let Some(entry) = shard.young.get(key) {
-            entry.clone()
-        } else {
-            let entry = shard.take_from_old(key)?;
-            shard.put(key.clone(), entry.clone(), self.young_max());
-            entry
-        };
-        drop(shard);
+        let entry = shard.entry(key, self.young_max())?;
         let age = now.saturating_duration_since(entry.stored);
         if let Some(left) = entry.lifetime.checked_sub(age).filter(|left| !left.is_zero()) {
+            let prefetch = entry.hit(left, now, self.settings.prefetch.as_ref());
+            let found = Arc::clone(&entry.found);
+            drop(shard);
             let age_s = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
             let left_s = u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX);
-            return Some(Hit::Fresh(entry.found.with_ttl(|ttl| ttl.saturating_sub(age_s).min(left_s))));
+            let found = if self.settings.keep_ttl {
+                Arc::unwrap_or_clone(found)
+            } else {
+                // An answer that is kept longer than it says must not say 0.
+                found.with_ttl(|ttl| ttl.saturating_sub(age_s).clamp(1, left_s))
+            };
+            return Some(Hit::Fresh { found, prefetch });
         }
-        (age < entry.lifetime + STALE_MAX).then_some(Hit::Stale(entry.found))
+        let stale = self.settings.serve_stale.as_ref()?;
+        if age >= entry.lifetime + stale.keep || entry.found.code == ResponseCode::ServFail {
+            return None;
+        }
+        let refresh = entry.may_refresh(now);
+        Some(Hit::Stale { found: Arc::clone(&entry.found), refresh })
     }
 
     /// Remembers `found`, where it may be. How many entries had to go for it.
     pub(crate) fn put(&self, key: Key, found: &Arc<Found>, now: Instant) -> usize {
-        let Some(lifetime) = found.lifetime(&self.limits).filter(|_| self.young_max() > 0) else { return 0 };
-        let entry = Entry { found: Arc::clone(found), stored: now, lifetime };
+        let Some(lifetime) = found.lifetime(&self.settings) else { return 0 };
+        let bytes = ENTRY_BYTES + 2 * key.name.len() + found.bytes();
+        if bytes > self.young_max() {
+            return 0;
+        }
         let mut shard = self.shard(&key);
+        let former = shard.entry(&key, self.young_max()).map(|entry| (entry.hits, entry.last_hit));
+        // What nobody could tell now must not push out what was once known.
+        if found.code == ResponseCode::ServFail && former.is_some() {
+            return 0;
+        }
+        let (hits, last_hit) = former.unwrap_or((0, now));
+        let found = Arc::clone(found);
+        let entry = Entry { found, bytes, stored: now, lifetime, hits, last_hit, refreshed_at: None };
         shard.put(key, entry, self.young_max())
     }
 
@@ -170,29 +271,38 @@ impl Cache {
         let mut counts = (0, 0);
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let denials =
-                shard.young.values().chain(shard.old.values()).filter(|e| e.found.is_denial()).count();
-            counts.0 += shard.young.len() + shard.old.len() - denials;
-            counts.1 += denials;
+            for entry in shard.young.entries.values().chain(shard.old.entries.values()) {
+                if entry.found.is_denial() { counts.1 += 1 } else { counts.0 += 1 }
+            }
         }
         counts
     }
 
-    fn young_max(&self) -> usize {
-        self.limits.entries / SHARDS / 2
+    /// The memory that the entries take, about.
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        let lock = |shard: &'_ Mutex<Shard>| {
+            let shard = shard.lock().unwrap();
+            shard.young.bytes + shard.old.bytes
+        };
+        self.shards.iter().map(lock).sum()
     }
 
-    fn shard(&self, key: &Key) -> std::sync::MutexGuard<'_, Shard> {
+    fn young_max(&self) -> usize {
+        self.settings.bytes_max / SHARDS / 2
+    }
+
+    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
         #[expect(clippy::cast_possible_truncation, reason = "any part of the hash will do")]
         let at = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A stale answer's time to live (RFC 8767 recommends 30 s).
-pub(crate) fn stale(found: &Found) -> Found {
-    const STALE_TTL_S: u32 = 30;
-    found.with_ttl(|_| STALE_TTL_S)
+/// A stale answer, with a short time to live.
+pub(crate) fn stale(found: &Found, ttl: Duration) -> Found {
+    let ttl_s = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
+    found.with_ttl(|_| ttl_s)
 }
 
 #[cfg(test)]
@@ -201,11 +311,14 @@ mod tests {
     use hickory_proto::rr::rdata::{A, SOA};
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits {
-        entries: 160,
-        ttl_max: Duration::from_secs(3600),
-        negative_ttl_max: Duration::from_secs(60),
-    };
+    fn settings() -> CacheSettings {
+        CacheSettings {
+            bytes_max: 160 << 10,
+            negative_ttl_max: Duration::from_secs(60),
+            prefetch: Some(Prefetch { amount: 3, within: Duration::from_secs(60), percentage: 20 }),
+            ..CacheSettings::default()
+        }
+    }
 
     fn key(n: u32) -> Key {
         let name = Name::from_ascii(format!("n{n}.example.")).unwrap();
@@ -235,28 +348,28 @@ mod tests {
 
     fn fresh_ttl(hit: Option<Hit>) -> Option<u32> {
         match hit? {
-            Hit::Fresh(found) => {
+            Hit::Fresh { found, .. } => {
                 Some(found.answers.iter().chain(&found.authorities).map(|r| r.ttl).min().unwrap())
             }
-            Hit::Stale(_) => None,
+            Hit::Stale { .. } => None,
         }
     }
 
     #[test]
     fn answers_age_and_end() {
-        let (cache, start) = (Cache::new(LIMITS), Instant::now());
+        let (cache, start) = (Cache::new(settings()), Instant::now());
         cache.put(key(1), &positive(10), start);
         let after = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(fresh_ttl(cache.find(&key(1), start)), Some(10));
         assert_eq!(fresh_ttl(cache.find(&key(1), after(4))), Some(6));
-        assert!(matches!(cache.find(&key(1), after(10)), Some(Hit::Stale(_))));
+        assert!(matches!(cache.find(&key(1), after(10)), Some(Hit::Stale { .. })));
         assert_eq!(cache.find(&key(1), after(10 + 3600)), None);
         assert_eq!(cache.find(&key(2), start), None);
     }
 
     #[test]
     fn lifetimes() {
-        let seconds = |found: &Found| found.lifetime(&LIMITS).map(|lifetime| lifetime.as_secs());
+        let seconds = |found: &Found| found.lifetime(&settings()).map(|lifetime| lifetime.as_secs());
         assert_eq!(seconds(&positive(7)), Some(7));
         assert_eq!(seconds(&positive(1_000_000)), Some(3600));
         assert_eq!(seconds(&positive(0)), None);
@@ -264,30 +377,60 @@ mod tests {
         assert_eq!(seconds(&denial(ResponseCode::NoError, Some((10, 20)))), Some(10));
         assert_eq!(seconds(&denial(ResponseCode::NXDomain, Some((900, 900)))), Some(60));
         assert_eq!(seconds(&denial(ResponseCode::NXDomain, None)), None);
-        assert_eq!(seconds(&denial(ResponseCode::ServFail, Some((30, 20)))), None);
-        let many = Found { answers: vec![positive(5).answers[0].clone(); 200], ..(*positive(5)).clone() };
-        assert_eq!(seconds(&many), None);
+        assert_eq!(seconds(&denial(ResponseCode::ServFail, Some((30, 20)))), Some(1));
+        assert_eq!(seconds(&denial(ResponseCode::Refused, Some((30, 20)))), None);
+        let long = CacheSettings { ttl_min: Duration::from_secs(30), ..settings() };
+        assert_eq!(positive(7).lifetime(&long), Some(Duration::from_secs(30)));
     }
 
     #[test]
     fn what_is_in_use_stays() {
-        let (cache, start) = (Cache::new(LIMITS), Instant::now());
+        let (cache, start) = (Cache::new(settings()), Instant::now());
         cache.put(key(0), &positive(60), start);
         for n in 1..10_000 {
             cache.put(key(n), &positive(60), start);
             assert!(cache.find(&key(0), start).is_some());
         }
-        assert_eq!(Cache::new(Limits { entries: 0, ..LIMITS }).put(key(0), &positive(60), start), 0);
+        let off = Cache::new(CacheSettings { bytes_max: 0, ..settings() });
+        off.put(key(0), &positive(60), start);
+        assert_eq!(off.find(&key(0), start), None);
+    }
+
+    #[test]
+    fn what_is_much_asked_for_is_fetched_once_before_it_ends() {
+        let (cache, start) = (Cache::new(settings()), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let prefetch = |now| matches!(cache.find(&key(1), now), Some(Hit::Fresh { prefetch: true, .. }));
+        cache.put(key(1), &positive(100), start);
+        assert!(!prefetch(after(10)) && !prefetch(after(40)) && !prefetch(after(70)), "not yet due");
+        assert!(prefetch(after(85)));
+        assert!(!prefetch(after(85)), "somebody is under way");
+        assert!(prefetch(after(90)), "who did not come back");
+        cache.put(key(1), &positive(100), after(91));
+        assert!(!prefetch(after(92)));
+        assert!(!prefetch(after(178)), "a long pause");
+    }
+
+    #[test]
+    fn a_failure_does_not_push_out_what_was_known() {
+        let (cache, start) = (Cache::new(settings()), Instant::now());
+        cache.put(key(1), &positive(10), start);
+        let later = start + Duration::from_secs(20);
+        cache.put(key(1), &Arc::new(Found::code(ResponseCode::ServFail)), later);
+        assert!(matches!(cache.find(&key(1), later), Some(Hit::Stale { refresh: true, .. })));
+        assert!(matches!(cache.find(&key(1), later), Some(Hit::Stale { refresh: false, .. })));
+        cache.put(key(2), &Arc::new(Found::code(ResponseCode::ServFail)), start);
+        assert!(matches!(cache.find(&key(2), start), Some(Hit::Fresh { .. })));
+        assert_eq!(cache.find(&key(2), later), None);
     }
 
     proptest! {
         #[test]
-        fn never_more_than_the_bound(steps in proptest::collection::vec((0_u32..400, any::<bool>()), 0..1500)) {
-            let (cache, now) = (Cache::new(LIMITS), Instant::now());
+        fn never_more_than_the_bound(steps in proptest::collection::vec((0_u32..600, any::<bool>()), 0..1500)) {
+            let (cache, now) = (Cache::new(settings()), Instant::now());
             for (n, look) in steps {
                 if look { cache.find(&key(n), now); } else { cache.put(key(n), &positive(60), now); }
-                let (success, denial) = cache.count();
-                prop_assert!(success + denial <= LIMITS.entries);
+                prop_assert!(cache.bytes() <= settings().bytes_max);
             }
         }
     }

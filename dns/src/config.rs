@@ -1,9 +1,12 @@
 //! What the DNS server is told at its start.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::settings;
 
 /// Whether names like `10-244-1-5.default.pod.cluster.local` are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,14 +16,16 @@ pub enum PodRecords {
     Disabled,
     /// The address in the name is given back, whether or not such a pod exists.
     Insecure,
+    /// The address in the name is given back if a pod of that namespace has it. The snapshot has to know the pods.
+    Verified,
 }
 
 /// Configuration of the DNS server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DnsConfig {
     /// The addresses to listen at, UDP and TCP each. Several processes may share them (SO_REUSEPORT), so that a new one
-    /// can take over from an old one. Name single addresses: at an unspecified one (`0.0.0.0`, `::`) the kernel picks the
-    /// source of UDP answers, which on a machine with several addresses need not be the one that was asked.
+    /// can take over from an old one. At an unspecified one (`0.0.0.0`, `::`) UDP answers leave from the address that was
+    /// asked.
     pub listen: Vec<SocketAddr>,
     /// The cluster's zone, such as `cluster.local`.
     pub zone: String,
@@ -33,13 +38,24 @@ pub struct DnsConfig {
     /// Address ranges whose reverse names are ours to deny, such as the Service ranges. The nodes' pod ranges need not be
     /// named. The reverse names of other addresses that are not known go upstream.
     pub reverse: Vec<IpNet>,
+    /// The namespaces whose names are answered; empty: all.
+    pub namespaces: Vec<String>,
+    /// Services with a ClusterIP and without a ready endpoint do not exist.
+    pub ignore_empty_services: bool,
+    /// Walk the search path for pods whose namespace is known, so that a name outside of the cluster costs one round trip.
+    pub autopath: bool,
+    /// Search domains that pods have after those of the cluster.
+    pub search: Vec<String>,
+    /// A file with settings that is read at the start and whenever it changes, over what stands here: TOML, or a CoreDNS
+    /// Corefile where its name does not end in `.toml`.
+    pub file: Option<PathBuf>,
     /// Namespace and name of the Service by which pods reach the server; its addresses are those of the zone's name
     /// server.
     pub service: (String, String),
     /// UDP sockets per listen address; each has a task of its own.
     pub sockets: usize,
-    /// Answers from upstreams that are remembered.
-    pub cache_entries: usize,
+    /// The memory that remembered answers may take, in bytes, about; per zone of the settings file.
+    pub cache_bytes: usize,
     /// The longest that a positive answer from upstream is remembered.
     pub cache_ttl_max: Duration,
     /// The longest that a negative answer from upstream is remembered.
@@ -50,6 +66,14 @@ pub struct DnsConfig {
     pub forward_attempt_timeout: Duration,
     /// How long all upstreams together have. Clients give up after 5 s by default.
     pub forward_timeout: Duration,
+    /// Questions that may wait while a socket's task is busy. Beyond it the oldest of the source with the most go.
+    pub queue_max: usize,
+    /// Questions per second that one source (an IPv4 address, an IPv6 /64) may ask over UDP; `None`: as many as it likes.
+    pub rate_limit: Option<u32>,
+    /// How long nobody must have asked before a server that is told to stop does.
+    pub drain_quiet: Duration,
+    /// How long it may take at most until nobody asks.
+    pub drain_max: Duration,
     /// TCP connections that may be open at once, per listen address.
     pub tcp_connections_max: usize,
     /// How long a TCP connection may be idle.
@@ -65,17 +89,39 @@ impl Default for DnsConfig {
             ttl_s: 5,
             pod_records: PodRecords::default(),
             reverse: Vec::new(),
+            namespaces: Vec::new(),
+            ignore_empty_services: false,
+            autopath: true,
+            search: Vec::new(),
+            file: None,
             service: ("kube-system".to_owned(), "kube-dns".to_owned()),
             sockets: std::thread::available_parallelism().map_or(1, usize::from).min(8),
-            cache_entries: 10_000,
+            cache_bytes: 8 << 20,
             cache_ttl_max: Duration::from_secs(3600),
             cache_negative_ttl_max: Duration::from_secs(1800),
             forward_in_flight_max: 1024,
             forward_attempt_timeout: Duration::from_millis(1500),
             forward_timeout: Duration::from_secs(4),
+            queue_max: 4096,
+            rate_limit: None,
+            drain_quiet: Duration::from_millis(200),
+            drain_max: Duration::from_secs(5),
             tcp_connections_max: 512,
             tcp_idle_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+impl DnsConfig {
+    /// Whether answers depend on every pod of the cluster, as far as the settings file can be read by now.
+    pub fn wants_all_pods(&self) -> bool {
+        self.pod_records == PodRecords::Verified
+            || settings::load(self).is_ok_and(|settings| settings.config.pod_records == PodRecords::Verified)
+    }
+
+    /// Whether the search path is walked for clients whose namespace is known.
+    pub fn wants_autopath(&self) -> bool {
+        self.autopath || settings::load(self).is_ok_and(|settings| settings.config.autopath)
     }
 }
 

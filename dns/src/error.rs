@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
+use crate::settings::Problem;
+
 /// Why DNS does not run.
 #[derive(Debug, Error)]
 pub enum DnsError {
@@ -30,6 +32,31 @@ pub enum DnsError {
         #[source]
         source: io::Error,
     },
+    /// The settings file cannot be read.
+    #[error("cannot read the settings in {path}")]
+    SettingsFile {
+        /// The file.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The settings file makes no sense.
+    #[error("the settings in {path} are refused:{}", problem_lines(problems))]
+    Settings {
+        /// The file.
+        path: String,
+        /// What is wrong, in the order of the lines.
+        problems: Vec<Problem>,
+    },
+    /// The certificates that upstreams over TLS are checked against cannot be read.
+    #[error("certificates in {path}: {why}")]
+    Certificates {
+        /// Where they were looked for.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
     /// One of the server's tasks panicked. The caller should start the server again.
     #[error("a task of the DNS server ended badly")]
     Task {
@@ -37,4 +64,8 @@ pub enum DnsError {
         #[source]
         source: tokio::task::JoinError,
     },
+}
+
+fn problem_lines(problems: &[Problem]) -> String {
+    problems.iter().fold(String::new(), |lines, problem| lines + "\n  " + &problem.to_string())
 }

@@ -4,19 +4,24 @@
 //! So a resolver that leads back to us cannot make a storm: its question joins the one that it came from, and both end at
 //! their time.
 
+mod connection;
 mod upstream;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 use tracing::warn;
 
-use crate::cache::{Cache, Found, Hit, Key, Limits, stale};
-use crate::{DnsConfig, Metrics};
+use crate::cache::{Cache, Found, Hit, Key, stale};
+use crate::settings::{CacheSettings, ForwardSettings, Policy};
+use crate::{DnsError, Metrics};
 use upstream::Upstream;
 
 /// How often upstreams are asked for one question, at least, as long as there is time.
@@ -31,55 +36,109 @@ type Outcome = Result<Arc<Found>, NoAnswer>;
 /// Asks upstreams.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
-    upstreams: Vec<Upstream>,
+    settings: ForwardSettings,
+    upstreams: Vec<Arc<Upstream>>,
+    turn: AtomicUsize,
     cache: Cache,
     flights: Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>,
     places: Arc<Semaphore>,
-    attempt_timeout: Duration,
-    timeout: Duration,
     metrics: Metrics,
 }
 
 impl Forwarder {
     /// `listening` are our own addresses: an upstream among them would be ourselves.
-    pub(crate) fn new(config: &DnsConfig, listening: &[SocketAddr], metrics: Metrics) -> Self {
+    ///
+    /// # Errors
+    /// When certificates to trust cannot be read.
+    pub(crate) fn new(
+        settings: &ForwardSettings,
+        cache: &CacheSettings,
+        listening: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Self, DnsError> {
+        let tls = if settings.upstreams.iter().any(|upstream| upstream.tls) {
+            Some(connection::tls_config(settings.tls_ca.as_deref())?)
+        } else {
+            None
+        };
         let mut upstreams = Vec::new();
-        for &address in &config.upstreams {
+        for upstream in &settings.upstreams {
+            let address = upstream.address;
             if listening.iter().any(|&ours| is_same(ours, address)) {
                 warn!(upstream = %address, "this upstream is this server itself: leaving it out");
             } else {
-                upstreams.push(Upstream::new(address));
+                let tls = tls.clone().filter(|_| upstream.tls);
+                upstreams.push(Arc::new(Upstream::new(address, tls, settings)));
             }
         }
-        let limits = Limits {
-            entries: config.cache_entries,
-            ttl_max: config.cache_ttl_max,
-            negative_ttl_max: config.cache_negative_ttl_max,
-        };
-        Self {
+        Ok(Self {
+            settings: settings.clone(),
             upstreams,
-            cache: Cache::new(limits),
+            turn: AtomicUsize::new(0),
+            cache: Cache::new(cache.clone()),
             flights: Mutex::default(),
-            places: Arc::new(Semaphore::new(config.forward_in_flight_max)),
-            attempt_timeout: config.forward_attempt_timeout,
-            timeout: config.forward_timeout,
-            metrics,
-        }
+            places: Arc::new(Semaphore::new(settings.max_concurrent)),
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// Whether it was made from these settings.
+    pub(crate) fn is_of(&self, settings: &ForwardSettings, cache: &CacheSettings) -> bool {
+        self.settings == *settings && self.cache.settings() == cache
     }
 
     pub(crate) fn has_upstreams(&self) -> bool {
         !self.upstreams.is_empty()
     }
 
-    /// What is remembered and still good.
-    pub(crate) fn remembered(&self, key: &Key) -> Option<Found> {
-        if let Some(Hit::Fresh(found)) = self.cache.find(key, Instant::now()) {
-            self.metrics.cache_hit(found.is_denial());
-            Some(found)
-        } else {
-            self.metrics.cache_miss();
-            None
+    /// Whether a name is not to be asked for.
+    pub(crate) fn excludes(&self, name: &hickory_proto::rr::Name) -> bool {
+        self.settings.except.iter().any(|except| except.zone_of(name)) || *name == *upstream::probe_name()
+    }
+
+    /// What is remembered and may be said. Where it is about to end, or has ended, somebody is sent to ask anew.
+    pub(crate) fn remembered(self: &Arc<Self>, key: &Key) -> Option<Found> {
+        match self.cache.find(key, Instant::now()) {
+            Some(Hit::Fresh { found, prefetch }) => {
+                self.metrics.cache_hit(found.is_denial());
+                if prefetch {
+                    self.metrics.cache_prefetch();
+                    self.refresh(key);
+                }
+                Some(found)
+            }
+            Some(Hit::Stale { found, refresh }) if self.serves_stale_at_once() => {
+                self.metrics.cache_hit(found.is_denial());
+                self.metrics.cache_served_stale();
+                if refresh {
+                    self.refresh(key);
+                }
+                Some(stale(&found, self.stale_ttl()))
+            }
+            _ => {
+                self.metrics.cache_miss();
+                None
+            }
         }
+    }
+
+    fn serves_stale_at_once(&self) -> bool {
+        self.cache.settings().serve_stale.as_ref().is_some_and(|stale| stale.immediate)
+    }
+
+    fn stale_ttl(&self) -> Duration {
+        self.cache.settings().serve_stale.as_ref().map_or(Duration::ZERO, |stale| stale.ttl)
+    }
+
+    /// Asks anew in the background, if there is a place for it.
+    fn refresh(self: &Arc<Self>, key: &Key) {
+        let Some(place) = self.place() else { return };
+        let (forwarder, key) = (Arc::clone(self), key.clone());
+        tokio::spawn(async move {
+            // What comes of it stands in the cache.
+            drop(forwarder.ask(&key, &[]).await);
+            drop(place);
+        });
     }
 
     /// A place among the questions that may wait for an upstream; `None` where there are too many.
@@ -93,6 +152,18 @@ impl Forwarder {
 
     /// Asks upstream, or joins whoever asks the same already. `avoid` are addresses that lead back to us.
     pub(crate) async fn ask(&self, key: &Key, avoid: &[IpAddr]) -> Outcome {
+        let verify = self.cache.settings().serve_stale.as_ref().and_then(|stale| stale.verify_timeout);
+        let Some(patience) = verify else { return self.ask_joined(key, avoid).await };
+        match timeout(patience, self.ask_joined(key, avoid)).await {
+            Ok(outcome) => outcome,
+            Err(_) => match self.last_known(key) {
+                Ok(found) => Ok(found),
+                Err(NoAnswer) => self.ask_joined(key, avoid).await,
+            },
+        }
+    }
+
+    async fn ask_joined(&self, key: &Key, avoid: &[IpAddr]) -> Outcome {
         let (sender, receiver) = watch::channel(None);
         if let Some(mut flight) = self.join(key, receiver) {
             let Ok(outcome) = flight.wait_for(Option::is_some).await else { return Err(NoAnswer) };
@@ -101,16 +172,23 @@ impl Forwarder {
         let landing = Landing { forwarder: self, key };
         let outcome = match self.ask_upstreams(key, avoid).await {
             Ok(found) => {
-                let dropped = self.cache.put(key.clone(), &found, Instant::now());
-                self.metrics.cache_evicted(dropped);
+                self.remember(key, &found);
                 Ok(found)
             }
-            Err(unwilling) => self.last_known(key).or_else(|no_answer| unwilling.ok_or(no_answer)),
+            Err(unwilling) => {
+                self.remember(key, &Arc::new(Found::code(ResponseCode::ServFail)));
+                self.last_known(key).or_else(|no_answer| unwilling.ok_or(no_answer))
+            }
         };
         drop(landing);
         // Nobody may have joined.
         sender.send_replace(Some(outcome.clone()));
         outcome
+    }
+
+    fn remember(&self, key: &Key, found: &Arc<Found>) {
+        let dropped = self.cache.put(key.clone(), found, Instant::now());
+        self.metrics.cache_evicted(dropped);
     }
 
     /// The exchange that is under way for `key`; where there is none, `receiver` stands for the one that begins.
@@ -130,18 +208,18 @@ impl Forwarder {
     /// An answer past its time is better than none, and than a refusal.
     fn last_known(&self, key: &Key) -> Outcome {
         match self.cache.find(key, Instant::now()) {
-            Some(Hit::Stale(found)) => {
+            Some(Hit::Stale { found, .. }) => {
                 self.metrics.cache_served_stale();
-                Ok(Arc::new(stale(&found)))
+                Ok(Arc::new(stale(&found, self.stale_ttl())))
             }
-            Some(Hit::Fresh(found)) => Ok(Arc::new(found)),
-            None => Err(NoAnswer),
+            Some(Hit::Fresh { found, .. }) if found.code != ResponseCode::ServFail => Ok(Arc::new(found)),
+            _ => Err(NoAnswer),
         }
     }
 
     /// Asks one after the other. Where none helps: what the last one said instead.
     async fn ask_upstreams(&self, key: &Key, avoid: &[IpAddr]) -> Result<Arc<Found>, Option<Arc<Found>>> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.settings.timeout;
         let order = self.order(avoid);
         let mut unwilling = None;
         for upstream in order.iter().cycle().take(ATTEMPTS_MIN.max(2 * order.len())) {
@@ -149,7 +227,7 @@ impl Forwarder {
             if left.is_zero() {
                 break;
             }
-            match upstream.exchange(key, left.min(self.attempt_timeout), &self.metrics).await {
+            match upstream.exchange(key, left.min(self.settings.attempt_timeout), &self.metrics).await {
                 // Another one may be able to.
                 Ok(found) if matches!(found.code, ResponseCode::ServFail | ResponseCode::Refused) => {
                     unwilling = Some(Arc::new(found));
@@ -158,29 +236,36 @@ impl Forwarder {
                     }
                 }
                 Ok(found) => return Ok(Arc::new(found)),
-                Err(_) => {}
+                Err(_) => upstream.look_after(&self.metrics),
             }
         }
         Err(unwilling)
     }
 
-    /// Upstreams in the configured order, those that failed lately last.
-    fn order(&self, avoid: &[IpAddr]) -> Vec<&Upstream> {
+    /// Upstreams in the order of the policy, those that fail last.
+    fn order(&self, avoid: &[IpAddr]) -> Vec<&Arc<Upstream>> {
         const DNS_PORT: u16 = 53;
         let leads_back = |address: SocketAddr| address.port() == DNS_PORT && avoid.contains(&address.ip());
-        let mut order: Vec<&Upstream> =
+        let mut order: Vec<&Arc<Upstream>> =
             self.upstreams.iter().filter(|upstream| !leads_back(upstream.address)).collect();
-        order.sort_by_key(|upstream| upstream.is_failing());
-        if order.len() > 1 && order.iter().all(|upstream| upstream.is_failing()) {
-            self.metrics.forward_all_failing();
+        if order.len() > 1 {
+            let first = match self.settings.policy {
+                Policy::Sequential => 0,
+                Policy::RoundRobin => self.turn.fetch_add(1, Ordering::Relaxed) % order.len(),
+                Policy::Random => random() % order.len(),
+            };
+            order.rotate_left(first);
+            order.sort_by_key(|upstream| upstream.is_failing());
+            if order.iter().all(|upstream| upstream.is_failing()) {
+                self.metrics.forward_all_failing();
+            }
         }
         order
     }
 
-    /// Brings the gauges up to date.
-    pub(crate) fn report(&self) {
-        let (success, denial) = self.cache.count();
-        self.metrics.cache_entries(success, denial);
+    /// Entries of the cache: answers, and denials.
+    pub(crate) fn cached(&self) -> (usize, usize) {
+        self.cache.count()
     }
 }
 
@@ -194,6 +279,11 @@ impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.forwarder.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
     }
+}
+
+fn random() -> usize {
+    // Each state has keys of its own.
+    usize::try_from(RandomState::new().build_hasher().finish() >> 33).unwrap_or_default()
 }
 
 /// Whether packets to `upstream` would arrive at `ours`.

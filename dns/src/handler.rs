@@ -1,27 +1,27 @@
-//! Between the wire and those who know: the zone answers at once, so does the cache; what has to be asked upstream is put
-//! aside, so that the socket's task goes on.
+//! Between the wire and those who know: rewrites, hosts and the zone answer at once, so does the cache; what has to be asked
+//! upstream is put aside, so that the socket's task goes on.
+
+mod route;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hickory_proto::op::{Query, ResponseCode};
+use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::autopath;
 use crate::cache::{Found, Key};
 use crate::forward::{Forwarder, NoAnswer};
 use crate::metrics::{Scope, Source};
+use crate::rewrite::{restore, rewritten};
 use crate::wire::{Request, Response};
 use crate::zone::{Answer, Question, Reply, Window, Zone};
+pub(crate) use route::Handler;
+use route::Route;
 
 /// An address record whose name is compressed; there is none shorter.
 const RECORD_BYTES_MIN: u16 = 16;
-
-/// Answers questions.
-#[derive(Debug)]
-pub(crate) struct Handler {
-    pub(crate) forwarder: Forwarder,
-}
 
 /// An answer, and what there is to count about it.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(crate) struct Answered {
     pub(crate) response: Response,
     pub(crate) scope: Scope,
     pub(crate) source: Source,
+    /// Whether it is to be logged.
+    pub(crate) log: bool,
 }
 
 /// What becomes of a question.
@@ -39,82 +41,264 @@ pub(crate) enum Step {
     Later(Box<Pending>),
 }
 
+/// What is known about one name right now.
+enum Now {
+    Done(Response, Scope, Source),
+    Ask(Ask),
+}
+
 /// A question for upstream.
-pub(crate) struct Pending {
+struct Ask {
+    forwarder: Arc<Forwarder>,
     key: Key,
+    /// The name as the client, or an alias, spells it.
+    name: Name,
     aliases: Vec<Record>,
+    scope: Scope,
+}
+
+/// A question that waits for upstream.
+pub(crate) struct Pending {
+    handler: Arc<Handler>,
+    zone: Arc<Zone>,
+    ask: Ask,
+    /// The walk through the search path that it is part of.
+    walk: Option<Walk>,
+    asked: Asked,
     /// Addresses that lead back to us.
     avoid: Vec<IpAddr>,
     pub(crate) scope: Scope,
+    log: bool,
     _place: OwnedSemaphorePermit,
+}
+
+/// What the client asked for, and under which name that is looked up.
+struct Asked {
+    name: Name,
+    /// After rewriting.
+    instead: Option<Name>,
+    kind: RecordType,
+    dnssec_ok: bool,
+    checking_disabled: bool,
+    window: Window,
+}
+
+impl Asked {
+    fn lookup(&self) -> &Name {
+        self.instead.as_ref().unwrap_or(&self.name)
+    }
+}
+
+/// A walk through the search path.
+struct Walk {
+    left: std::vec::IntoIter<Name>,
+    /// The name that is looked up at the moment.
+    at: Name,
+    /// The answer if none of the names exists.
+    denied: Response,
 }
 
 impl Handler {
     /// Answers what can be answered at once, with as many records as may fit into `limit` octets, and one more, so that it
     /// shows that there are more.
-    pub(crate) fn begin(&self, zone: &Zone, request: &Request, limit: u16) -> Step {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        zone: &Arc<Zone>,
+        request: &Request,
+        client: IpAddr,
+        limit: u16,
+    ) -> Step {
         if let Some(code) = refusal(request) {
-            return self.done(Response::empty(code), Scope::Other, Source::None);
+            return self.done((Response::empty(code), Scope::Other, Source::None), false);
         }
-        let question = Question { name: request.query.name().clone(), kind: request.query.query_type() };
-        // A random number of the client's: the turn needs no memory.
-        let window =
-            Window { turn: request.id.into(), records_max: usize::from(limit / RECORD_BYTES_MIN) + 1 };
-        match zone.answer_within(&question, window) {
-            Reply::Authoritative(answer) => {
-                let scope =
-                    if zone.origin().zone_of(&question.name) { Scope::Cluster } else { Scope::Reverse };
-                self.done(authoritative(answer), scope, Source::Kubernetes)
-            }
-            Reply::Elsewhere { aliases, next } => self.forward(zone, request, next, aliases),
-            Reply::NotOurs => self.forward(zone, request, question.name, Vec::new()),
-        }
-    }
-
-    /// Goes on where `name` has to be asked upstream.
-    fn forward(&self, zone: &Zone, request: &Request, name: Name, aliases: Vec<Record>) -> Step {
-        let scope = if aliases.is_empty() { Scope::Other } else { Scope::Cluster };
-        if !self.forwarder.has_upstreams() {
-            let response = if aliases.is_empty() {
-                Response::empty(ResponseCode::Refused)
-            } else {
-                // The alias is all that we know, and it is true.
-                Response { answers: aliases, authoritative: true, ..Response::empty(ResponseCode::NoError) }
-            };
-            return self.done(response, scope, Source::Kubernetes);
-        }
-        let key = Key {
-            name: name.to_lowercase(),
+        let name = request.query.name();
+        let route = self.route(name);
+        let (log, rules) = route.map_or((false, &[][..]), |route| (route.log, &*route.rewrites));
+        let asked = Asked {
+            name: name.clone(),
+            instead: rewritten(rules, name),
             kind: request.query.query_type(),
             dnssec_ok: request.dnssec_ok(),
             checking_disabled: request.checking_disabled,
+            // A random number of the client's: the turn needs no memory.
+            window: Window {
+                turn: request.id.into(),
+                records_max: usize::from(limit / RECORD_BYTES_MIN) + 1,
+            },
         };
-        if let Some(found) = self.forwarder.remembered(&key) {
-            return self.done(forwarded(found, &request.query, aliases), scope, Source::Cache);
-        }
-        match self.forwarder.place() {
-            Some(place) => {
-                let avoid = zone.service_addresses().to_vec();
-                Step::Later(Box::new(Pending { key, aliases, avoid, scope, _place: place }))
+        let now = self.look_up(zone, &asked, asked.lookup());
+        let (ask, walk) = match now {
+            Now::Ask(ask) => (ask, None),
+            Now::Done(response, scope, source) => {
+                match self.walk(zone, &asked, client, response, (scope, source)) {
+                    (Now::Done(response, scope, source), _) => {
+                        return self.done((restored(response, &asked), scope, source), log);
+                    }
+                    (Now::Ask(ask), walk) => (ask, walk),
+                }
             }
-            None => self.done(Response::empty(ResponseCode::Refused), scope, Source::Forward),
+        };
+        match ask.forwarder.place() {
+            Some(place) => Step::Later(Box::new(Pending {
+                handler: Arc::clone(self),
+                zone: Arc::clone(zone),
+                avoid: zone.service_addresses().to_vec(),
+                scope: ask.scope,
+                ask,
+                walk,
+                asked,
+                log,
+                _place: place,
+            })),
+            None => self.done((Response::empty(ResponseCode::Refused), ask.scope, Source::Forward), log),
         }
     }
 
-    /// Asks upstream.
-    pub(crate) async fn finish(&self, query: &Query, pending: Pending) -> Answered {
-        let response = match self.forwarder.ask(&pending.key, &pending.avoid).await {
-            Ok(found) => forwarded(Arc::unwrap_or_clone(found), query, pending.aliases),
-            Err(NoAnswer) => Response::empty(ResponseCode::ServFail),
-        };
-        let response = Response { recursion_available: true, ..response };
-        Answered { response, scope: pending.scope, source: Source::Forward }
+    /// What is known about `name` without asking anybody.
+    fn look_up(&self, zone: &Zone, asked: &Asked, name: &Name) -> Now {
+        let route = self.route(name);
+        if let Some(code) = route.and_then(|route| route.template(name, asked.kind)) {
+            return Now::Done(Response::empty(code), Scope::Other, Source::Template);
+        }
+        if let Some(answer) = route.and_then(|route| route.hosts.answer(name, asked.kind)) {
+            return Now::Done(authoritative(answer), Scope::Other, Source::Hosts);
+        }
+        let question = Question { name: name.clone(), kind: asked.kind };
+        match zone.answer_within(&question, asked.window) {
+            Reply::Authoritative(answer) => {
+                let scope = if zone.origin().zone_of(name) { Scope::Cluster } else { Scope::Reverse };
+                Now::Done(authoritative(answer), scope, Source::Kubernetes)
+            }
+            Reply::Elsewhere { aliases, next } => {
+                let route = self.route(&next);
+                elsewhere(route, asked, next, aliases)
+            }
+            Reply::NotOurs => elsewhere(route, asked, question.name, Vec::new()),
+        }
     }
 
-    fn done(&self, response: Response, scope: Scope, source: Source) -> Step {
-        let recursion_available = self.forwarder.has_upstreams();
-        Step::Done(Answered { response: Response { recursion_available, ..response }, scope, source })
+    /// Goes on along the search path where the first name of it does not exist, as far as nobody has to be asked.
+    fn walk(
+        &self,
+        zone: &Zone,
+        asked: &Asked,
+        client: IpAddr,
+        denied: Response,
+        (scope, source): (Scope, Source),
+    ) -> (Now, Option<Walk>) {
+        let missing = denied.code == ResponseCode::NXDomain && scope == Scope::Cluster;
+        let namespace = self
+            .autopath
+            .as_ref()
+            .filter(|_| missing && asked.instead.is_none())
+            .and_then(|search| zone.namespace_of(client).map(|namespace| (namespace, search)));
+        let names = namespace
+            .map(|(namespace, search)| autopath::walk(&asked.name, zone.origin(), namespace, search));
+        let Some(names) = names.filter(|names| !names.is_empty()) else {
+            return (Now::Done(denied, scope, source), None);
+        };
+        let mut walk = Walk { left: names.into_iter(), at: asked.name.clone(), denied };
+        match self.step(zone, asked, &mut walk) {
+            Some(now) => (now, Some(walk)),
+            None => (Now::Done(walk.denied, scope, source), None),
+        }
     }
+
+    /// The next name of the walk that exists, or that has to be asked for.
+    fn step(&self, zone: &Zone, asked: &Asked, walk: &mut Walk) -> Option<Now> {
+        for name in walk.left.by_ref() {
+            match self.look_up(zone, asked, &name) {
+                Now::Done(response, ..)
+                    if matches!(response.code, ResponseCode::NXDomain | ResponseCode::Refused) => {}
+                Now::Done(response, scope, source) => {
+                    self.metrics.autopath_success();
+                    return Some(Now::Done(self.aliased(asked, &name, response), scope, source));
+                }
+                ask @ Now::Ask(_) => {
+                    walk.at = name;
+                    return Some(ask);
+                }
+            }
+        }
+        None
+    }
+
+    /// The answer for a name of the search path, as one for the name that was asked for.
+    fn aliased(&self, asked: &Asked, found: &Name, mut response: Response) -> Response {
+        response.answers.insert(0, autopath::alias(&asked.name, found, self.ttl_s));
+        response.authentic_data = false;
+        response
+    }
+
+    fn done(&self, (response, scope, source): (Response, Scope, Source), log: bool) -> Step {
+        let response = Response { recursion_available: self.recursion_available, ..response };
+        Step::Done(Answered { response, scope, source, log })
+    }
+}
+
+/// Goes on where `name` has to be asked upstream.
+fn elsewhere(route: Option<&Arc<Route>>, asked: &Asked, name: Name, aliases: Vec<Record>) -> Now {
+    let scope = if aliases.is_empty() { Scope::Other } else { Scope::Cluster };
+    let forwarder = route.and_then(|route| route.forwarder(&name));
+    let Some(forwarder) = forwarder else {
+        let response = if aliases.is_empty() {
+            Response::empty(ResponseCode::Refused)
+        } else {
+            // The alias is all that we know, and it is true.
+            Response { answers: aliases, authoritative: true, ..Response::empty(ResponseCode::NoError) }
+        };
+        return Now::Done(response, scope, Source::Kubernetes);
+    };
+    let key = Key {
+        name: name.to_lowercase(),
+        kind: asked.kind,
+        dnssec_ok: asked.dnssec_ok,
+        checking_disabled: asked.checking_disabled,
+    };
+    match forwarder.remembered(&key) {
+        Some(found) => Now::Done(forwarded(found, &name, aliases), scope, Source::Cache),
+        None => Now::Ask(Ask { forwarder: Arc::clone(forwarder), key, name, aliases, scope }),
+    }
+}
+
+impl Pending {
+    /// Asks upstream.
+    pub(crate) async fn finish(self) -> Answered {
+        let Self { handler, zone, mut ask, mut walk, asked, avoid, scope, log, _place } = self;
+        let mut source = Source::Forward;
+        let response = loop {
+            let response = match ask.forwarder.ask(&ask.key, &avoid).await {
+                Ok(found) => forwarded(Arc::unwrap_or_clone(found), &ask.name, ask.aliases),
+                Err(NoAnswer) => Response::empty(ResponseCode::ServFail),
+            };
+            let Some(walking) = &mut walk else { break response };
+            if response.code != ResponseCode::NXDomain {
+                handler.metrics.autopath_success();
+                break handler.aliased(&asked, &walking.at, response);
+            }
+            match handler.step(&zone, &asked, walking) {
+                Some(Now::Ask(next)) => ask = next,
+                Some(Now::Done(response, _, from)) => {
+                    source = from;
+                    break response;
+                }
+                None => {
+                    source = Source::Kubernetes;
+                    break std::mem::replace(&mut walking.denied, Response::empty(ResponseCode::NXDomain));
+                }
+            }
+        };
+        let response = Response { recursion_available: true, ..restored(response, &asked) };
+        Answered { response, scope, source, log }
+    }
+}
+
+/// The answer with the name that the client knows.
+fn restored(mut response: Response, asked: &Asked) -> Response {
+    if let Some(instead) = &asked.instead {
+        restore(&mut response.answers, &asked.name, instead);
+    }
+    response
 }
 
 /// What is refused whatever the name is.
@@ -148,12 +332,10 @@ fn authoritative(answer: Answer) -> Response {
     }
 }
 
-fn forwarded(found: Found, query: &Query, aliases: Vec<Record>) -> Response {
+fn forwarded(found: Found, name: &Name, aliases: Vec<Record>) -> Response {
     let Found { code, authentic_data, mut answers, authorities, additionals } = found;
     // Upstream was asked in lower case: give the client its own spelling back.
-    for record in answers.iter_mut().filter(|record| record.name == *query.name()) {
-        record.name.clone_from(query.name());
-    }
+    restore(&mut answers, name, name);
     let (authoritative, authentic_data) = (!aliases.is_empty(), authentic_data && aliases.is_empty());
     answers.splice(0..0, aliases);
     Response {

@@ -3,13 +3,19 @@
 //! [`zone`] decides (pure: snapshot and question in, answer out). Around it: `server` has the sockets, `wire` reads and writes
 //! packets, `handler` knows whom to ask, `forward` asks upstreams, `cache` remembers what they said.
 
+mod admin;
+mod autopath;
 mod cache;
 mod config;
 mod error;
 mod forward;
 mod handler;
+mod hosts;
 mod metrics;
+mod responder;
+mod rewrite;
 mod server;
+mod settings;
 mod wire;
 pub mod zone;
 
@@ -19,10 +25,13 @@ use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use admin::serve_admin;
 pub use config::{DnsConfig, PodRecords, upstreams_from};
 pub use error::DnsError;
 pub use metrics::Metrics;
+pub use responder::Responder;
 pub use server::Server;
+pub use settings::Problem;
 
 /// Serves DNS at every address of `config.listen`, over UDP and TCP, until `shutdown`; then answers what has arrived
 /// and returns. Before the first list of everything it answers SERVFAIL for the cluster's zone, and forwards.

@@ -25,6 +25,10 @@ struct Set {
     questions: Questions,
     cache: Cache,
     forward: Forward,
+    programming: HistogramVec,
+    autopath: IntCounterVec,
+    reloads: IntCounterVec,
+    shed: IntCounterVec,
     panics: IntCounter,
     synced: IntGauge,
     services: IntGauge,
@@ -49,6 +53,7 @@ struct Cache {
     misses: IntCounterVec,
     evictions: IntCounterVec,
     served_stale: IntCounterVec,
+    prefetches: IntCounterVec,
 }
 
 #[derive(Debug)]
@@ -58,6 +63,9 @@ struct Forward {
     duration: HistogramVec,
     rejects: IntCounter,
     all_failing: IntCounter,
+    health_failures: IntCounterVec,
+    connection_hits: IntCounterVec,
+    connection_misses: IntCounterVec,
 }
 
 /// Upper bounds of CoreDNS's size histograms.
@@ -75,6 +83,29 @@ impl Metrics {
             questions: Questions::new(&new)?,
             cache: Cache::new(&new)?,
             forward: Forward::new(&new)?,
+            programming: new.add(HistogramVec::new(
+                HistogramOpts::new(
+                    "coredns_kubernetes_dns_programming_duration_seconds",
+                    "Time from a change of endpoints to answers that show it.",
+                )
+                .buckets(exponential_buckets(0.001, 2.0, 20)?),
+                &["service_kind"],
+            )?)?,
+            autopath: new.counters(
+                "coredns_autopath_success_total",
+                "Names that were found along the search path.",
+                &["server"],
+            )?,
+            reloads: new.counters(
+                "seaway_dns_settings_loads_total",
+                "Times that the settings file was read, by what came of it.",
+                &["result"],
+            )?,
+            shed: new.counters(
+                "seaway_dns_shed_total",
+                "Questions that were dropped, by why: the queue was full, or their source asked too much.",
+                &["reason"],
+            )?,
             panics: new.counter("coredns_panics_total", "Panics while answering.")?,
             synced: new
                 .gauge("seaway_dns_synced", "Whether the zone is complete (1) or not yet known (0).")?,
@@ -96,6 +127,44 @@ impl Metrics {
         self.set.ready.store(ready, Ordering::Relaxed);
         self.set.synced.set(synced.into());
         self.set.services.set(i64::try_from(services).unwrap_or(i64::MAX));
+    }
+
+    /// Says whether questions are answered at all, for a readiness probe.
+    pub(crate) fn set_draining(&self) {
+        self.set.ready.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn programmed(&self, service_kind: &str, took: Duration) {
+        self.set.programming.with_label_values(&[service_kind]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn autopath_success(&self) {
+        self.set.autopath.with_label_values(&[SERVER]).inc();
+    }
+
+    pub(crate) fn settings_loaded(&self, good: bool) {
+        self.set.reloads.with_label_values(&[if good { "applied" } else { "refused" }]).inc();
+    }
+
+    pub(crate) fn shed(&self, reason: &str, count: usize) {
+        self.set.shed.with_label_values(&[reason]).inc_by(count as u64);
+    }
+
+    pub(crate) fn cache_prefetch(&self) {
+        self.set.cache.prefetches.with_label_values(&[SERVER]).inc();
+    }
+
+    pub(crate) fn health_check_failed(&self, to: &str) {
+        self.set.forward.health_failures.with_label_values(&["forward", to]).inc();
+    }
+
+    pub(crate) fn forward_connections(&self, to: &str, reused: u64, opened: u64) {
+        if reused > 0 {
+            self.set.forward.connection_hits.with_label_values(&["forward", to, "tcp"]).inc_by(reused);
+        }
+        if opened > 0 {
+            self.set.forward.connection_misses.with_label_values(&["forward", to, "tcp"]).inc_by(opened);
+        }
     }
 
     pub(crate) fn panicked(&self) {
@@ -202,6 +271,11 @@ impl Cache {
                 "Answers given past their time, since no upstream answered.",
                 &["server"],
             )?,
+            prefetches: new.counters(
+                "coredns_cache_prefetch_total",
+                "Answers asked for anew before they ended.",
+                &["server"],
+            )?,
         })
     }
 }
@@ -227,6 +301,21 @@ impl Forward {
             all_failing: new.counter(
                 "coredns_forward_healthcheck_broken_total",
                 "Questions that came while every upstream was failing.",
+            )?,
+            health_failures: new.counters(
+                "coredns_proxy_healthcheck_failures_total",
+                "Times that a failing upstream was found to be still failing.",
+                &["proxy_name", "to"],
+            )?,
+            connection_hits: new.counters(
+                "coredns_proxy_conn_cache_hits_total",
+                "Questions over a connection that was there already.",
+                &["proxy_name", "to", "proto"],
+            )?,
+            connection_misses: new.counters(
+                "coredns_proxy_conn_cache_misses_total",
+                "Connections opened to upstreams.",
+                &["proxy_name", "to", "proto"],
             )?,
         })
     }

@@ -1,63 +1,119 @@
 //! The sockets: several UDP sockets and a TCP listener per address, and how they start and end.
 
+mod datagram;
 mod exchange;
+mod limit;
+mod queue;
 mod socket;
+mod state;
 mod tcp;
 mod udp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::forward::Forwarder;
-use crate::handler::Handler;
 use crate::metrics::Meter;
+use crate::settings::{self, Settings};
 use crate::zone::Zone;
 use crate::{DnsConfig, DnsError, Metrics};
+use datagram::Datagrams;
+use limit::Limiter;
+use state::{Keeper, State};
 
-/// How often gauges are brought up to date.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
-/// How long questions that wait for an upstream may hold up the end.
+/// How long clients that do not read their answers may hold up the end.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether somebody still asks.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
 /// A DNS server whose sockets are bound and not yet read.
 #[derive(Debug)]
 pub struct Server {
     config: DnsConfig,
+    settings: Settings,
     zone: Zone,
     bound: Vec<socket::Bound>,
 }
 
 /// What the tasks of a running server share.
 struct Shared {
-    handler: Handler,
-    zones: watch::Receiver<Arc<Zone>>,
+    states: watch::Receiver<Arc<State>>,
+    limiter: Limiter,
     /// Questions that wait for an upstream.
     pending: TaskTracker,
-    stop: CancellationToken,
+    /// Ends the tasks: nobody asks any more.
+    close: CancellationToken,
+    began: Instant,
+    /// When somebody asked last, in milliseconds from `began`.
+    asked_ms: AtomicU64,
+    queue_max: usize,
     tcp_connections_max: usize,
     tcp_idle_timeout: Duration,
 }
 
+impl Shared {
+    fn new(states: watch::Receiver<Arc<State>>, config: &DnsConfig) -> Self {
+        Self {
+            states,
+            limiter: Limiter::default(),
+            pending: TaskTracker::new(),
+            close: CancellationToken::new(),
+            began: Instant::now(),
+            asked_ms: AtomicU64::new(0),
+            queue_max: config.queue_max,
+            tcp_connections_max: config.tcp_connections_max,
+            tcp_idle_timeout: config.tcp_idle_timeout,
+        }
+    }
+
+    /// Notes that somebody asks.
+    fn asked(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.began).as_millis();
+        self.asked_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// For how long nobody has asked.
+    fn quiet(&self) -> Duration {
+        let asked = Duration::from_millis(self.asked_ms.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(asked)
+    }
+
+    /// Waits until nobody asks and nothing is owed, or until that takes too long.
+    async fn drain(&self, config: &DnsConfig) {
+        let began = Instant::now();
+        while began.elapsed() < config.drain_max {
+            let quiet = self.quiet().min(began.elapsed());
+            if quiet >= config.drain_quiet && self.pending.is_empty() {
+                return;
+            }
+            sleep(DRAIN_EVERY).await;
+        }
+    }
+}
+
 impl Server {
-    /// Binds every address of `config.listen`. A port of 0 takes a free one, the same for UDP and TCP.
+    /// Reads the settings file, if there is one, and binds every address of `config.listen`. A port of 0 takes a free one,
+    /// the same for UDP and TCP.
     ///
     /// # Errors
-    /// When an address cannot be listened at, or the configuration contradicts itself.
+    /// When an address cannot be listened at, the configuration contradicts itself, or the settings make no sense.
     pub fn bind(config: &DnsConfig) -> Result<Self, DnsError> {
         if config.listen.is_empty() {
             return Err(DnsError::NoListenAddress);
         }
-        let zone = Zone::new(config)?;
+        let settings = settings::load(config)?;
+        let zone = Zone::new(&settings.config)?;
         let bound = config.listen.iter().map(|&address| socket::bind(address, config.sockets.max(1)));
-        Ok(Self { config: config.clone(), zone, bound: bound.collect::<Result<_, _>>()? })
+        Ok(Self { config: config.clone(), settings, zone, bound: bound.collect::<Result<_, _>>()? })
     }
 
     /// The addresses that are listened at.
@@ -65,10 +121,10 @@ impl Server {
         self.bound.iter().map(|bound| bound.address).collect()
     }
 
-    /// Serves until `shutdown`.
+    /// Serves until `shutdown`, and then until nobody asks any more.
     ///
     /// # Errors
-    /// When the runtime does not take the sockets, or one of the server's tasks panicked.
+    /// When the runtime does not take the sockets, certificates cannot be read, or one of the server's tasks panicked.
     pub async fn serve(
         self,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -79,28 +135,43 @@ impl Server {
         let mut zone = self.zone;
         zone.update(&snapshots.borrow_and_update());
         let origin = zone.origin().clone();
-        let (publish, zones) = watch::channel(Arc::new(zone));
-        let shared = Arc::new(Shared {
-            handler: Handler { forwarder: Forwarder::new(&self.config, &listening, metrics.clone()) },
-            zones,
-            pending: TaskTracker::new(),
-            stop: shutdown.child_token(),
-            tcp_connections_max: self.config.tcp_connections_max,
-            tcp_idle_timeout: self.config.tcp_idle_timeout,
-        });
+        let first = State::new(&self.settings, zone, None, &listening, &metrics)?;
+        let (publish, states) = watch::channel(Arc::new(first));
+        let shared = Arc::new(Shared::new(states, &self.config));
         let mut tasks = JoinSet::new();
         for bound in self.bound {
             let meter = Arc::new(Meter::new(&metrics, bound.address, &origin));
             start(bound, &shared, &meter, &mut tasks)?;
         }
         info!(?listening, zone = %origin, upstreams = ?self.config.upstreams, "DNS serves");
+        let config = self.config;
+        let settings = self.settings;
+        let mut keeper = Keeper {
+            config: config.clone(),
+            settings,
+            listening,
+            publish,
+            metrics: metrics.clone(),
+            draining: false,
+        };
+        keeper.tell(&snapshots.borrow().clone());
         let failed = tokio::select! {
-            () = keep_up(&publish, &mut snapshots, &shared.handler.forwarder, &metrics, &shutdown) => None,
-            // Before the shutdown none ends of its own accord.
+            () = keeper.keep_up(&mut snapshots, &shutdown) => None,
+            // Before the end none ends of its own accord.
             Some(Err(source)) = tasks.join_next() => Some(DnsError::Task { source }),
         };
+        keeper.draining = true;
+        metrics.set_draining();
+        if failed.is_none() {
+            let draining = CancellationToken::new();
+            tokio::select! {
+                () = shared.drain(&config) => {}
+                // What changes meanwhile is to be told, too.
+                () = keeper.keep_up(&mut snapshots, &draining) => {}
+            }
+        }
         metrics.set_state(false, false, 0);
-        shared.stop.cancel();
+        shared.close.cancel();
         shared.pending.close();
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
@@ -121,38 +192,10 @@ fn start(
     let failed = |protocol| move |source| DnsError::Listen { protocol, address, source };
     for socket in bound.udp {
         let socket = tokio::net::UdpSocket::from_std(socket).map_err(failed("UDP"))?;
+        let socket = Datagrams::new(socket).map_err(failed("UDP"))?;
         tasks.spawn(udp::serve(Arc::new(socket), Arc::clone(shared), Arc::clone(meter)));
     }
     let listener = tokio::net::TcpListener::from_std(bound.tcp).map_err(failed("TCP"))?;
     tasks.spawn(tcp::serve(listener, Arc::clone(shared), Arc::clone(meter)));
     Ok(())
-}
-
-/// Makes a zone of each new snapshot, until `shutdown`. When nobody writes snapshots any more, the last one serves on.
-async fn keep_up(
-    publish: &watch::Sender<Arc<Zone>>,
-    snapshots: &mut watch::Receiver<Arc<Snapshot>>,
-    forwarder: &Forwarder,
-    metrics: &Metrics,
-    shutdown: &CancellationToken,
-) {
-    let mut report = tokio::time::interval(REPORT_EVERY);
-    let mut watched = true;
-    loop {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        metrics.set_state(snapshot.synced, snapshot.synced, snapshot.services.len());
-        let mut zone = (**publish.borrow()).clone();
-        zone.update(&snapshot);
-        publish.send_replace(Arc::new(zone));
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = report.tick() => forwarder.report(),
-                changed = snapshots.changed(), if watched => {
-                    watched = changed.is_ok();
-                    break;
-                }
-            }
-        }
-    }
 }

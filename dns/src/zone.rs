@@ -80,7 +80,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn new(code: ResponseCode) -> Self {
+    pub(crate) fn new(code: ResponseCode) -> Self {
         Self { code, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new() }
     }
 }
@@ -99,6 +99,15 @@ pub enum Reply {
     },
     /// The name is not the zone's affair.
     NotOurs,
+}
+
+/// What an update was about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Updated {
+    /// Services with a ClusterIP.
+    pub cluster_ip: bool,
+    /// Headless Services.
+    pub headless: bool,
 }
 
 /// An address's owner, for reverse look-ups.
@@ -131,6 +140,8 @@ struct Settings {
     ttl_s: u32,
     pod_records: PodRecords,
     reverse: Vec<IpNet>,
+    namespaces: Vec<String>,
+    ignore_empty_services: bool,
 }
 
 impl Zone {
@@ -154,6 +165,8 @@ impl Zone {
             ttl_s: config.ttl_s,
             pod_records: config.pod_records,
             reverse: config.reverse.clone(),
+            namespaces: config.namespaces.clone(),
+            ignore_empty_services: config.ignore_empty_services,
             origin: origin.clone(),
         };
         let soa = soa(&settings, origin, 0);
@@ -167,14 +180,20 @@ impl Zone {
         })
     }
 
-    /// Brings the zone to `snapshot`.
-    pub fn update(&mut self, snapshot: &Arc<Snapshot>) {
+    /// Brings the zone to `snapshot`. Which kinds of Services have changed.
+    pub fn update(&mut self, snapshot: &Arc<Snapshot>) -> Updated {
+        let mut updated = Updated::default();
         let changes = snapshot.changes_since(&self.snapshot);
         for key in &changes.services {
             self.remove(key);
-            if let Some(service) = snapshot.services.get(key) {
+            match snapshot.services.get(key) {
+                Some(service) if service.headless => updated.headless = true,
+                Some(_) => updated.cluster_ip = true,
+                None => {}
+            }
+            if let Some(service) = snapshot.services.get(key).filter(|_| self.shows(&key.namespace)) {
                 let endpoints = snapshot.endpoints.get(key).cloned().unwrap_or_default();
-                self.insert(ServiceRecords::new(service, endpoints));
+                self.insert(ServiceRecords::new(service, endpoints, self.settings.ignore_empty_services));
             }
         }
         if !changes.nodes.is_empty() {
@@ -183,11 +202,33 @@ impl Zone {
         }
         self.soa = soa(&self.settings, self.settings.origin.clone(), snapshot.version);
         self.snapshot = Arc::clone(snapshot);
+        updated
+    }
+
+    pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
     }
 
     /// Whether the first list of everything has arrived: before it the zone knows nothing and says so.
     pub fn synced(&self) -> bool {
         self.snapshot.synced
+    }
+
+    /// The namespace of the pod that has `addr`, where that is known. Addresses of nodes are nobody's.
+    pub fn namespace_of(&self, addr: IpAddr) -> Option<&str> {
+        self.snapshot.pods.get(&addr.to_canonical()).map(|pod| &*pod.namespace)
+    }
+
+    /// Whether names of a namespace are to be told at all.
+    fn shows(&self, namespace: &str) -> bool {
+        let only = &self.settings.namespaces;
+        only.is_empty() || only.iter().any(|shown| shown == namespace)
+    }
+
+    /// Whether there is such a namespace, as far as is known: also one without Services, where namespaces are watched.
+    fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.contains_key(namespace)
+            || self.snapshot.namespaces.contains(namespace) && self.shows(namespace)
     }
 
     /// The zone's name.
@@ -440,6 +481,11 @@ fn address(addr: IpAddr) -> RData {
         IpAddr::V4(addr) => RData::A(addr.into()),
         IpAddr::V6(addr) => RData::AAAA(addr.into()),
     }
+}
+
+/// The address that a reverse name stands for, where it is a whole one.
+pub(crate) fn address_of_reverse(name: &Name) -> Option<IpAddr> {
+    arpa::parse(name).filter(|range| range.prefix_len() == range.max_prefix_len()).map(|range| range.addr())
 }
 
 /// The name made of `labels` and `origin`; `None` where it would be too long or a label is none.

@@ -44,11 +44,13 @@ fn zone(text: &str) -> Zone {
     let option = |name: &str| text.lines().find_map(|line| line.strip_prefix("config ")?.strip_prefix(name));
     let config = DnsConfig {
         zone: option("zone ").unwrap_or("cluster.local").to_owned(),
-        pod_records: if option("pods insecure").is_some() {
-            PodRecords::Insecure
-        } else {
-            PodRecords::Disabled
+        pod_records: match option("pods ").map(str::trim) {
+            Some("insecure") => PodRecords::Insecure,
+            Some("verified") => PodRecords::Verified,
+            _ => PodRecords::Disabled,
         },
+        namespaces: option("namespaces ").unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+        ignore_empty_services: option("ignore-empty-services").is_some(),
         reverse: option("reverse ")
             .unwrap_or_default()
             .split_whitespace()

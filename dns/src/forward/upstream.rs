@@ -1,25 +1,23 @@
 //! One upstream resolver: a question there, an answer back, over UDP and, where that is too small, over TCP.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::DNSClass;
+use hickory_proto::rr::{Name, RecordType};
 use thiserror::Error;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::time::timeout;
+use tokio::net::UdpSocket;
+use tokio::time::{sleep, timeout};
 
+use super::connection::{Connections, TlsConfig};
 use crate::Metrics;
 use crate::cache::{Found, Key};
+use crate::settings::ForwardSettings;
 use crate::wire::UDP_PAYLOAD_MAX;
-
-/// An upstream that failed this often in a row is asked last…
-const FAILURES_MAX: u32 = 2;
-/// …for this long.
-const FAILING_FOR: Duration = Duration::from_secs(10);
 
 /// Why an exchange failed.
 #[derive(Debug, Error)]
@@ -41,7 +39,8 @@ pub(super) enum ExchangeError {
 #[derive(Debug, Default)]
 struct Health {
     failures: u32,
-    last: Option<Instant>,
+    /// Somebody looks after it.
+    probed: bool,
 }
 
 /// An upstream.
@@ -50,17 +49,59 @@ pub(super) struct Upstream {
     pub(super) address: SocketAddr,
     label: String,
     health: Mutex<Health>,
+    connections: Connections,
+    /// Over a connection at once.
+    stream_only: bool,
+    max_fails: u32,
+    health_check: Duration,
 }
 
 impl Upstream {
-    pub(super) fn new(address: SocketAddr) -> Self {
-        Self { address, label: address.to_string(), health: Mutex::default() }
+    pub(super) fn new(address: SocketAddr, tls: Option<TlsConfig>, settings: &ForwardSettings) -> Self {
+        let stream_only = settings.force_tcp || tls.is_some();
+        let label = if tls.is_some() { format!("tls://{address}") } else { address.to_string() };
+        let connections = Connections::new(address, tls, settings);
+        let (max_fails, health_check) = (settings.max_fails, settings.health_check);
+        Self { address, label, health: Mutex::default(), connections, stream_only, max_fails, health_check }
     }
 
-    /// Whether it has failed several times in a row, the last time not long ago.
+    /// Whether it has failed several times in a row.
     pub(super) fn is_failing(&self) -> bool {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        health.failures >= FAILURES_MAX && health.last.is_some_and(|last| last.elapsed() < FAILING_FOR)
+        self.max_fails > 0 && health.failures >= self.max_fails
+    }
+
+    /// Asks an upstream that fails now and then whether it is well again. Ends when it is, or when it is not wanted any
+    /// more.
+    pub(super) fn look_after(self: &Arc<Self>, metrics: &Metrics) {
+        {
+            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            let failing = self.max_fails > 0 && health.failures >= self.max_fails;
+            if !failing || std::mem::replace(&mut health.probed, true) {
+                return;
+            }
+        }
+        let (upstream, metrics, every) = (Arc::downgrade(self), metrics.clone(), self.health_check);
+        tokio::spawn(async move {
+            loop {
+                sleep(every).await;
+                let Some(upstream) = upstream.upgrade() else { return };
+                if upstream.is_well().await {
+                    *upstream.health.lock().unwrap_or_else(PoisonError::into_inner) = Health::default();
+                    return;
+                }
+                metrics.health_check_failed(&upstream.label);
+            }
+        });
+    }
+
+    /// Whether it answers anything at all.
+    async fn is_well(&self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let name = probe_name().clone();
+        let key = Key { name, kind: RecordType::A, dnssec_ok: false, checking_disabled: false };
+        let answer = timeout(PATIENCE, self.ask_once(&key, false)).await;
+        matches!(answer, Ok(Ok(found)) if found.code != ResponseCode::Refused)
     }
 
     /// Asks, within `patience`.
@@ -78,13 +119,10 @@ impl Upstream {
         };
         {
             let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-            if ended.is_ok() {
-                health.failures = 0;
-            } else {
-                health.failures = health.failures.saturating_add(1);
-                health.last = Some(Instant::now());
-            }
+            health.failures = if ended.is_ok() { 0 } else { health.failures.saturating_add(1) };
         }
+        let (reused, opened) = self.connections.take_counts();
+        metrics.forward_connections(&self.label, reused, opened);
         metrics.forward_response(&self.label, ended.as_ref().ok().map(|found| found.code), began.elapsed());
         ended
     }
@@ -102,18 +140,15 @@ impl Upstream {
         let question = question(key, edns);
         let wire = question.to_vec().map_err(|_| ExchangeError::Encode)?;
         let failed = |source| ExchangeError::Io { to: self.address, source };
-        let mut message = self.over_udp(&question, &wire).await.map_err(failed)?;
-        if message.metadata.truncation {
-            let reply = self.over_tcp(&wire).await.map_err(failed)?;
-            message = answer_to(&question, &reply).ok_or(ExchangeError::Mismatch { to: self.address })?;
+        let mismatch = ExchangeError::Mismatch { to: self.address };
+        if !self.stream_only {
+            let message = self.over_udp(&question, &wire).await.map_err(failed)?;
+            if !message.metadata.truncation {
+                return Ok(found(message));
+            }
         }
-        Ok(Found {
-            code: message.metadata.response_code,
-            authentic_data: message.metadata.authentic_data,
-            answers: message.answers,
-            authorities: message.authorities,
-            additionals: message.additionals,
-        })
+        let reply = self.connections.exchange(&wire).await.map_err(failed)?;
+        answer_to(&question, &reply).map(found).ok_or(mismatch)
     }
 
     /// A socket of its own for each question: the kernel picks its port at random, and, being connected, it takes packets
@@ -133,17 +168,26 @@ impl Upstream {
             }
         }
     }
+}
 
-    async fn over_tcp(&self, wire: &[u8]) -> io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(self.address).await?;
-        stream.set_nodelay(true)?;
-        let length = u16::try_from(wire.len()).map_err(io::Error::other)?;
-        stream.write_all(&[&length.to_be_bytes(), wire].concat()).await?;
-        let length = stream.read_u16().await?;
-        let mut reply = vec![0; length.into()];
-        stream.read_exact(&mut reply).await?;
-        Ok(reply)
+fn found(message: Message) -> Found {
+    Found {
+        code: message.metadata.response_code,
+        authentic_data: message.metadata.authentic_data,
+        answers: message.answers,
+        authorities: message.authorities,
+        additionals: message.additionals,
     }
+}
+
+/// A name that nobody else asks for: upstreams are asked for it to see whether they are well, and one that asks us for it
+/// leads back to us.
+pub(super) fn probe_name() -> &'static Name {
+    static NAME: OnceLock<Name> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let token = RandomState::new().build_hasher().finish();
+        Name::from_ascii(format!("{token:016x}.probe.seaway.invalid.")).unwrap_or_else(|_| Name::root())
+    })
 }
 
 /// A question with a random id.
@@ -187,7 +231,6 @@ fn answer_to(question: &Message, packet: &[u8]) -> Option<Message> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::{Name, RecordType};
     use proptest::prelude::*;
 
     fn key() -> Key {

@@ -37,13 +37,17 @@ pub(crate) enum Source {
     Cache,
     /// An upstream.
     Forward,
+    /// The hosts table of the settings.
+    Hosts,
+    /// A code that the settings give.
+    Template,
     /// Nobody: the question was not taken.
     None,
 }
 
 const SCOPES: usize = 3;
 const TRANSPORTS: usize = 2;
-const SOURCES: usize = 4;
+const SOURCES: usize = 6;
 /// Record types that are counted by name; the last place is for the others.
 const TYPES: [RecordType; 18] = [
     RecordType::A,
@@ -184,6 +188,8 @@ fn source_name(source: Source) -> &'static str {
         Source::Kubernetes => "kubernetes",
         Source::Cache => "cache",
         Source::Forward => "forward",
+        Source::Hosts => "hosts",
+        Source::Template => "template",
         Source::None => "",
     }
 }

@@ -1,5 +1,6 @@
 //! One question, whichever way it came: packet in, packet out, counted.
 
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,31 +8,31 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use tokio::sync::watch;
+use tracing::info;
 
-use super::Shared;
+use super::{Shared, State};
 use crate::handler::{Answered, Pending, Step};
 use crate::metrics::{Meter, Scope, Source, Transport};
 use crate::wire::{Bare, Reject, Request, decode, encode};
-use crate::zone::Zone;
 
-/// The zone as this task sees it: the newest one, taken over only when there is a newer.
+/// The state as this task sees it: the newest one, taken over only when there is a newer.
 pub(super) struct View {
-    zones: watch::Receiver<Arc<Zone>>,
-    zone: Arc<Zone>,
+    states: watch::Receiver<Arc<State>>,
+    state: Arc<State>,
 }
 
 impl View {
-    pub(super) fn new(zones: &watch::Receiver<Arc<Zone>>) -> Self {
-        let mut zones = zones.clone();
-        let zone = Arc::clone(&zones.borrow_and_update());
-        Self { zones, zone }
+    pub(super) fn new(states: &watch::Receiver<Arc<State>>) -> Self {
+        let mut states = states.clone();
+        let state = Arc::clone(&states.borrow_and_update());
+        Self { states, state }
     }
 
-    fn newest(&mut self) -> &Zone {
-        if self.zones.has_changed().unwrap_or(false) {
-            self.zone = Arc::clone(&self.zones.borrow_and_update());
+    pub(super) fn newest(&mut self) -> &State {
+        if self.states.has_changed().unwrap_or(false) {
+            self.state = Arc::clone(&self.states.borrow_and_update());
         }
-        &self.zone
+        &self.state
     }
 }
 
@@ -50,7 +51,7 @@ pub(super) struct Later {
     request: Request,
     pending: Pending,
     began: Instant,
-    transport: Transport,
+    from: (Transport, IpAddr),
 }
 
 /// Answers `packet` into `reply`, where that can be done at once. A panic costs this one answer.
@@ -58,11 +59,11 @@ pub(super) fn answer_now(
     shared: &Shared,
     view: &mut View,
     meter: &Meter,
-    transport: Transport,
+    from: (Transport, IpAddr),
     packet: &[u8],
     reply: &mut Vec<u8>,
 ) -> Outcome {
-    let attempt = AssertUnwindSafe(|| answer(shared, view, meter, transport, packet, reply));
+    let attempt = AssertUnwindSafe(|| answer(shared, view, meter, from, packet, reply));
     catch_unwind(attempt).unwrap_or_else(|_| {
         meter.metrics().panicked();
         Outcome::Silence
@@ -73,11 +74,12 @@ fn answer(
     shared: &Shared,
     view: &mut View,
     meter: &Meter,
-    transport: Transport,
+    (transport, client): (Transport, IpAddr),
     packet: &[u8],
     reply: &mut Vec<u8>,
 ) -> Outcome {
     let began = Instant::now();
+    shared.asked(began);
     let request = match decode(packet) {
         Ok(request) => request,
         Err(Reject::Silently) => return Outcome::Silence,
@@ -90,25 +92,26 @@ fn answer(
         }
     };
     let kind = request.query.query_type();
-    match shared.handler.begin(view.newest(), &request, limit(&request, transport)) {
+    let State { zone, handler, .. } = view.newest();
+    match handler.begin(zone, &request, client, limit(&request, transport)) {
         Step::Done(answered) => {
             meter.request(answered.scope, transport, kind, packet.len(), request.dnssec_ok());
-            write(&request, &answered, meter, transport, began, reply);
+            write(&request, &answered, meter, (transport, client), began, reply);
             Outcome::Reply
         }
         Step::Later(pending) => {
             meter.request(pending.scope, transport, kind, packet.len(), request.dnssec_ok());
-            Outcome::Later(Box::new(Later { request, pending: *pending, began, transport }))
+            Outcome::Later(Box::new(Later { request, pending: *pending, began, from: (transport, client) }))
         }
     }
 }
 
 /// Asks upstream and writes the answer.
-pub(super) async fn answer_later(shared: &Shared, meter: &Meter, later: Later) -> Vec<u8> {
-    let Later { request, pending, began, transport } = later;
-    let answered = shared.handler.finish(&request.query, pending).await;
+pub(super) async fn answer_later(meter: &Meter, later: Later) -> Vec<u8> {
+    let Later { request, pending, began, from } = later;
+    let answered = pending.finish().await;
     let mut reply = Vec::with_capacity(512);
-    write(&request, &answered, meter, transport, began, &mut reply);
+    write(&request, &answered, meter, from, began, &mut reply);
     reply
 }
 
@@ -116,7 +119,7 @@ fn write(
     request: &Request,
     answered: &Answered,
     meter: &Meter,
-    transport: Transport,
+    (transport, client): (Transport, IpAddr),
     began: Instant,
     reply: &mut Vec<u8>,
 ) {
@@ -127,7 +130,13 @@ fn write(
         reply.clear();
         reply.extend_from_slice(&Bare::answering(request, code).encode());
     }
-    meter.response(answered.scope, transport, (code, answered.source), reply.len(), began.elapsed());
+    let took = began.elapsed();
+    meter.response(answered.scope, transport, (code, answered.source), reply.len(), took);
+    if answered.log {
+        info!(
+            target: "access", %client, question = %request.query, ?code, bytes = reply.len(), ?took, "answered"
+        );
+    }
 }
 
 /// The longest answer that the client takes.

@@ -1,6 +1,7 @@
 //! TCP: questions one after the other or several at once (RFC 7766), each answer as soon as it is there.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +27,12 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, meter: Arc
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            () = shared.stop.cancelled() => break,
+            () = shared.close.cancelled() => break,
             accepted = accept(&listener, &places) => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
-                let connection = Connection::new(Arc::clone(&shared), Arc::clone(&meter));
+            Ok((stream, client, place)) => {
+                let connection = Connection::new(Arc::clone(&shared), Arc::clone(&meter), client);
                 connections.spawn(async move {
                     // A client that breaks off is the client's affair.
                     connection.serve(stream).await.ok();
@@ -52,15 +53,16 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, meter: Arc
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, IpAddr, tokio::sync::OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    let (stream, client) = listener.accept().await?;
+    Ok((stream, client.ip(), place))
 }
 
 struct Connection {
     shared: Arc<Shared>,
     meter: Arc<Meter>,
+    client: IpAddr,
     view: View,
     /// Octets that have been read and not yet understood.
     unread: Vec<u8>,
@@ -71,15 +73,16 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(shared: Arc<Shared>, meter: Arc<Meter>) -> Self {
-        let view = View::new(&shared.zones);
+    fn new(shared: Arc<Shared>, meter: Arc<Meter>, client: IpAddr) -> Self {
+        let view = View::new(&shared.states);
         let (answered, answers) = mpsc::channel(PENDING_MAX);
-        Self { shared, meter, view, unread: Vec::new(), reply: Vec::new(), answers, answered, pending: 0 }
+        let (unread, reply) = (Vec::new(), Vec::new());
+        Self { shared, meter, client, view, unread, reply, answers, answered, pending: 0 }
     }
 
     async fn serve(mut self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let (stop, idle) = (self.shared.stop.clone(), self.shared.tcp_idle_timeout);
+        let (stop, idle) = (self.shared.close.clone(), self.shared.tcp_idle_timeout);
         let mut open = true;
         while open || self.pending > 0 {
             let may_read = open && self.pending < PENDING_MAX;
@@ -113,7 +116,7 @@ impl Connection {
                 &self.shared,
                 &mut self.view,
                 &self.meter,
-                Transport::Tcp,
+                (Transport::Tcp, self.client),
                 packet,
                 &mut self.reply,
             ) {
@@ -122,10 +125,10 @@ impl Connection {
                 Outcome::Silence => return Err(io::ErrorKind::InvalidData.into()),
                 Outcome::Later(later) => {
                     self.pending += 1;
-                    let (shared, meter) = (Arc::clone(&self.shared), Arc::clone(&self.meter));
+                    let meter = Arc::clone(&self.meter);
                     let answered = self.answered.clone();
                     self.shared.pending.spawn(async move {
-                        let reply = answer_later(&shared, &meter, *later).await;
+                        let reply = answer_later(&meter, *later).await;
                         // The connection may have ended meanwhile.
                         answered.send(reply).await.ok();
                     });

@@ -89,9 +89,9 @@ impl Zone {
             (1, "dns-version") => Node::Version,
             (1, "svc" | "pod" | "dns") => Node::Empty,
             (2, "dns") if second == "ns" => Node::NameServer,
-            (2, "svc") if self.namespaces.contains_key(second) => Node::Empty,
-            (2, "pod") if self.pods() || self.namespaces.contains_key(second) => Node::Empty,
-            (3, "pod") if self.pods() => parse_dashed(third).map_or(Node::Missing, Node::Pod),
+            (2, "svc") if self.has_namespace(second) => Node::Empty,
+            (2, "pod") if self.may_hold_pods(second) => Node::Empty,
+            (3, "pod") => self.pod(second, third).map_or(Node::Missing, Node::Pod),
             (3..=5, "svc") => match self.find(second, third).filter(|records| records.exists()) {
                 None => Node::Missing,
                 Some(records) if labels.count == 3 => Node::Service(records),
@@ -103,8 +103,22 @@ impl Zone {
         }
     }
 
-    fn pods(&self) -> bool {
-        self.settings.pod_records == PodRecords::Insecure
+    /// Whether there may be pods in a namespace. Where namespaces are not watched, only Services tell of them, and pods may be
+    /// in others, too.
+    fn may_hold_pods(&self, namespace: &str) -> bool {
+        let unknown = self.snapshot.namespaces.is_empty() && self.shows(namespace);
+        self.has_namespace(namespace) || unknown && self.settings.pod_records == PodRecords::Insecure
+    }
+
+    /// The address of a pod that is named by it.
+    fn pod(&self, namespace: &str, label: &str) -> Option<IpAddr> {
+        let addr = parse_dashed(label)?;
+        let told = match self.settings.pod_records {
+            PodRecords::Disabled => false,
+            PodRecords::Insecure => self.may_hold_pods(namespace),
+            PodRecords::Verified => self.namespace_of(addr) == Some(namespace) && self.shows(namespace),
+        };
+        told.then_some(addr)
     }
 }
 

@@ -23,11 +23,13 @@ pub(super) struct ServiceRecords {
 
 #[derive(Debug)]
 enum Kind {
-    ClusterIp(Vec<IpAddr>),
-    /// Whether there is an endpoint to name.
-    Headless {
-        usable: bool,
+    ClusterIp {
+        addrs: Vec<IpAddr>,
+        /// It has no ready endpoint, and such Services are not to be told.
+        hidden: bool,
     },
+    /// Whether there is an endpoint to name.
+    Headless { usable: bool },
     /// `None` where the name is none.
     External(Option<Name>),
 }
@@ -41,7 +43,7 @@ pub(super) struct Target {
 }
 
 impl ServiceRecords {
-    pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>) -> Self {
+    pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>, ignore_empty: bool) -> Self {
         let usable = |endpoint: &Endpoint| endpoint.ready || service.publish_not_ready;
         let mut hosts: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
         for (at, endpoint) in endpoints.endpoints.iter().enumerate() {
@@ -52,7 +54,10 @@ impl ServiceRecords {
         let kind = match (&service.external_name, service.kind) {
             (target, ServiceKind::ExternalName) => Kind::External(target.as_deref().and_then(absolute)),
             _ if service.headless => Kind::Headless { usable: endpoints.endpoints.iter().any(usable) },
-            _ => Kind::ClusterIp(service.cluster_ips.clone()),
+            _ => Kind::ClusterIp {
+                addrs: service.cluster_ips.clone(),
+                hidden: ignore_empty && !endpoints.endpoints.iter().any(usable),
+            },
         };
         Self {
             key: service.key.clone(),
@@ -66,7 +71,7 @@ impl ServiceRecords {
 
     /// A headless Service without an endpoint to name does not exist, by the specification.
     pub(super) fn exists(&self) -> bool {
-        !matches!(self.kind, Kind::Headless { usable: false })
+        !matches!(self.kind, Kind::Headless { usable: false } | Kind::ClusterIp { hidden: true, .. })
     }
 
     /// Where an ExternalName Service leads.
@@ -75,7 +80,7 @@ impl ServiceRecords {
     }
 
     pub(super) fn cluster_ips(&self) -> &[IpAddr] {
-        if let Kind::ClusterIp(addrs) = &self.kind { addrs } else { &[] }
+        if let Kind::ClusterIp { addrs, .. } = &self.kind { addrs } else { &[] }
     }
 
     /// The addresses that the Service's own name stands for.
@@ -92,9 +97,9 @@ impl ServiceRecords {
     /// Addresses to find the Service by, with the name below it for endpoints of a headless one.
     pub(super) fn reverse(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
         match &self.kind {
-            Kind::ClusterIp(addrs) => addrs.iter().map(|&addr| (addr, None)).collect(),
+            Kind::ClusterIp { addrs, hidden: false } => addrs.iter().map(|&addr| (addr, None)).collect(),
             Kind::Headless { .. } => self.usable().map(|e| (e.addr, Some(label(e).into()))).collect(),
-            Kind::External(_) => Vec::new(),
+            Kind::ClusterIp { hidden: true, .. } | Kind::External(_) => Vec::new(),
         }
     }
 
@@ -131,7 +136,7 @@ impl ServiceRecords {
         let wanted = |name: &str, protocol: Protocol| {
             port.is_none_or(|port| port.protocol == protocol && port.name == name)
         };
-        if let Kind::ClusterIp(addrs) = &self.kind {
+        if let Kind::ClusterIp { addrs, .. } = &self.kind {
             // The same number may serve several protocols: one record.
             let ports: BTreeSet<u16> =
                 self.ports.iter().filter(|p| wanted(&p.name, p.protocol)).map(|p| p.port).collect();

@@ -6,6 +6,8 @@
 //! service NAMESPACE/NAME external TARGET
 //! endpoint NAMESPACE/SERVICE ADDRESS [hostname=NAME] [unready] [ports …]
 //! node NAME CIDR…
+//! namespace NAME
+//! pod NAMESPACE/NAME ADDRESS…
 //! ```
 #![allow(clippy::unwrap_used, dead_code, reason = "support of tests; not every one uses all of it")]
 
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use seaway_model::{
     Endpoint, EndpointPort, EndpointSet, EndpointSlice, Family, Node, Service, ServiceKey, ServiceKind,
-    ServicePort, Snapshot,
+    ServicePort, Snapshot, TargetPod,
 };
 
 /// The snapshot that `text` describes; lines that are no object are passed over. Version 7, synced.
@@ -38,6 +40,14 @@ pub fn snapshot(text: &str) -> Snapshot {
             Some("node") => {
                 let node = node(words.next().unwrap(), words);
                 snapshot.nodes.insert(node.name.clone(), Arc::new(node));
+            }
+            Some("namespace") => {
+                snapshot.namespaces.insert(words.next().unwrap().into());
+            }
+            Some("pod") => {
+                let ServiceKey { namespace, name } = key(words.next().unwrap());
+                let pod = TargetPod { namespace, name };
+                snapshot.pods.extend(words.map(|addr| (addr.parse::<IpAddr>().unwrap(), pod.clone())));
             }
             _ => {}
         }

@@ -44,6 +44,21 @@ impl Resolver {
                 break (udp, tcp);
             }
         };
+        Self::serve(udp, tcp, behaviour)
+    }
+
+    /// One at the address that another one has left.
+    pub async fn start_at(address: SocketAddr, behaviour: Behaviour) -> Self {
+        loop {
+            let sockets = (UdpSocket::bind(address).await, TcpListener::bind(address).await);
+            if let (Ok(udp), Ok(tcp)) = sockets {
+                return Self::serve(udp, tcp, behaviour);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn serve(udp: UdpSocket, tcp: TcpListener, behaviour: Behaviour) -> Self {
         let address = udp.local_addr().unwrap();
         let asked = Arc::new(AtomicU32::new(0));
         let mut tasks = JoinSet::new();

@@ -1,0 +1,135 @@
+//! Which zone's settings a name falls under, ready for use.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Name, RecordType};
+
+use crate::forward::Forwarder;
+use crate::hosts::Hosts;
+use crate::settings::{Rewrite, Settings, Template, ZoneSettings};
+use crate::{DnsError, Metrics};
+
+/// Answers questions, after one set of settings. Newer settings make another one.
+#[derive(Debug)]
+pub(crate) struct Handler {
+    /// The longest name first.
+    routes: Vec<Arc<Route>>,
+    /// Search domains beyond the cluster's own; `None`: the search path is the client's affair.
+    pub(super) autopath: Option<Vec<Name>>,
+    pub(super) ttl_s: u32,
+    pub(super) recursion_available: bool,
+    pub(super) metrics: Metrics,
+}
+
+/// A zone outside of the cluster.
+#[derive(Debug)]
+pub(super) struct Route {
+    name: Name,
+    forwarder: Option<Arc<Forwarder>>,
+    pub(super) hosts: Hosts,
+    pub(super) rewrites: Vec<Rewrite>,
+    templates: Vec<Template>,
+    pub(super) log: bool,
+}
+
+impl Handler {
+    /// Makes a handler of `settings`. Forwarders of `former` that are the same go on, with what they remember.
+    ///
+    /// # Errors
+    /// When certificates to trust cannot be read.
+    pub(crate) fn new(
+        settings: &Settings,
+        former: Option<&Self>,
+        listening: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Self, DnsError> {
+        let mut routes = Vec::new();
+        for zone in &settings.zones {
+            routes.push(Arc::new(Route::new(zone, former, listening, metrics)?));
+        }
+        routes.sort_by_key(|route| std::cmp::Reverse(route.name.iter().len()));
+        let search = settings.config.search.iter().filter_map(|domain| {
+            let mut domain = Name::from_ascii(domain).ok()?;
+            domain.set_fqdn(true);
+            Some(domain)
+        });
+        Ok(Self {
+            recursion_available: routes.iter().any(|route| route.has_upstreams()),
+            routes,
+            autopath: settings.config.autopath.then(|| search.collect()),
+            ttl_s: settings.config.ttl_s,
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// The settings that `name` falls under.
+    pub(super) fn route(&self, name: &Name) -> Option<&Arc<Route>> {
+        match &*self.routes {
+            // Nothing to compare with.
+            [only] if only.name.is_root() => Some(only),
+            routes => routes.iter().find(|route| route.name.zone_of(name)),
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn report(&self) {
+        let (mut success, mut denial) = (0, 0);
+        for forwarder in self.routes.iter().filter_map(|route| route.forwarder.as_ref()) {
+            let counted = forwarder.cached();
+            success += counted.0;
+            denial += counted.1;
+        }
+        self.metrics.cache_entries(success, denial);
+    }
+}
+
+impl Route {
+    fn new(
+        settings: &ZoneSettings,
+        former: Option<&Handler>,
+        listening: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Self, DnsError> {
+        let forwarder = match &settings.forward {
+            None => None,
+            Some(forward) => {
+                let same = |route: &Arc<Self>| {
+                    let forwarder = route.forwarder.as_ref().filter(|_| route.name == settings.name)?;
+                    forwarder.is_of(forward, &settings.cache).then(|| Arc::clone(forwarder))
+                };
+                match former.and_then(|former| former.routes.iter().find_map(same)) {
+                    Some(forwarder) => Some(forwarder),
+                    None => Some(Arc::new(Forwarder::new(forward, &settings.cache, listening, metrics)?)),
+                }
+            }
+        };
+        Ok(Self {
+            name: settings.name.clone(),
+            forwarder,
+            hosts: Hosts::new(&settings.hosts),
+            rewrites: settings.rewrites.clone(),
+            templates: settings.templates.clone(),
+            log: settings.log,
+        })
+    }
+
+    fn has_upstreams(&self) -> bool {
+        self.forwarder.as_ref().is_some_and(|forwarder| forwarder.has_upstreams())
+    }
+
+    /// Who is to be asked for `name`.
+    pub(super) fn forwarder(&self, name: &Name) -> Option<&Arc<Forwarder>> {
+        self.forwarder.as_ref().filter(|forwarder| forwarder.has_upstreams() && !forwarder.excludes(name))
+    }
+
+    /// The code that a template has for a question.
+    pub(super) fn template(&self, name: &Name, kind: RecordType) -> Option<ResponseCode> {
+        let applies = |template: &&Template| {
+            template.kind.is_none_or(|wanted| wanted == kind)
+                && template.zones.iter().any(|zone| zone.zone_of(name))
+        };
+        self.templates.iter().find(applies).map(|template| template.code)
+    }
+}

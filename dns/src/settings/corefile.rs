@@ -1,0 +1,464 @@
+//! A CoreDNS Corefile, as far as it says what this server can do. What it cannot do is refused by name: a file that is read
+//! in part would answer otherwise than its author meant.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::Name;
+use ipnet::IpNet;
+
+use super::{
+    ForwardSettings, Matching, Prefetch, Problem, Rewrite, ServeStale, Settings, Template, ZoneSettings,
+    values,
+};
+use crate::{DnsConfig, hosts};
+
+/// One line of a block: its words, and the lines of the block that it opens.
+#[derive(Debug)]
+struct Directive {
+    line: usize,
+    words: Vec<String>,
+    body: Vec<Directive>,
+}
+
+impl Directive {
+    fn name(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    fn args(&self) -> Vec<&str> {
+        self.words.iter().skip(1).map(String::as_str).collect()
+    }
+}
+
+/// Reads a Corefile over `config`.
+pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
+    let mut reader = Reader { problems: Vec::new(), config };
+    let mut words = words(text).into_iter().peekable();
+    let servers = block(&mut words, &mut reader.problems, true);
+    let mut zones: Vec<ZoneSettings> = Vec::new();
+    for server in &servers {
+        for zone in reader.server(server) {
+            if zones.iter().any(|other| other.name == zone.name) {
+                reader.problem(server.line, format!("the zone {} is there twice", zone.name));
+            }
+            zones.push(zone);
+        }
+    }
+    if servers.is_empty() {
+        reader.problem(1, "the file is empty".to_owned());
+    }
+    let Reader { problems, config } = reader;
+    if problems.is_empty() { Ok(Settings { config, zones }) } else { Err(problems) }
+}
+
+/// Words with their lines; a line's end is a word as well.
+fn words(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (line, content) in (1..).zip(text.lines()) {
+        let mut rest = content.trim();
+        while !rest.is_empty() && !rest.starts_with('#') {
+            let (word, after) = match rest.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+                None => rest.split_at(rest.find(char::is_whitespace).unwrap_or(rest.len())),
+            };
+            found.push((line, word.to_owned()));
+            rest = after.trim_start();
+        }
+        found.push((line, "\n".to_owned()));
+    }
+    found
+}
+
+type Words = std::iter::Peekable<std::vec::IntoIter<(usize, String)>>;
+
+/// The lines up to the closing brace, or to the end of the file.
+fn block(words: &mut Words, problems: &mut Vec<Problem>, top: bool) -> Vec<Directive> {
+    let mut directives = Vec::new();
+    let mut open: Option<Directive> = None;
+    let mut last = 1;
+    while let Some((line, word)) = words.next() {
+        last = line;
+        match word.as_str() {
+            "\n" => directives.extend(open.take()),
+            "{" => {
+                let mut directive =
+                    open.take().unwrap_or(Directive { line, words: Vec::new(), body: Vec::new() });
+                directive.body = block(words, problems, false);
+                directives.push(directive);
+            }
+            "}" if top => problems.push(Problem { line, what: "a brace closes that none opened".to_owned() }),
+            "}" => {
+                directives.extend(open.take());
+                return directives;
+            }
+            _ => open
+                .get_or_insert_with(|| Directive { line, words: Vec::new(), body: Vec::new() })
+                .words
+                .push(word),
+        }
+    }
+    directives.extend(open);
+    if !top {
+        problems.push(Problem { line: last, what: "a brace is missing".to_owned() });
+    }
+    directives
+}
+
+/// `exact`, `prefix`, `suffix` or `substring`.
+pub(super) fn matching(text: &str) -> Result<Matching, String> {
+    match text {
+        "exact" => Ok(Matching::Exact),
+        "prefix" => Ok(Matching::Prefix),
+        "suffix" => Ok(Matching::Suffix),
+        "substring" => Ok(Matching::Substring),
+        other => Err(format!("{other:?}: want exact, prefix, suffix or substring")),
+    }
+}
+
+/// A rule for names. Names that are matched whole or at their end are absolute.
+pub(super) fn rewrite(matching: Matching, from: &str, to: &str) -> Result<Rewrite, String> {
+    if from.is_empty() {
+        return Err("a rewrite needs a name to start from".to_owned());
+    }
+    let dotted = |text: &str| {
+        let absolute = matches!(matching, Matching::Exact | Matching::Suffix);
+        let text = text.to_ascii_lowercase();
+        if absolute && !text.ends_with('.') { text + "." } else { text }
+    };
+    let (from, to) = (dotted(from), dotted(to));
+    if matching == Matching::Exact {
+        values::name(&from)?;
+        values::name(&to)?;
+    }
+    Ok(Rewrite { matching, from, to })
+}
+
+struct Reader {
+    problems: Vec<Problem>,
+    config: DnsConfig,
+}
+
+impl Reader {
+    fn problem(&mut self, line: usize, what: String) {
+        self.problems.push(Problem { line, what });
+    }
+
+    fn take<T>(&mut self, line: usize, parsed: Result<T, String>) -> Option<T> {
+        parsed.map_err(|what| self.problem(line, what)).ok()
+    }
+
+    /// One argument.
+    fn one<T>(&mut self, directive: &Directive, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let args = directive.args();
+        let [arg] = args[..] else {
+            self.problem(directive.line, format!("{:?} wants one argument", directive.name()));
+            return None;
+        };
+        self.take(directive.line, parse(arg))
+    }
+
+    fn unknown(&mut self, directive: &Directive, of: &str) {
+        self.problem(directive.line, format!("{of} {:?} is not supported", directive.name()));
+    }
+
+    /// A server block: the same settings for each of its zones.
+    fn server(&mut self, server: &Directive) -> Vec<ZoneSettings> {
+        let mut names = Vec::new();
+        for word in &server.words {
+            let word = word.trim_end_matches(',');
+            // Where the server listens is not the file's affair.
+            let zone = word.strip_prefix("dns://").unwrap_or(word);
+            let zone = zone.rsplit_once(':').map_or(zone, |(zone, _port)| zone);
+            if word.contains("://") && !word.starts_with("dns://") {
+                self.problem(server.line, format!("{word:?}: only plain DNS is served"));
+            }
+            names.extend(self.take(server.line, values::name(if zone.is_empty() { "." } else { zone })));
+        }
+        if server.words.is_empty() {
+            self.problem(server.line, "a block without a zone".to_owned());
+        }
+        let mut zone = ZoneSettings::new(Name::root(), &self.config);
+        zone.cache.bytes_max = 0;
+        zone.cache.prefetch = None;
+        zone.cache.serve_stale = None;
+        let mut seen = HashSet::new();
+        for directive in &server.body {
+            let repeatable = matches!(directive.name(), "rewrite" | "template");
+            if !repeatable && !seen.insert(directive.name()) {
+                self.problem(directive.line, format!("{:?} is there twice", directive.name()));
+            }
+            self.directive(directive, &mut zone);
+        }
+        names.into_iter().map(|name| ZoneSettings { name, ..zone.clone() }).collect()
+    }
+
+    fn directive(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
+        match directive.name() {
+            "kubernetes" => self.kubernetes(directive),
+            "forward" => self.forward(directive, zone),
+            "cache" => self.cache(directive, zone),
+            "hosts" => self.hosts(directive, zone),
+            "rewrite" => self.rewrite(directive, zone),
+            "template" => self.template(directive, zone),
+            "autopath" => match directive.args()[..] {
+                ["@kubernetes"] | [_, "@kubernetes"] => self.config.autopath = true,
+                _ => self.problem(directive.line, "autopath wants @kubernetes".to_owned()),
+            },
+            "log" => zone.log = true,
+            // Always so here, or the affair of the command line.
+            "errors" | "ready" | "health" | "prometheus" | "loop" | "reload" | "loadbalance" => {}
+            _ => self.unknown(directive, "the plugin"),
+        }
+    }
+
+    fn kubernetes(&mut self, directive: &Directive) {
+        let mut reverse: Vec<IpNet> = Vec::new();
+        let mut zones = Vec::new();
+        for arg in directive.args() {
+            match arg.trim_end_matches('.') {
+                "in-addr.arpa" => reverse.extend("0.0.0.0/0".parse::<IpNet>()),
+                "ip6.arpa" => reverse.extend("::/0".parse::<IpNet>()),
+                zone => zones.push(zone.to_owned()),
+            }
+        }
+        match &zones[..] {
+            [] => {}
+            [zone] => self.config.zone.clone_from(zone),
+            _ => self.problem(directive.line, "several cluster zones are not supported".to_owned()),
+        }
+        for option in &directive.body {
+            let args = option.args();
+            match option.name() {
+                "pods" => {
+                    if let Some(pods) = self.one(option, values::pod_records) {
+                        self.config.pod_records = pods;
+                    }
+                }
+                "ttl" => {
+                    let ttl = |text: &str| match text.parse() {
+                        Ok(ttl) if ttl <= 3600 => Ok(ttl),
+                        _ => Err(format!("{text:?}: want seconds from 0 to 3600")),
+                    };
+                    if let Some(ttl_s) = self.one(option, ttl) {
+                        self.config.ttl_s = ttl_s;
+                    }
+                }
+                "namespaces" => self.config.namespaces = args.iter().map(ToString::to_string).collect(),
+                "ignore" if args == ["empty_service"] => self.config.ignore_empty_services = true,
+                "fallthrough" => {
+                    // Reverse names that nobody here has go on to upstream.
+                    let through = |family: &str| args.is_empty() || args.contains(&family);
+                    reverse.retain(|range| match range {
+                        IpNet::V4(_) => !through("in-addr.arpa"),
+                        IpNet::V6(_) => !through("ip6.arpa"),
+                    });
+                }
+                _ => self.unknown(option, "the option of kubernetes"),
+            }
+        }
+        self.config.reverse = reverse;
+    }
+
+    fn forward(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
+        let mut forward = ForwardSettings::of(&self.config);
+        forward.policy = super::Policy::Random;
+        forward.max_concurrent = usize::MAX >> 4;
+        let args = directive.args();
+        if args.len() < 2 {
+            return self.problem(directive.line, "forward wants FROM and TO".to_owned());
+        }
+        if args[0] != "." {
+            self.problem(directive.line, format!("forward from {:?}: give it a block of its own", args[0]));
+        }
+        for to in &args[1..] {
+            forward.upstreams.extend(self.take(directive.line, values::upstreams(to)).into_iter().flatten());
+        }
+        for option in &directive.body {
+            let count = |text: &str| text.parse::<usize>().map_err(|_| format!("{text:?} is no number"));
+            match option.name() {
+                "policy" => forward.policy = self.one(option, values::policy).unwrap_or_default(),
+                "force_tcp" => forward.force_tcp = true,
+                "prefer_udp" => {}
+                "tls_servername" => forward.tls_server_name = self.one(option, |text| Ok(text.to_owned())),
+                "tls" if option.args().len() <= 1 => forward.tls_ca = option.args().first().map(Into::into),
+                "max_fails" => {
+                    let fails = self.one(option, count).unwrap_or_default();
+                    forward.max_fails = u32::try_from(fails).unwrap_or(u32::MAX);
+                }
+                "max_concurrent" => {
+                    let limit = self.one(option, count).filter(|limit| *limit > 0);
+                    forward.max_concurrent = limit.unwrap_or(forward.max_concurrent);
+                }
+                "expire" => forward.expire = self.one(option, values::duration).unwrap_or_default(),
+                // Options behind the interval change what is asked, not when.
+                "health_check" => {
+                    let every = option.args().first().map(|text| values::duration(text));
+                    let every = every.and_then(|every| self.take(option.line, every));
+                    forward.health_check = every.unwrap_or(forward.health_check);
+                }
+                "except" => {
+                    for name in option.args() {
+                        forward.except.extend(self.take(option.line, values::name(name)));
+                    }
+                }
+                _ => self.unknown(option, "the option of forward"),
+            }
+        }
+        zone.forward = Some(forward);
+    }
+
+    fn cache(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
+        let cache = &mut zone.cache;
+        cache.bytes_max = self.config.cache_bytes;
+        cache.ttl_max = Duration::from_secs(3600);
+        cache.ttl_min = Duration::from_secs(5);
+        cache.negative_ttl_max = Duration::from_secs(1800);
+        cache.negative_ttl_min = Duration::from_secs(5);
+        cache.servfail_ttl = Duration::from_secs(5);
+        if let Some(ttl) = directive.args().first()
+            && let Some(ttl) = self.take(directive.line, values::duration(ttl))
+        {
+            (cache.ttl_max, cache.negative_ttl_max) = (ttl, ttl);
+        }
+        if directive.args().len() > 1 {
+            self.problem(directive.line, "cache for some names only is not supported".to_owned());
+        }
+        for option in &directive.body {
+            let args = option.args();
+            match (option.name(), &args[..]) {
+                ("success" | "denial", [_capacity, ttls @ ..]) if ttls.len() <= 2 => {
+                    let (mut max, mut min) = (None, None);
+                    for (place, text) in [&mut max, &mut min].into_iter().zip(ttls) {
+                        *place = self.take(option.line, values::duration(text));
+                    }
+                    let (held_max, held_min) = if option.name() == "success" {
+                        (&mut cache.ttl_max, &mut cache.ttl_min)
+                    } else {
+                        (&mut cache.negative_ttl_max, &mut cache.negative_ttl_min)
+                    };
+                    *held_max = max.unwrap_or(*held_max);
+                    *held_min = min.unwrap_or(*held_min);
+                }
+                ("prefetch", [_, ..]) => cache.prefetch = Some(self.prefetch(option)),
+                ("serve_stale", _) => cache.serve_stale = Some(self.serve_stale(option)),
+                ("servfail", [ttl]) => {
+                    let ttl = self.take(option.line, values::duration(ttl));
+                    cache.servfail_ttl = ttl.unwrap_or(cache.servfail_ttl);
+                }
+                ("keepttl", []) => cache.keep_ttl = true,
+                // The cluster's own names are never remembered: there is nothing to gain.
+                ("disable", [_, ..]) => {}
+                _ => self.unknown(option, "the option of cache"),
+            }
+        }
+    }
+
+    fn prefetch(&mut self, option: &Directive) -> Prefetch {
+        let mut prefetch = Prefetch { amount: 1, within: Duration::from_secs(60), percentage: 10 };
+        for (at, arg) in option.args().into_iter().enumerate() {
+            let parsed = match (at, arg.strip_suffix('%')) {
+                (0, None) => arg.parse().map(|amount| prefetch.amount = amount).map_err(|e| e.to_string()),
+                (1.., Some(percentage)) => {
+                    percentage.parse().map(|part| prefetch.percentage = part).map_err(|e| e.to_string())
+                }
+                (1.., None) => values::duration(arg).map(|within| prefetch.within = within),
+                _ => Err(format!("{arg:?} is no number of questions")),
+            };
+            self.take(option.line, parsed);
+        }
+        prefetch
+    }
+
+    fn serve_stale(&mut self, option: &Directive) -> ServeStale {
+        let mut stale = ServeStale { immediate: true, ttl: Duration::ZERO, ..ServeStale::default() };
+        for (at, arg) in option.args().into_iter().enumerate() {
+            match (at, arg) {
+                (_, "immediate") => stale.immediate = true,
+                (_, "verify") => stale.immediate = false,
+                (0, keep) => {
+                    stale.keep = self.take(option.line, values::duration(keep)).unwrap_or(stale.keep);
+                }
+                (_, patience) => stale.verify_timeout = self.take(option.line, values::duration(patience)),
+            }
+        }
+        stale
+    }
+
+    fn hosts(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
+        let table = &mut zone.hosts;
+        table.fallthrough = false;
+        let args = directive.args();
+        match args[..] {
+            [] => {}
+            [file] => match std::fs::read_to_string(file) {
+                Ok(text) => table.entries = hosts::parse(&text),
+                Err(error) => self.problem(directive.line, format!("cannot read {file}: {error}")),
+            },
+            _ => self.problem(directive.line, "hosts for some names only is not supported".to_owned()),
+        }
+        for option in &directive.body {
+            match option.name() {
+                "fallthrough" => table.fallthrough = true,
+                "no_reverse" => table.reverse = false,
+                "ttl" => {
+                    let ttl = |text: &str| text.parse().map_err(|_| format!("{text:?}: want seconds"));
+                    table.ttl_s = self.one(option, ttl).unwrap_or(table.ttl_s);
+                }
+                "reload" => {}
+                addr if addr.parse::<std::net::IpAddr>().is_ok() => {
+                    table.entries.extend(hosts::parse(&option.words.join(" ")));
+                }
+                _ => self.unknown(option, "the option of hosts"),
+            }
+        }
+    }
+
+    fn rewrite(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
+        let mut args = directive.args();
+        args.retain(|arg| !matches!(*arg, "stop"));
+        if args.ends_with(&["answer", "auto"]) {
+            args.truncate(args.len() - 2);
+        }
+        let parsed = match args[..] {
+            ["name", from, to] => rewrite(Matching::Exact, from, to),
+            ["name", how, from, to] => matching(how).and_then(|matching| rewrite(matching, from, to)),
+            _ => Err("only `rewrite [stop] name [exact|prefix|suffix|substring] FROM TO [answer auto]` is supported".to_owned()),
+        };
+        zone.rewrites.extend(self.take(directive.line, parsed));
+    }
+
+    /// Names that get a code: what is done against the questions of search paths.
+    fn template(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
+        let args = directive.args();
+        let [class, kind, names @ ..] = &args[..] else {
+            return self.problem(directive.line, "template wants CLASS and TYPE".to_owned());
+        };
+        if !matches!(*class, "IN" | "ANY") {
+            self.problem(directive.line, format!("template of class {class} is not supported"));
+        }
+        let kind = self.take(directive.line, values::kind(kind)).flatten();
+        let mut template = Template { zones: Vec::new(), kind, code: ResponseCode::NoError };
+        for name in names {
+            template.zones.extend(self.take(directive.line, values::name(name)));
+        }
+        if names.is_empty() {
+            template.zones.push(Name::root());
+        }
+        let mut coded = false;
+        for option in &directive.body {
+            match option.name() {
+                "rcode" => {
+                    coded = true;
+                    template.code = self.one(option, values::code).unwrap_or(ResponseCode::NoError);
+                }
+                _ => self.unknown(option, "the option of template"),
+            }
+        }
+        if !coded {
+            self.problem(directive.line, "template wants rcode".to_owned());
+        }
+        zone.templates.push(template);
+    }
+}

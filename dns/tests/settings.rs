@@ -1,0 +1,338 @@
+//! Settings from a file: what both kinds of files say comes out, mistakes are named by their lines, and a running server takes
+//! a new file over without losing a question, and a wrong one not at all.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/cluster.rs"]
+mod cluster;
+#[path = "support/resolver.rs"]
+mod resolver;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
+use resolver::{Behaviour, Resolver};
+use seaway_dns::{DnsConfig, Metrics, Server};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+fn file(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn config(file: PathBuf) -> DnsConfig {
+    DnsConfig {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        sockets: 1,
+        file: Some(file),
+        forward_attempt_timeout: Duration::from_millis(300),
+        forward_timeout: Duration::from_millis(1000),
+        drain_quiet: Duration::from_millis(20),
+        ..DnsConfig::default()
+    }
+}
+
+fn refusal(name: &str, text: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), name, text);
+    let error = Server::bind(&config(path)).map(drop).unwrap_err();
+    error.to_string().replace(&dir.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn mistakes_in_toml_are_named_line_by_line() {
+    let text = r#"[cluster]
+ttl = 4000
+pods = "all"
+colour = "blue"
+
+[[zone]]
+name = "example.org"
+[zone.forward]
+policy = "fastest"
+max-fails = "two"
+
+[[zone]]
+[zone.cache]
+ttl-max = "5x"
+
+[[zone]]
+name = "example.org"
+forward = { to = ["192.0.2.300"] }
+[zone.hosts]
+"db.example.org" = ["192.0.2.1", "here"]
+
+[surprise]
+"#;
+    expect_test::expect![[r#"
+        the settings in DIR/dns.toml are refused:
+          line 2: want a number from 0 to 3600
+          line 3: "all": want disabled, insecure or verified
+          line 4: unknown key "colour": want one of zone, ttl, pods, reverse, namespaces, ignore-empty-services, autopath, search
+          line 8: forward needs "to", a list of resolvers
+          line 9: "fastest": want sequential, round_robin or random
+          line 10: want a number from 0 to 1000
+          line 12: a zone needs a name, "." for everything
+          line 16: the zone example.org. is there twice
+          line 18: "192.0.2.300" is no address of a resolver (an IP, with or without a port)
+          line 20: "here" is no IP address
+          line 22: unknown key "surprise": want one of cluster, limits, zone"#]]
+    .assert_eq(&refusal("dns.toml", text));
+    assert!(refusal("dns.toml", "[cluster\nttl = 5\n").contains("line 1: "));
+}
+
+#[test]
+fn mistakes_in_a_corefile_are_named_line_by_line() {
+    let text = ".:53 {
+    errors
+    kubernetes cluster.local {
+        pods some
+        endpoint https://192.0.2.1
+    }
+    etcd {
+        path /skydns
+    }
+    forward . 192.0.2.1 https://192.0.2.2 {
+        policy best
+        next NXDOMAIN
+    }
+    cache 30
+    cache 30
+    rewrite name regex (.*) x
+    template IN ANY example.org {
+        answer \"{{ .Name }} 60 IN A 192.0.2.1\"
+    }
+}
+example.org {
+    forward . 192.0.2.1
+";
+    expect_test::expect![[r#"
+        the settings in DIR/Corefile are refused:
+          line 4: "some": want disabled, insecure or verified
+          line 5: the option of kubernetes "endpoint" is not supported
+          line 7: the plugin "etcd" is not supported
+          line 10: "https://192.0.2.2": "https" is not supported, want tls:// or nothing
+          line 11: "best": want sequential, round_robin or random
+          line 12: the option of forward "next" is not supported
+          line 15: "cache" is there twice
+          line 16: "regex": want exact, prefix, suffix or substring
+          line 17: template wants rcode
+          line 18: the option of template "answer" is not supported
+          line 22: a brace is missing"#]]
+    .assert_eq(&refusal("Corefile", text));
+    assert!(refusal("Corefile", "").contains("the file is empty"));
+}
+
+struct Running {
+    address: SocketAddr,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn start(config: &DnsConfig) -> Running {
+    let server = Server::bind(config).unwrap();
+    let address = server.local_addrs()[0];
+    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    let text =
+        "service shop/web cluster 10.96.0.1 ports http/tcp/80\npod shop/client 127.0.0.1\nnamespace shop";
+    let (writer, snapshots) = watch::channel(Arc::new(cluster::snapshot(text)));
+    let shutdown = CancellationToken::new();
+    tokio::spawn(server.serve(snapshots, metrics.clone(), shutdown.clone()));
+    drop(writer);
+    Running { address, metrics, shutdown }
+}
+
+/// The answer as text: its code, and the data of the answer section.
+async fn ask(server: SocketAddr, name: &str, kind: RecordType) -> String {
+    let mut message = Message::query();
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&message.to_vec().unwrap(), server).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    let Ok(received) = timeout(Duration::from_secs(3), socket.recv(&mut buffer)).await else {
+        return "nothing".to_owned();
+    };
+    let answer = Message::from_vec(&buffer[..received.unwrap()]).unwrap();
+    let data = answer.answers.iter().map(|record| format!(" {} {}", record.name, record.data));
+    format!("{:?}{}", answer.metadata.response_code, data.collect::<String>())
+}
+
+#[tokio::test]
+async fn what_a_toml_file_says_holds() {
+    let (one, two) = (Resolver::start(Behaviour::Answer).await, Resolver::start(Behaviour::Answer).await);
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        r#"[cluster]
+pods = "verified"
+search = ["corp.example"]
+[[zone]]
+name = "."
+forward = {{ to = ["{}"], except = ["never.example"] }}
+[zone.hosts]
+"db.example" = ["192.0.2.7", "2001:db8::7"]
+[[zone.rewrite]]
+from = "shop.example"
+to = "web.shop.svc.cluster.local"
+[[zone.answer]]
+names-in = ["ads.example"]
+code = "NXDOMAIN"
+[[zone]]
+name = "corp.example"
+forward = {{ to = ["{}"], policy = "round_robin" }}
+"#,
+        one.address, two.address
+    );
+    let running = start(&config(file(dir.path(), "dns.toml", &text)));
+    let ask = async |name: &str, kind| ask(running.address, name, kind).await;
+    assert_eq!(ask("www.example.", RecordType::A).await, "NoError www.example. 192.0.2.1");
+    assert_eq!((one.asked(), two.asked()), (1, 0));
+    assert_eq!(ask("www.corp.example.", RecordType::A).await, "NoError www.corp.example. 192.0.2.1");
+    assert_eq!((one.asked(), two.asked()), (1, 1));
+    assert_eq!(ask("db.example.", RecordType::AAAA).await, "NoError db.example. 2001:db8::7");
+    assert_eq!(ask("Shop.example.", RecordType::A).await, "NoError Shop.example. 10.96.0.1");
+    assert_eq!(ask("x.ads.example.", RecordType::A).await, "NXDomain");
+    assert_eq!(ask("x.never.example.", RecordType::A).await, "Refused");
+    let pod = "127-0-0-1.shop.pod.cluster.local.";
+    assert_eq!(ask(pod, RecordType::A).await, format!("NoError {pod} 127.0.0.1"));
+}
+
+#[tokio::test]
+async fn what_a_corefile_says_holds() {
+    let (one, two) = (Resolver::start(Behaviour::Answer).await, Resolver::start(Behaviour::Answer).await);
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        ".:53 {{
+    errors
+    health {{
+       lameduck 5s
+    }}
+    ready
+    kubernetes cluster.local in-addr.arpa ip6.arpa {{
+       pods insecure
+       fallthrough in-addr.arpa ip6.arpa
+       ttl 30
+    }}
+    hosts {{
+       192.0.2.7 db.example # ours
+       fallthrough
+    }}
+    rewrite name exact shop.example web.shop.svc.cluster.local
+    template ANY ANY cluster.local.cluster.local {{
+       rcode NXDOMAIN
+    }}
+    prometheus :9153
+    forward . {} {{
+       max_concurrent 1000
+    }}
+    cache 30 {{
+       disable success cluster.local
+       prefetch 10 1m 20%
+       serve_stale 1h verify
+    }}
+    loop
+    reload
+    loadbalance
+}}
+corp.example:53 {{
+    forward . {}
+    cache 30
+}}
+",
+        one.address, two.address
+    );
+    let running = start(&config(file(dir.path(), "Corefile", &text)));
+    let ask = async |name: &str, kind| ask(running.address, name, kind).await;
+    assert_eq!(ask("www.example.", RecordType::A).await, "NoError www.example. 192.0.2.1");
+    assert_eq!(ask("www.corp.example.", RecordType::A).await, "NoError www.corp.example. 192.0.2.1");
+    assert_eq!((one.asked(), two.asked()), (1, 1));
+    assert_eq!(ask("db.example.", RecordType::A).await, "NoError db.example. 192.0.2.7");
+    assert_eq!(ask("shop.example.", RecordType::A).await, "NoError shop.example. 10.96.0.1");
+    assert_eq!(ask("a.cluster.local.cluster.local.", RecordType::A).await, "NXDomain");
+    let pod = "192-0-2-9.shop.pod.cluster.local.";
+    assert_eq!(ask(pod, RecordType::A).await, format!("NoError {pod} 192.0.2.9"));
+}
+
+#[tokio::test]
+async fn the_search_path_costs_one_question() {
+    let resolver = Resolver::start(Behaviour::Answer).await;
+    let dir = tempfile::tempdir().unwrap();
+    let zones = format!("[[zone]]\nname = \".\"\nforward = {{ to = [\"{}\"] }}\n", resolver.address);
+    let on = start(&config(file(dir.path(), "on.toml", &zones)));
+    let name = "www.Example.com.shop.svc.cluster.local.";
+    for _ in 0..2 {
+        assert_eq!(
+            ask(on.address, name, RecordType::A).await,
+            format!("NoError {name} www.Example.com. www.Example.com. 192.0.2.1")
+        );
+    }
+    assert_eq!(resolver.asked(), 1);
+    let short = "web.shop.shop.svc.cluster.local.";
+    assert_eq!(
+        ask(on.address, short, RecordType::A).await,
+        format!("NoError {short} web.shop.svc.cluster.local. web.shop.svc.cluster.local. 10.96.0.1")
+    );
+    let missing = ask(on.address, "nothing.example.shop.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(missing, "NXDomain");
+    // Of another namespace, or with the switch off, it is the client's affair.
+    let other = ask(on.address, "www.example.com.other.svc.cluster.local.", RecordType::A).await;
+    assert_eq!(other, "NXDomain");
+    let text = format!("[cluster]\nautopath = false\n{zones}");
+    let off = start(&config(file(dir.path(), "off.toml", &text)));
+    assert_eq!(ask(off.address, name, RecordType::A).await, "NXDomain");
+}
+
+async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "does not become true");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = |addr: &str| format!("[[zone]]\nname = \".\"\n[zone.hosts]\n\"db.example\" = \"{addr}\"\n");
+    let path = file(dir.path(), "dns.toml", &hosts("192.0.2.1"));
+    let running = start(&config(path));
+    let address = running.address;
+    let stop = CancellationToken::new();
+    let asking = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let mut lost = 0;
+            while !stop.is_cancelled() {
+                let answer = ask(address, "db.example.", RecordType::A).await;
+                lost += usize::from(!answer.starts_with("NoError db.example. 192.0.2."));
+            }
+            lost
+        }
+    });
+    let answers = async |text: &str| ask(address, "db.example.", RecordType::A).await.ends_with(text);
+    assert!(answers("192.0.2.1").await);
+    file(dir.path(), "dns.toml", &hosts("192.0.2.2"));
+    eventually(async || answers("192.0.2.2").await).await;
+    file(dir.path(), "dns.toml", "[surprise]\n");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(answers("192.0.2.2").await);
+    // By way of a new file under the old name, as ConfigMaps change.
+    let next = file(dir.path(), "next", &hosts("192.0.2.3"));
+    std::fs::rename(next, dir.path().join("dns.toml")).unwrap();
+    eventually(async || answers("192.0.2.3").await).await;
+    stop.cancel();
+    assert_eq!(asking.await.unwrap(), 0);
+    assert!(running.metrics.ready());
+}
