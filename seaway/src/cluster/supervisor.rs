@@ -27,7 +27,9 @@ pub const NAME: &str = "supervisor";
 pub fn run(layout: &Layout) -> Result<()> {
     let spec = layout.load_spec()?.with_context(|| format!("no cluster at {}", layout.root().display()))?;
     // It fails only where we lead a session already, which is as good.
-    let _ = rustix::process::setsid();
+    if let Err(error) = rustix::process::setsid() {
+        info!(%error, "no session of its own");
+    }
     place::join_cgroup(&layout.cgroup().join(NAME))?;
     let _lock = lock(layout)?;
     component::remember(&component::pid_file(layout, NAME), std::process::id())?;
