@@ -316,12 +316,10 @@ pub(super) fn translated(key: &FrontendKey, frontend: &Frontend) -> Vec<Rule> {
 pub(super) fn refused(key: &FrontendKey, frontend: &Frontend) -> Vec<Rule> {
     let mut rules = Vec::new();
     if frontend.backends.is_empty() {
+        // Who is told nothing should try another node: that is of use to load balancers, not to processes and pods here.
+        let silent = frontend.elsewhere && key.scope == Scope::External;
         let refuse = |rule: Rule| {
-            if frontend.elsewhere {
-                rule.with("-j", "DROP")
-            } else {
-                reject(rule, key.protocol, Family::of(key.addr))
-            }
+            if silent { rule.with("-j", "DROP") } else { reject(rule, key.protocol, Family::of(key.addr)) }
         };
         rules.extend(admitted(key, frontend).into_iter().map(refuse));
     }
