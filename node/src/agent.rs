@@ -68,6 +68,23 @@ pub enum NodeError {
     },
 }
 
+/// What the node's DNS server is told.
+fn dns_config(config: &NodeConfig) -> seaway_dns::DnsConfig {
+    let mut upstreams = config.dns_upstreams.clone();
+    if upstreams.is_empty() {
+        upstreams =
+            seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    }
+    seaway_dns::DnsConfig {
+        listen: config.node_ips.iter().map(|ip| SocketAddr::new(*ip, config.dns_port)).collect(),
+        zone: config.cluster_domain.clone(),
+        upstreams,
+        reverse: config.service_cidrs.clone(),
+        file: config.dns_config.clone(),
+        ..seaway_dns::DnsConfig::default()
+    }
+}
+
 /// Runs the agent until `shutdown`. Parts that fail are restarted with back-off and reported; pods and the kernel's
 /// state stay when it returns.
 pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
@@ -83,9 +100,10 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let recorder = Recorder::new(client.clone(), &config.name);
     let watched = seaway_watch::Options {
         metrics: Some(seaway_watch::Metrics::new(&registry)),
-        own_node: config.proxy.then(|| config.name.clone()),
+        own_node: (config.proxy || config.dns).then(|| config.name.clone()),
+        all_pods: config.dns && dns_config(&config).wants_all_pods(),
+        namespaces: config.dns,
         on_invalid: Some(proxy_events::on_invalid(recorder.clone())),
-        ..seaway_watch::Options::default()
     };
     let (snapshots, watching) = seaway_watch::spawn_for(client.clone(), watched, shutdown.clone());
     let agent = Agent {
@@ -203,7 +221,7 @@ impl Agent {
             });
         }
         if config.dns {
-            let dns = self.dns_config();
+            let dns = dns_config(config);
             let metrics = seaway_dns::Metrics::new(&self.registry)
                 .map_err(|source| NodeError::Metrics { part: "dns", source })?;
             self.part(tasks, "dns", move || {
@@ -258,23 +276,8 @@ impl Agent {
         }
     }
 
-    fn dns_config(&self) -> seaway_dns::DnsConfig {
-        let config = &self.config;
-        let mut upstreams = config.dns_upstreams.clone();
-        if upstreams.is_empty() {
-            upstreams =
-                seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
-        }
-        seaway_dns::DnsConfig {
-            listen: self.dns_addresses(),
-            zone: config.cluster_domain.clone(),
-            upstreams,
-            ..seaway_dns::DnsConfig::default()
-        }
-    }
-
     fn dns_addresses(&self) -> Vec<SocketAddr> {
-        self.config.node_ips.iter().map(|ip| SocketAddr::new(*ip, self.config.dns_port)).collect()
+        dns_config(&self.config).listen
     }
 
     /// The Node object, its Lease, and what they depend on.

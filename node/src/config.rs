@@ -86,6 +86,10 @@ pub struct NodeConfig {
     pub dns_port: u16,
     /// Upstream resolvers; empty: those of `/etc/resolv.conf`.
     pub dns_upstreams: Vec<SocketAddr>,
+    /// A file with settings of the DNS server, watched: TOML, or a Corefile.
+    pub dns_config: Option<PathBuf>,
+    /// The ranges of ClusterIPs: their reverse names are DNS's to deny.
+    pub service_cidrs: Vec<IpNet>,
     /// The certificate (PEM) that the kubelet endpoint shows.
     pub serving_cert: PathBuf,
     /// Its key (PEM).
@@ -144,6 +148,8 @@ impl NodeConfig {
             cluster_dns: Vec::new(),
             dns_port: 10053,
             dns_upstreams: Vec::new(),
+            dns_config: None,
+            service_cidrs: Vec::new(),
             serving_cert: state_dir.join("serving.crt"),
             serving_key: state_dir.join("serving.key"),
             ca: state_dir.join("ca.crt"),

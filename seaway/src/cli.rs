@@ -311,6 +311,12 @@ pub struct Node {
     /// Upstream resolvers (default: those of /etc/resolv.conf)
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub dns_upstream: Vec<SocketAddr>,
+    /// Settings of the DNS server, watched: TOML (NAME.toml), or a CoreDNS Corefile
+    #[arg(long, value_name = "FILE")]
+    pub dns_config: Option<PathBuf>,
+    /// Ranges of Service addresses, whose reverse names are answered for
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    pub service_cidr: Vec<IpNet>,
     /// topology.kubernetes.io/zone
     #[arg(long)]
     pub zone: Option<String>,
@@ -332,4 +338,16 @@ pub struct Dns {
     /// Upstream resolvers (default: those of /etc/resolv.conf)
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub upstream: Vec<SocketAddr>,
+    /// Further settings, watched: TOML (NAME.toml), or a CoreDNS Corefile
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Ranges of Service addresses, whose reverse names are answered for
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    pub service_cidr: Vec<IpNet>,
+    /// Walk the search path for pods (watches every pod of the cluster)
+    #[arg(long)]
+    pub autopath: bool,
+    /// Where to serve /health, /ready and /metrics
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
 }

@@ -63,6 +63,7 @@ fn node(spec: &ClusterSpec, layout: &Layout, index: u8) -> Component {
     args.extend(flag("--zone", format_args!("zone-{}", u32::from(index) % 3 + 1)));
     args.extend(spec.node_ips(index).iter().flat_map(|ip| flag("--node-ip", ip)));
     args.extend(flag("--proxy-mode", &spec.proxy_mode));
+    args.extend(spec.service_cidrs.iter().flat_map(|cidr| flag("--service-cidr", cidr)));
     if spec.vxlan {
         args.extend(flag("--overlay", "vxlan"));
     }

@@ -24,12 +24,33 @@ async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
     } else {
         args.upstream
     };
-    let config =
-        DnsConfig { listen: args.listen, zone: args.cluster_domain, upstreams, ..DnsConfig::default() };
+    let config = DnsConfig {
+        listen: args.listen,
+        zone: args.cluster_domain,
+        upstreams,
+        reverse: args.service_cidr,
+        autopath: args.autopath,
+        file: args.config,
+        ..DnsConfig::default()
+    };
     let client = kube_client(&args.kubeconfig).await?;
-    let (snapshots, watching) = seaway_watch::spawn(client, shutdown.clone());
-    let metrics = seaway_dns::Metrics::new(&prometheus::Registry::new())?;
-    let done = seaway_dns::run(config, snapshots, metrics, shutdown.clone()).await;
+    let watched = seaway_watch::Options {
+        all_pods: config.wants_all_pods() || config.wants_autopath(),
+        namespaces: true,
+        ..seaway_watch::Options::default()
+    };
+    let (snapshots, watching) = seaway_watch::spawn_for(client, watched, shutdown.clone());
+    let registry = prometheus::Registry::new();
+    let metrics = seaway_dns::Metrics::new(&registry)?;
+    let serve = seaway_dns::run(config, snapshots, metrics.clone(), shutdown.clone());
+    let done = match args.http {
+        // Its end is the server's: a probe is to see that it is draining.
+        Some(address) => tokio::select! {
+            done = serve => done,
+            ended = seaway_dns::serve_admin(address, metrics, registry, CancellationToken::new()) => ended,
+        },
+        None => serve.await,
+    };
     shutdown.cancel();
     watching.await.context("the watch panicked")?;
     done.map_err(Into::into)

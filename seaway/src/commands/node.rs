@@ -62,6 +62,8 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.masquerade = !args.no_masquerade;
     config.cluster_domain = args.cluster_domain;
     config.dns_upstreams = args.dns_upstream;
+    config.dns_config = args.dns_config;
+    config.service_cidrs = args.service_cidr;
     config.zone = args.zone;
     Ok(config)
 }
