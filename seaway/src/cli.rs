@@ -107,6 +107,9 @@ impl Command {
     }
 }
 
+/// Where clusters keep their state unless told otherwise.
+pub const STATES: &str = "/var/lib/seaway/clusters";
+
 /// Which cluster of this machine.
 #[derive(Debug, Clone, Args)]
 pub struct Which {
@@ -114,7 +117,7 @@ pub struct Which {
     #[arg(long, default_value = "seaway")]
     pub name: String,
     /// Where clusters keep their state
-    #[arg(long, default_value = "/var/lib/seaway/clusters", env = "SEAWAY_STATE_DIR", value_name = "DIR")]
+    #[arg(long, default_value = STATES, env = "SEAWAY_STATE_DIR", value_name = "DIR")]
     pub state_dir: PathBuf,
 }
 
@@ -127,7 +130,7 @@ pub struct Up {
     #[command(flatten)]
     pub which: Which,
     /// How many nodes
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub nodes: u8,
     /// Return when the cluster is ready, and leave it running
     #[arg(long)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::telemetry::say;
+use crate::telemetry::{say, say_err};
 
 #[derive(Debug, Serialize)]
 struct Row<'a> {
@@ -23,17 +23,20 @@ pub struct Report {
     only: Option<String>,
     good: usize,
     failed: Vec<String>,
+    /// Rows that `only` named.
+    chosen: usize,
 }
 
 impl Report {
     /// A report without rows yet.
     pub fn new(json: bool, only: Option<String>) -> Self {
-        Self { json, only, good: 0, failed: Vec::new() }
+        Self { json, only, good: 0, failed: Vec::new(), chosen: 0 }
     }
 
     /// Tries one row: `Ok` holds what was seen, an error says why it does not hold.
     pub async fn row(&mut self, name: &str, tried: impl Future<Output = Result<String>>) {
         if self.only.as_ref().is_none_or(|only| name.contains(only.as_str())) {
+            self.chosen += 1;
             self.always(name, tried).await;
         }
     }
@@ -47,9 +50,9 @@ impl Report {
         };
         let row = Row { name, ok, detail: &detail, ms: since.elapsed().as_millis() };
         if ok {
-            self.good += 1
+            self.good += 1;
         } else {
-            self.failed.push(name.to_owned())
+            self.failed.push(name.to_owned());
         }
         say(&self.shown(&row));
     }
@@ -65,6 +68,10 @@ impl Report {
 
     /// Sums up. Nothing tried is a failure too.
     pub fn finish(self) -> ExitCode {
+        if let Some(only) = self.only.as_ref().filter(|_| self.chosen == 0) {
+            say_err(&format!("no row's name contains {only:?}"));
+            return ExitCode::FAILURE;
+        }
         if !self.json {
             say(&format!("\n{} ok, {} failed", self.good, self.failed.len()));
             for name in &self.failed {

@@ -15,14 +15,13 @@ use seaway_apiserver::pki::Pki;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{ClusterSpec, Layout, component, demo, preflight, publish, supervisor, teardown, topology};
+use crate::cli::STATES;
 use crate::telemetry::{say, say_err};
 
 const API_DEADLINE: Duration = Duration::from_secs(30);
 const NODES_DEADLINE: Duration = Duration::from_secs(60);
 const PODS_DEADLINE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(40);
-/// Where clusters keep their state unless told otherwise.
-const STATES: &str = "/var/lib/seaway/clusters";
 /// Lines of each log that are shown when a cluster does not come up.
 const LOG_TAIL_LINES: usize = 8;
 
@@ -31,7 +30,7 @@ pub fn up(spec: &ClusterSpec, state_root: &Path) -> Result<Layout> {
     spec.validate().context(crate::commands::Usage)?;
     let cgroup2 = preflight::cgroup2_mount()?;
     let layout = Layout::new(&spec.name, state_root, &cgroup2);
-    refuse_second(&layout)?;
+    refuse_second(spec, &layout)?;
     let listen: Vec<_> = [Some(spec.api_listen), spec.publish].into_iter().flatten().collect();
     preflight::check(state_root, &listen)?;
     if teardown::exists(&layout) {
@@ -87,13 +86,14 @@ impl Interrupt {
 }
 
 /// A running supervisor holds the cluster's lock.
-fn refuse_second(layout: &Layout) -> Result<()> {
+fn refuse_second(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     let Ok(lock) = File::open(layout.lock_file()) else { return Ok(()) };
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         let name = layout.root().file_name().unwrap_or_default().to_string_lossy();
         bail!(
-            "a cluster named {name:?} is already running: look at it with `seaway check`, remove it with \
-             `seaway down --name {name}`, or start another with --name, --api-listen and --publish"
+            "a cluster named {name:?} is already running: look at it with `seaway check{which}`, remove it with \
+             `seaway down{which}`, or start another with --name, --api-listen and --publish",
+            which = which(spec, layout)
         );
     }
     Ok(())
@@ -276,14 +276,10 @@ pub fn say_next(spec: &ClusterSpec, layout: &Layout) {
 
 /// The flags that name this cluster, where they are not the defaults.
 fn which(spec: &ClusterSpec, layout: &Layout) -> String {
-    let mut flags = String::new();
-    if spec.name != ClusterSpec::default().name {
-        flags += &format!(" --name {}", spec.name);
-    }
-    if let Some(states) = layout.root().parent().filter(|states| *states != Path::new(STATES)) {
-        flags += &format!(" --state-dir {}", states.display());
-    }
-    flags
+    let name = (spec.name != ClusterSpec::default().name).then(|| format!(" --name {}", spec.name));
+    let states = layout.root().parent().filter(|states| *states != Path::new(STATES));
+    let states = states.map(|states| format!(" --state-dir {}", states.display()));
+    name.unwrap_or_default() + &states.unwrap_or_default()
 }
 
 /// Waits for Ctrl-C or a request to end.

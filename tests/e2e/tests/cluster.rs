@@ -106,7 +106,7 @@ fn what_cannot_work_is_said_in_one_line() {
         (&["up", "--no-such-flag"], "unexpected argument '--no-such-flag'"),
         (&["up", "--pod-cidr", "10.96.0.0/12"], "overlaps --service-cidr"),
         (&["up", "--pod-cidr", "10.0.0/8"], "invalid value '10.0.0/8'"),
-        (&["up", "--nodes", "0"], "--nodes 0 is out of range"),
+        (&["up", "--nodes", "0"], "0 is not in 1..=64"),
         (&["server", "--node-port-range", "9-1"], "FIRST-LAST"),
         (&["status", "--name", "e2e-no-such-cluster"], "there is no cluster"),
     ];
