@@ -98,6 +98,31 @@ struct Walk {
     denied: Response,
 }
 
+impl Walk {
+    fn denied(&mut self) -> Response {
+        std::mem::replace(&mut self.denied, Response::empty(ResponseCode::NXDomain))
+    }
+}
+
+/// Whether a name of the search path exists.
+enum Existence {
+    Known,
+    Denied,
+    /// Nobody can say. The name that was asked for does not exist all the same, and that is the answer: the client walks
+    /// on by itself, and is told of the trouble where it is.
+    Unknown,
+}
+
+impl Existence {
+    fn of(code: ResponseCode) -> Self {
+        match code {
+            ResponseCode::NoError => Self::Known,
+            ResponseCode::NXDomain | ResponseCode::Refused => Self::Denied,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 impl Handler {
     /// Answers what can be answered at once, with as many records as may fit into `limit` octets, and one more, so that it
     /// shows that there are more.
@@ -208,12 +233,14 @@ impl Handler {
     fn step(&self, zone: &Zone, asked: &Asked, walk: &mut Walk) -> Option<Now> {
         for name in walk.left.by_ref() {
             match self.look_up(zone, asked, &name) {
-                Now::Done(response, ..)
-                    if matches!(response.code, ResponseCode::NXDomain | ResponseCode::Refused) => {}
-                Now::Done(response, scope, source) => {
-                    self.metrics.autopath_success();
-                    return Some(Now::Done(self.aliased(asked, &name, response), scope, source));
-                }
+                Now::Done(response, scope, source) => match Existence::of(response.code) {
+                    Existence::Known => {
+                        self.metrics.autopath_success();
+                        return Some(Now::Done(self.aliased(asked, &name, response), scope, source));
+                    }
+                    Existence::Denied => {}
+                    Existence::Unknown => return None,
+                },
                 ask @ Now::Ask(_) => {
                     walk.at = name;
                     return Some(ask);
@@ -272,9 +299,13 @@ impl Pending {
                 Err(NoAnswer) => Response::empty(ResponseCode::ServFail),
             };
             let Some(walking) = &mut walk else { break response };
-            if response.code != ResponseCode::NXDomain {
-                handler.metrics.autopath_success();
-                break handler.aliased(&asked, &walking.at, response);
+            match Existence::of(response.code) {
+                Existence::Known => {
+                    handler.metrics.autopath_success();
+                    break handler.aliased(&asked, &walking.at, response);
+                }
+                Existence::Denied => {}
+                Existence::Unknown => break walking.denied(),
             }
             match handler.step(&zone, &asked, walking) {
                 Some(Now::Ask(next)) => ask = next,
@@ -284,7 +315,7 @@ impl Pending {
                 }
                 None => {
                     source = Source::Kubernetes;
-                    break std::mem::replace(&mut walking.denied, Response::empty(ResponseCode::NXDomain));
+                    break walking.denied();
                 }
             }
         };
