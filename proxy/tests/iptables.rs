@@ -195,7 +195,7 @@ fn clients_keep_their_backend() {
     world.tell(snapshot);
     eventually("both backends", || {
         let seen: std::collections::BTreeSet<String> =
-            (0..12).map(|_| both("client", vip(6, false), Protocol::Tcp)).collect();
+            (0..32).map(|_| both("client", vip(6, false), Protocol::Tcp)).collect();
         if seen.len() == 2 { Ok(()) } else { Err(seen) }
     });
     running.stop();

@@ -84,8 +84,12 @@ fn reading(cluster: &Cluster) {
     assert!(yaml.contains("kind: Service") && yaml.contains("clusterIP: 10.96."), "{yaml}");
     let one = cluster.kubectl(&["get", "pods", "-n", "demo", "-l", "app=client", "-o", "name"]).ok();
     assert_eq!(one.lines().count(), 1, "{one}");
-    let on_node = ["get", "pods", "-A", "--field-selector", "spec.nodeName=node1", "-o", "name"];
-    assert!(!cluster.kubectl(&on_node).ok().is_empty());
+    let node = ["get", "pods", "-n", "demo", "-l", "app=client", "-o", "jsonpath={.items[0].spec.nodeName}"];
+    let node = cluster.kubectl(&node).ok();
+    let selector = format!("spec.nodeName={node}");
+    let path = "jsonpath={.items[*].spec.nodeName}";
+    let found = cluster.kubectl(&["get", "pods", "-A", "--field-selector", &selector, "-o", path]).ok();
+    assert!(found.split(' ').all(|name| name == node), "{selector}: {found:?}");
     let described = cluster.kubectl(&["describe", "service", "backend", "-n", "demo"]).ok();
     assert!(described.contains("Endpoints:") && described.contains(":8081"), "{described}");
     let described = cluster.kubectl(&["describe", "pods", "-n", "demo", "-l", "app=client"]).ok();
