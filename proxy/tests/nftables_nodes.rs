@@ -1,5 +1,7 @@
 //! The nftables data plane of one node, packet by packet, in namespaces: a client outside, the node, a pod on it and
 //! one elsewhere. Needs root.
+
+#![allow(clippy::needless_range_loop, reason = "a family indexes several tables at once")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 #[allow(dead_code, reason = "what the tests of other data planes need")]

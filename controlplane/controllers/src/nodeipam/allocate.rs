@@ -114,12 +114,11 @@ mod tests {
             for step in script {
                 match step {
                     Some(index) if !taken.is_empty() => { taken.remove(index.index(taken.len())); }
-                    _ => match allocator.choose(&taken) {
-                        Some(part) => {
-                            prop_assert!(!taken.contains(&part) && net("10.0.0.0/20").contains(&part));
-                            taken.push(part);
-                        }
-                        None => prop_assert_eq!(taken.len(), 16),
+                    _ => if let Some(part) = allocator.choose(&taken) {
+                        prop_assert!(!taken.contains(&part) && net("10.0.0.0/20").contains(&part));
+                        taken.push(part);
+                    } else {
+                        prop_assert_eq!(taken.len(), 16);
                     },
                 }
             }
