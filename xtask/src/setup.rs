@@ -30,7 +30,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("libpolly-22-dev", "/usr/lib/llvm-22/lib/libPolly.a"),
 ];
 
-/// The release of Debian whose kubernetes-client (1.32) the end-to-end tests drive. It is unpacked, not installed.
+/// The release of Debian whose kubectl (1.32; kubernetes-client stands for it) the end-to-end tests drive. It is
+/// unpacked, not installed.
 const KUBECTL_SUITE: &str = "trixie";
 const KUBECTL_MINOR: u32 = 32;
 const BPF_LINKER: &str = "0.13.0";
@@ -101,10 +102,14 @@ fn unpack_kubectl(into: &Path) -> Result<()> {
     fs::create_dir_all(state.join("archives/partial"))?;
     let sources = state.join("debian.list");
     fs::write(&sources, newer_sources(KUBECTL_SUITE)?)?;
+    let status = state.join("status");
+    fs::write(&status, "")?;
     let options = [
         format!("Dir::Etc::sourcelist={}", sources.display()),
         "Dir::Etc::sourceparts=/dev/null".to_owned(),
         format!("Dir::State::lists={}", state.join("lists").display()),
+        // What is installed here says nothing of the other release.
+        format!("Dir::State::status={}", status.display()),
         format!("Dir::Cache={}", state.display()),
     ];
     let apt = |verb: &[&str]| {
@@ -117,7 +122,7 @@ fn unpack_kubectl(into: &Path) -> Result<()> {
         process::run(&mut command)
     };
     apt(&["update", "-q"])?;
-    apt(&["download", "-q", "kubernetes-client"])?;
+    apt(&["download", "-q", "kubectl"])?;
     let package = fs::read_dir(into)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
