@@ -541,9 +541,9 @@ fn tables_discovery_and_explain() {
 #[test]
 fn drain_evicts() {
     let kubectl = Kubectl::new();
-    kubectl.run("create -f -", "{apiVersion: v1, kind: Node, metadata: {name: n1}}");
-    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: default}, \
-               spec: {nodeName: n1, containers: [{name: c, image: x}]}}";
+    kubectl.run("create -f -", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: default}\n\
+               spec: {nodeName: n1, containers: [{name: c, image: x}]}\n";
     kubectl.run("create -f -", pod);
     kubectl.run("create -f -", &pod.replace("name: a", "name: b").replace("nodeName: n1", "nodeName: n2"));
     let drained = kubectl.run("drain n1 --force --timeout=20s", "");

@@ -107,7 +107,7 @@ impl Drop for Server {
 }
 
 pub(crate) fn kubectl(kubeconfig: &Path, args: &str) -> Command {
-    let mut command = Command::new("kubectl");
+    let mut command = Command::new(std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into()));
     command.arg("--kubeconfig").arg(kubeconfig).args(args.split(' '));
     command.env("KUBECACHEDIR", kubeconfig.parent().unwrap().join("cache"));
     command
