@@ -14,6 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use super::Layout;
 use super::spec::NETNS_DIR;
+use crate::cli::STATES;
 
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -141,6 +142,12 @@ fn remove_empty_parents(layout: &Layout) {
         if let Some(parent) = shared.parent() {
             drop(fs::remove_dir(parent));
         }
+    }
+    // Of a directory that the user named, what lies above is the user's; the default one lies in one of ours.
+    if layout.root().parent() == Some(Path::new(STATES))
+        && let Some(ours) = Path::new(STATES).parent()
+    {
+        drop(fs::remove_dir(ours));
     }
 }
 
