@@ -15,8 +15,8 @@ pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, TargetPod
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use pod::{HostPod, HostPort};
 pub use service::{
-    IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service, ServiceKey, ServiceKind,
-    ServicePort, TrafficDistribution, TrafficPolicy,
+    Balancing, IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service, ServiceKey,
+    ServiceKind, ServicePort, TrafficDistribution, TrafficPolicy,
 };
 pub use snapshot::{Changes, Snapshot};
 

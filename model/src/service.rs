@@ -118,6 +118,17 @@ pub enum TrafficDistribution {
     PreferSameNode,
 }
 
+/// How a backend is chosen for a new connection: the annotation `seaway.dev/load-balancing`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Balancing {
+    /// By chance.
+    Random,
+    /// By consistent hashing: a backend that comes or goes moves hardly any connection of the others.
+    Maglev,
+    /// The annotation says something else.
+    Unknown,
+}
+
 /// `status.loadBalancer.ingress[].ipMode` (KEP-1860).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum IngressMode {
@@ -190,6 +201,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `spec.trafficDistribution`.
     pub traffic_distribution: Option<TrafficDistribution>,
+    /// How backends are chosen; `None` leaves it to the node.
+    pub balancing: Option<Balancing>,
     /// The label `service.kubernetes.io/service-proxy-name`: another proxy serves this Service.
     pub proxy_name: Option<Arc<str>>,
 }
@@ -215,6 +228,7 @@ impl Service {
             health_check_node_port: None,
             publish_not_ready: false,
             traffic_distribution: None,
+            balancing: None,
             proxy_name: None,
         }
     }

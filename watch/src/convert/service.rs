@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as api;
 use seaway_model::{
-    IngressMode, LoadBalancerIngress, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
+    Balancing, IngressMode, LoadBalancerIngress, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
     TrafficDistribution, TrafficPolicy,
 };
 
@@ -15,6 +15,8 @@ use super::{InvalidObject, Names, Subject, annotation, label};
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Read where `spec.loadBalancerSourceRanges` is empty, as kube-proxy does.
 const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+/// How the proxy chooses backends.
+const BALANCING_ANNOTATION: &str = "seaway.dev/load-balancing";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when nothing is said.
 const AFFINITY_DEFAULT_S: i32 = 10_800;
 const AFFINITY_MAX_S: i32 = 86_400;
@@ -67,6 +69,12 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Inva
             // A preference that is not known is not a reason to serve worse.
             _ => None,
         },
+        balancing: annotation(&object.metadata, BALANCING_ANNOTATION).map(|wish| match wish.as_str() {
+            "maglev" => Balancing::Maglev,
+            "random" => Balancing::Random,
+            // The Service is served all the same, and the proxy says so.
+            _ => Balancing::Unknown,
+        }),
         proxy_name: label(&object.metadata, PROXY_NAME_LABEL).map(|name| names.share(name)),
         key,
         kind,

@@ -10,7 +10,8 @@ use super::*;
 
 fn service_of(spec: Value) -> Result<seaway_model::Service, InvalidObject> {
     let object: Service = serde_json::from_value(json!({
-        "metadata": {"namespace": "shop", "name": "web", "uid": "u1"},
+        "metadata": {"namespace": "shop", "name": "web", "uid": "u1",
+            "annotations": {"seaway.dev/load-balancing": "maglev"}},
         "spec": spec,
         "status": {"loadBalancer": {"ingress": [
             {"ip": "192.0.2.7"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}, {"hostname": "lb.example"}]}},
@@ -101,6 +102,9 @@ fn a_service_of_every_field() {
             publish_not_ready: true,
             traffic_distribution: Some(
                 PreferSameZone,
+            ),
+            balancing: Some(
+                Maglev,
             ),
             proxy_name: None,
         }
