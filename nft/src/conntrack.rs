@@ -12,6 +12,7 @@ const DELETE: u16 = 2;
 /// `CTA_*`
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const PROTOCOL_INFO: u16 = 4;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 
@@ -37,6 +38,22 @@ pub struct Flow {
     pub reply: Tuple,
     /// What tells it from a later one between the same two.
     pub id: Option<u32>,
+    /// The state of a TCP connection (`TCP_CONNTRACK_*`).
+    pub tcp_state: Option<u8>,
+}
+
+impl Flow {
+    /// It leads elsewhere than where it was sent.
+    pub fn is_translated(&self) -> bool {
+        self.reply.source != self.original.destination
+    }
+
+    /// A TCP connection that has not ended.
+    pub fn is_open(&self) -> bool {
+        const SYN_SENT: u8 = 1;
+        const LAST_ACK: u8 = 6;
+        self.tcp_state.is_some_and(|state| (SYN_SENT..=LAST_ACK).contains(&state))
+    }
 }
 
 /// All connections of a family with a transport protocol.
@@ -65,7 +82,9 @@ impl Flow {
         let (reply, _) = read_tuple(attributes.nested(TUPLE_REPLY)?)?;
         let zone = attributes.get(ZONE).and_then(|zone| zone.first_chunk::<2>());
         let zone = zone.map_or(0, |zone| u16::from_be_bytes(*zone));
-        Some(Self { protocol, zone, original, reply, id: attributes.number(ID) })
+        let tcp = attributes.nested(PROTOCOL_INFO).and_then(|info| info.nested(1));
+        let tcp_state = tcp.and_then(|tcp| tcp.get(1)?.first().copied());
+        Some(Self { protocol, zone, original, reply, id: attributes.number(ID), tcp_state })
     }
 
     fn delete_request(&self) -> Vec<u8> {
@@ -134,7 +153,10 @@ mod tests {
             writer.number(ID, 9);
             writer.bytes(ZONE, &[0, 3]);
             let flow = Flow::read(Attributes(&writer.bytes)).unwrap();
-            assert_eq!(flow, Flow { protocol: 17, zone: 3, original: tuple, reply: tuple, id: Some(9) });
+            assert_eq!(
+                flow,
+                Flow { protocol: 17, zone: 3, original: tuple, reply: tuple, id: Some(9), tcp_state: None }
+            );
             let request = flow.delete_request();
             let attributes = messages(&request).next().unwrap().attributes();
             assert_eq!(read_tuple(attributes.nested(TUPLE_ORIG).unwrap()), Some((tuple, 17)));

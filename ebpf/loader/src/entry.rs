@@ -259,13 +259,50 @@ impl Connection {
         if self.reply { self.from.0 } else { self.to.1 }
     }
 
+    /// A connection from `source` to `destination` that the programs pass by, since something else translates it.
+    pub const fn untouched(protocol: Protocol, source: (IpAddr, u16), destination: (IpAddr, u16)) -> Self {
+        let ends = (source, destination);
+        Self {
+            protocol,
+            from: ends,
+            to: ends,
+            // On its way in, a reply that is no remote backend's is none of the programs' business.
+            reply: true,
+            snat: false,
+            seen_reply: true,
+            closing: false,
+            service: 0,
+            idle: Duration::ZERO,
+        }
+    }
+
     pub(crate) fn tuple(&self) -> abi::FlowTuple {
+        self.tuple_of(&self.from)
+    }
+
+    fn tuple_of(&self, ends: &((IpAddr, u16), (IpAddr, u16))) -> abi::FlowTuple {
         abi::FlowTuple {
-            src: self.from.0.0.into(),
-            dst: self.from.1.0.into(),
-            src_port_be: self.from.0.1.to_be(),
-            dst_port_be: self.from.1.1.to_be(),
+            src: ends.0.0.into(),
+            dst: ends.1.0.into(),
+            src_port_be: ends.0.1.to_be(),
+            dst_port_be: ends.1.1.to_be(),
             proto: u32::from(self.protocol.number()),
+        }
+    }
+
+    pub(crate) fn value(&self, now_s: u32) -> abi::FlowValue {
+        let flag = |on: bool, bit: u16| if on { bit } else { 0 };
+        let last_seen_s = now_s.saturating_sub(u32::try_from(self.idle.as_secs()).unwrap_or(u32::MAX));
+        abi::FlowValue {
+            to: self.tuple_of(&self.to),
+            service: self.service,
+            flags: flag(self.reply, abi::FLOW_REPLY)
+                | flag(self.snat, abi::FLOW_SNAT)
+                | flag(self.seen_reply, abi::FLOW_SEEN_REPLY)
+                | flag(self.closing, abi::FLOW_CLOSING),
+            pad: 0,
+            last_seen_s,
+            created_s: last_seen_s,
         }
     }
 

@@ -180,6 +180,15 @@ impl ServiceMaps for FakeMaps {
         Ok(self.connections.clone())
     }
 
+    fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
+        for connection in connections {
+            if !self.connections.iter().any(|held| held.tuple() == connection.tuple()) {
+                self.connections.push(*connection);
+            }
+        }
+        Ok(())
+    }
+
     fn remove_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
         self.connections.retain(|held| !connections.iter().any(|gone| gone.tuple() == held.tuple()));
         Ok(())

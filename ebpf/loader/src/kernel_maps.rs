@@ -318,6 +318,15 @@ impl ServiceMaps for KernelMaps {
         Ok(elements.iter().filter_map(|(k, v)| Connection::from_element(k, v, now)).collect())
     }
 
+    fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
+        let now = sys::monotonic_s();
+        let held = self.now().flows.all((abi::FlowTuple::default(), abi::FlowValue::default()))?;
+        let held: std::collections::HashSet<abi::FlowTuple> = held.into_iter().map(|(key, _)| key).collect();
+        let new = connections.iter().filter(|connection| !held.contains(&connection.tuple()));
+        let (keys, values): (Vec<_>, Vec<_>) = new.map(|c| (c.tuple(), c.value(now))).unzip();
+        self.now().flows.put(&keys, &values)
+    }
+
     fn remove_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
         self.now().flows.remove(&connections.iter().map(Connection::tuple).collect::<Vec<_>>())
     }

@@ -127,6 +127,8 @@ pub trait ServiceMaps: Send {
 
     /// The connections from outside that are remembered; two elements each, one per direction.
     fn connections(&self) -> Result<Vec<Connection>, MapError>;
+    /// Remembers connections that are not remembered yet. With [`Connection::untouched`] another translates them.
+    fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError>;
     /// Forgets connections: the next packet of each is treated as that of a new one.
     fn remove_connections(&mut self, connections: &[Connection]) -> Result<(), MapError>;
 
