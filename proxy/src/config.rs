@@ -74,12 +74,19 @@ pub struct ProxyConfig {
     pub node_port_addresses: Vec<IpNet>,
     /// NodePorts answer at the loopback addresses as well.
     pub node_port_loopback: bool,
+    /// Choose backends by Maglev where a Service does not say how, if the backend can.
+    pub maglev: bool,
+    /// Count connections, packets and bytes per Service and backend, if the backend can.
+    pub count_traffic: bool,
     /// Answer ARP and NDP for LoadBalancer addresses, one node at a time.
     pub announce_load_balancers: bool,
     /// How often the kernel's state is read back and repaired.
     pub resync_interval: Duration,
     /// The least time between two syncs.
     pub min_sync_interval: Duration,
+    /// After a change of mode, how long connections may go on that the kernel's connection tracking translates for the
+    /// former one. It remembers for a day a client that vanished without a word: nobody waits that long for it.
+    pub drain_max: Duration,
     /// The kernel's connection tracking is set so. `None`: it is left alone.
     pub conntrack: Option<Conntrack>,
     /// Who is told what operators should know about a Service.
@@ -99,9 +106,12 @@ impl ProxyConfig {
             devices: Vec::new(),
             node_port_addresses: Vec::new(),
             node_port_loopback: true,
+            maglev: false,
+            count_traffic: false,
             announce_load_balancers: true,
             resync_interval: Duration::from_secs(30),
             min_sync_interval: Duration::from_millis(1),
+            drain_max: Duration::from_secs(900),
             conntrack: None,
             reporter: None,
             status: StatusHandle::default(),

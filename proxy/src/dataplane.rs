@@ -19,6 +19,7 @@ use crate::plan::{Actual, Plan};
 use crate::sockets::Translation;
 use crate::stale::Targets;
 use crate::status::DropCount;
+use crate::traffic::TrafficTable;
 
 /// Something that packets pass and that can be programmed.
 pub trait Dataplane: Send {
@@ -43,10 +44,38 @@ pub trait Dataplane: Send {
         None
     }
 
+    /// Whether it can choose backends by Maglev.
+    fn offers_maglev(&self) -> bool {
+        false
+    }
+
+    /// Counts traffic per Service and backend from now on. The table of what it counts; `None`: it cannot.
+    fn count_traffic(&mut self) -> Option<Box<dyn TrafficTable>> {
+        None
+    }
+
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount> {
         Vec::new()
     }
+}
+
+/// Removes all frontends, and nothing else.
+pub(crate) fn end_services(dataplane: &mut dyn Dataplane) -> Result<(), DataplaneError> {
+    let removals: Vec<FrontendKey> = dataplane.read()?.frontends.keys().copied().collect();
+    if !removals.is_empty() {
+        dataplane.apply(&Plan { removals, ..Plan::default() })?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel's connection tracking still translates TCP connections that are open.
+pub(crate) fn tracks_open_connections() -> bool {
+    const TCP: u8 = 6;
+    let flows = seaway_nft::Family::ALL
+        .into_iter()
+        .flat_map(|family| seaway_nft::conntrack::flows(family, TCP).unwrap_or_default());
+    flows.into_iter().any(|flow| flow.is_translated() && flow.is_open())
 }
 
 /// Sockets of this node that were sent to a backend when they connected.

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use seaway_model::{Service, ServiceKey, Snapshot};
+use seaway_model::{Balancing, Service, ServiceKey, Snapshot};
 use serde::Serialize;
 
 use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
@@ -35,6 +35,22 @@ pub struct NodeView {
     pub node_port_addresses: Vec<IpAddr>,
     /// NodePorts answer at 127.0.0.1 and ::1 to local processes.
     pub node_port_loopback: bool,
+    /// Services that say nothing have their backends chosen by Maglev.
+    pub maglev_default: bool,
+    /// The data plane can choose so at all.
+    pub maglev_offered: bool,
+}
+
+impl NodeView {
+    /// Whether the backends of `service` are chosen by Maglev.
+    fn chooses_by_maglev(&self, service: &Service) -> bool {
+        self.maglev_offered
+            && match service.balancing {
+                Some(Balancing::Maglev) => true,
+                Some(Balancing::Random) => false,
+                Some(Balancing::Unknown) | None => self.maglev_default,
+            }
+    }
 }
 
 /// A frontend with its owner.

@@ -73,6 +73,8 @@ pub struct Frontend {
     /// There are no backends here, but there are on other nodes: packets are dropped rather than refused, since
     /// whoever sent them here should try elsewhere.
     pub elsewhere: bool,
+    /// Backends are chosen by consistent hashing, so that one that goes moves hardly any client of the others.
+    pub maglev: bool,
 }
 
 /// A Service port in one family: all its frontends share session affinity and source ranges. The number is a hash

@@ -24,6 +24,7 @@ pub mod reconcile;
 pub mod sockets;
 pub mod stale;
 mod status;
+pub mod traffic;
 
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ pub async fn run(
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
-    let dataplane = modes::open(&config).await?;
+    let mut dataplane = modes::open(&config).await?;
     if let Some(conntrack) = config.conntrack {
         conntrack.apply();
     }
@@ -68,7 +69,14 @@ pub async fn run(
     }
     parts.spawn(modes::succeed(config.clone(), dataplane.name(), shutdown.child_token()));
     let (table, cgroup) = (dataplane.sockets(), config.cgroup.clone());
+    let counted = if config.count_traffic { dataplane.count_traffic() } else { None };
+    if config.count_traffic && counted.is_none() {
+        tracing::warn!(mode = dataplane.name(), "this mode does not count traffic per backend");
+    }
     let reconciler = Reconciler::new(config, metrics.clone(), dataplane);
+    if let Some(counted) = counted {
+        metrics.show_traffic(counted, reconciler.views());
+    }
     if let Some(table) = table {
         parts.spawn(sockets::run(table, cgroup, reconciler.views(), metrics, shutdown.child_token()));
     }

@@ -100,6 +100,47 @@ pub fn list() -> io::Result<Vec<Link>> {
     Ok(links.into_values().collect())
 }
 
+/// Whether packets to `addr` end in this network namespace: the kernel's routes say so, also where no link has the
+/// address.
+pub fn is_local(addr: IpAddr) -> io::Result<bool> {
+    let socket = Socket::new(NETLINK_ROUTE)?;
+    socket.send_to(&route_request(addr), &SocketAddr::new(0, 0), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    // A route: its header lies behind that of the message, its type is the eighth byte. An error: there is no route.
+    let is_route = answer.get(4..6) == Some(&RTM_NEWROUTE.to_ne_bytes());
+    Ok(is_route && answer.get(HEADER_BYTES + 7) == Some(&RTN_LOCAL))
+}
+
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const NLM_F_REQUEST: u16 = 1;
+const RTA_DST: u16 = 1;
+const RTN_LOCAL: u8 = 2;
+const HEADER_BYTES: usize = 16;
+
+/// Asks for the route to `addr`: `nlmsghdr`, `rtmsg`, and one attribute.
+fn route_request(addr: IpAddr) -> Vec<u8> {
+    const AF_INET: u8 = 2;
+    const AF_INET6: u8 = 10;
+    let (family, bytes) = match addr {
+        IpAddr::V4(addr) => (AF_INET, addr.octets().to_vec()),
+        IpAddr::V6(addr) => (AF_INET6, addr.octets().to_vec()),
+    };
+    let bits = u8::try_from(bytes.len() * 8).unwrap_or(0);
+    let attribute_bytes = u16::try_from(4 + bytes.len()).unwrap_or(0);
+    let length = u32::from(attribute_bytes) + 28;
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend(RTM_GETROUTE.to_ne_bytes());
+    message.extend(NLM_F_REQUEST.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([family, bits]);
+    message.extend([0; 10]);
+    message.extend(attribute_bytes.to_ne_bytes());
+    message.extend(RTA_DST.to_ne_bytes());
+    message.extend(bytes);
+    message
+}
+
 /// The packet-socket address of a link: what a raw socket is bound to.
 pub(crate) fn packet_address(name: &str) -> io::Result<LinkAddr> {
     let entries = getifaddrs().map_err(io::Error::from)?;

@@ -1,5 +1,7 @@
 //! What the proxy counts, under kube-proxy's names where kube-proxy counts the same, so that its dashboards work.
 
+mod rules;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
@@ -9,18 +11,23 @@ use prometheus::{
 };
 
 use seaway_model::{ServiceKey, Snapshot};
+use tokio::sync::watch;
 
 use crate::desired::Desired;
 use crate::plan::Plan;
+use crate::sockets::View;
 use crate::status::DropCount;
+use crate::traffic::{TrafficCollector, TrafficTable};
+use rules::Rules;
+pub(crate) use rules::SyncEnd;
 
 /// The proxy's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    sync_duration: Histogram,
+    rules: Rules,
+    conntrack_duration: Histogram,
+    invalid_dropped: IntGauge,
     network_programming: Histogram,
-    last_timestamp: Gauge,
-    last_queued: Gauge,
     no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
     plan_ops: IntCounterVec,
@@ -31,14 +38,13 @@ pub struct Metrics {
     repairs: IntCounter,
     forgotten_udp: IntCounter,
     ended_sockets: IntCounterVec,
-    service_changes: IntCounter,
-    endpoint_changes: IntCounter,
     conntrack_deleted: IntCounterVec,
     health: IntCounterVec,
     live: IntCounterVec,
     drops: IntGaugeVec,
     announced: IntGauge,
     announce_replies: IntCounterVec,
+    traffic: TrafficCollector,
 }
 
 /// Buckets of a sync: from 50 µs (one endpoint) to some seconds (everything).
@@ -53,23 +59,20 @@ impl Metrics {
     /// Metrics registered with `registry`. Names that are taken already are counted apart, unseen.
     pub fn new(registry: &Registry) -> Self {
         let metrics = Self {
-            sync_duration: histogram(
-                "kubeproxy_sync_proxy_rules_duration_seconds",
-                "SyncProxyRules latency in seconds",
+            rules: Rules::new(),
+            conntrack_duration: histogram(
+                "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+                "ReconcileConntrackFlowsLatency latency in seconds",
                 &SYNC_BUCKETS_S,
+            ),
+            invalid_dropped: int_gauge(
+                "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+                "packets dropped by iptables to work around conntrack problems",
             ),
             network_programming: histogram(
                 "kubeproxy_network_programming_duration_seconds",
                 "In cluster network programming latency in seconds",
                 &PROGRAMMING_BUCKETS_S,
-            ),
-            last_timestamp: gauge(
-                "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "The last time proxy rules were successfully synced",
-            ),
-            last_queued: gauge(
-                "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-                "The last time a sync of proxy rules was queued",
             ),
             no_local_endpoints: int_gauges(
                 "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
@@ -95,14 +98,6 @@ impl Metrics {
                 "Sockets whose endpoint was gone",
                 &["protocol"],
             ),
-            service_changes: counter(
-                "kubeproxy_sync_proxy_rules_service_changes_total",
-                "Cumulative proxy rules Service changes",
-            ),
-            endpoint_changes: counter(
-                "kubeproxy_sync_proxy_rules_endpoint_changes_total",
-                "Cumulative proxy rules Endpoint changes",
-            ),
             conntrack_deleted: counters(
                 "kubeproxy_conntrack_reconciler_deleted_entries_total",
                 "Cumulative conntrack flows deleted by conntrack reconciler",
@@ -117,17 +112,17 @@ impl Metrics {
                 "Answers about announced addresses by protocol",
                 &["protocol"],
             ),
+            traffic: TrafficCollector::new(),
         };
         metrics.register(registry);
         metrics
     }
 
     fn register(&self, registry: &Registry) {
-        let all: [Box<dyn Collector>; 22] = [
-            Box::new(self.sync_duration.clone()),
+        let all: [Box<dyn Collector>; 20] = [
+            Box::new(self.conntrack_duration.clone()),
+            Box::new(self.invalid_dropped.clone()),
             Box::new(self.network_programming.clone()),
-            Box::new(self.last_timestamp.clone()),
-            Box::new(self.last_queued.clone()),
             Box::new(self.no_local_endpoints.clone()),
             Box::new(self.syncs.clone()),
             Box::new(self.plan_ops.clone()),
@@ -138,16 +133,15 @@ impl Metrics {
             Box::new(self.repairs.clone()),
             Box::new(self.forgotten_udp.clone()),
             Box::new(self.ended_sockets.clone()),
-            Box::new(self.service_changes.clone()),
-            Box::new(self.endpoint_changes.clone()),
             Box::new(self.conntrack_deleted.clone()),
             Box::new(self.health.clone()),
             Box::new(self.live.clone()),
             Box::new(self.drops.clone()),
             Box::new(self.announced.clone()),
             Box::new(self.announce_replies.clone()),
+            Box::new(self.traffic.clone()),
         ];
-        for collector in all {
+        for collector in self.rules.collectors().into_iter().chain(all) {
             if let Err(error) = registry.register(collector) {
                 tracing::warn!(%error, "a metric is not shown");
             }
@@ -155,15 +149,12 @@ impl Metrics {
     }
 
     pub(crate) fn queued(&self) {
-        self.last_queued.set(unix_s());
+        self.rules.queued();
     }
 
-    pub(crate) fn sync_done(&self, desired: &Desired, took: Duration, ok: bool) {
-        self.sync_duration.observe(took.as_secs_f64());
-        self.syncs.with_label_values(&[if ok { "ok" } else { "error" }]).inc();
-        if ok {
-            self.last_timestamp.set(unix_s());
-        }
+    pub(crate) fn sync_done(&self, desired: &Desired, sync: &SyncEnd) {
+        self.rules.sync_done(sync);
+        self.syncs.with_label_values(&[if sync.ok { "ok" } else { "error" }]).inc();
         let (internal, external) = desired.no_local_endpoints();
         self.no_local_endpoints.with_label_values(&["internal"]).set(as_i64(internal));
         self.no_local_endpoints.with_label_values(&["external"]).set(as_i64(external));
@@ -176,9 +167,9 @@ impl Metrics {
     /// `services` differ between two snapshots, in their own object or in their endpoints.
     pub(crate) fn changed(&self, services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) {
         let same = |key: &&ServiceKey| former.services.get(*key) == snapshot.services.get(*key);
-        self.service_changes.inc_by(services.iter().filter(|key| !same(key)).count() as u64);
+        let changed_services = services.iter().filter(|key| !same(key)).count();
         let same = |key: &&ServiceKey| former.endpoints.get(*key) == snapshot.endpoints.get(*key);
-        self.endpoint_changes.inc_by(services.iter().filter(|key| !same(key)).count() as u64);
+        self.rules.changed(changed_services, services.iter().filter(|key| !same(key)).count());
     }
 
     /// /healthz was answered with this status code.
@@ -209,7 +200,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn forgot_udp(&self, flows: usize) {
+    pub(crate) fn forgot_udp(&self, flows: usize, took: Duration) {
+        self.conntrack_duration.observe(took.as_secs_f64());
         self.conntrack_deleted.with_label_values(&["any"]).inc_by(flows as u64);
         self.forgotten_udp.inc_by(flows as u64);
     }
@@ -226,7 +218,15 @@ impl Metrics {
         for drop in drops {
             let packets = i64::try_from(drop.packets).unwrap_or(i64::MAX);
             self.drops.with_label_values(&[&drop.reason]).set(packets);
+            if drop.reason == "invalid" {
+                self.invalid_dropped.set(packets);
+            }
         }
+    }
+
+    /// What `table` counts is shown from now on.
+    pub(crate) fn show_traffic(&self, table: Box<dyn TrafficTable>, views: watch::Receiver<View>) {
+        self.traffic.show(table, views);
     }
 
     pub(crate) fn announcing(&self, addresses: usize) {
@@ -269,4 +269,53 @@ fn counter(name: &str, help: &str) -> IntCounter {
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
     IntCounterVec::new(Opts::new(name, help), labels).expect("name and labels are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kube-proxy shows on Linux, by its documentation, save what counts rules that are not written here
+    /// (`…_iptables_last`, `…_iptables_total`) and what a rule of its own counts (`…_localhost_nodeports_…`).
+    const KUBE_PROXY: [&str; 20] = [
+        "conntrack_reconciler_deleted_entries_total",
+        "conntrack_reconciler_sync_duration_seconds",
+        "iptables_ct_state_invalid_dropped_packets_total",
+        "network_programming_duration_seconds",
+        "proxy_healthz_total",
+        "proxy_livez_total",
+        "sync_full_proxy_rules_duration_seconds",
+        "sync_partial_proxy_rules_duration_seconds",
+        "sync_proxy_rules_duration_seconds",
+        "sync_proxy_rules_endpoint_changes_pending",
+        "sync_proxy_rules_endpoint_changes_total",
+        "sync_proxy_rules_iptables_partial_restore_failures_total",
+        "sync_proxy_rules_iptables_restore_failures_total",
+        "sync_proxy_rules_last_queued_timestamp_seconds",
+        "sync_proxy_rules_last_timestamp_seconds",
+        "sync_proxy_rules_nftables_cleanup_failures_total",
+        "sync_proxy_rules_nftables_sync_failures_total",
+        "sync_proxy_rules_no_local_endpoints_total",
+        "sync_proxy_rules_service_changes_pending",
+        "sync_proxy_rules_service_changes_total",
+    ];
+
+    #[test]
+    fn kube_proxys_metrics_are_there_under_its_names() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry);
+        let sync = SyncEnd { mode: "nftables", took: Duration::from_millis(3), ok: false, full: true };
+        metrics.sync_done(&Desired::default(), &sync);
+        metrics.healthz_answered(200);
+        metrics.livez_answered(503);
+        metrics.forgot_udp(1, Duration::from_millis(1));
+        let shown: Vec<String> = registry.gather().iter().map(|family| family.name().to_owned()).collect();
+        for name in KUBE_PROXY {
+            assert!(shown.contains(&format!("kubeproxy_{name}")), "{name}");
+        }
+        assert_eq!(
+            (metrics.rules.nftables_failures.get(), metrics.rules.full_sync_duration.get_sample_count()),
+            (1, 1)
+        );
+    }
 }

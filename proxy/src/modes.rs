@@ -1,7 +1,7 @@
 //! From a mode to its data plane, and from one mode to another: the traces of the others go once the new one serves.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,13 +10,13 @@ use crate::dataplane::fake::Fake;
 use crate::dataplane::iptables::{self, Iptables};
 use crate::dataplane::nftables::{self, Nftables};
 use crate::dataplane::userspace::{Limits, Userspace};
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, tracks_open_connections};
 use crate::reconcile::chain;
 use crate::{Mode, ProxyConfig, ProxyError};
 
 /// What `auto` tries, in this order.
 const PREFERENCE: [Mode; 4] = [Mode::Ebpf, Mode::Nftables, Mode::Iptables, Mode::Userspace];
-/// How often it is looked whether the new data plane serves.
+/// How often it is looked whether the new data plane serves, and whether connections of a former one have ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The data plane that the mode asks for. `auto` takes the first that this kernel offers.
@@ -64,12 +64,55 @@ pub fn cleanup(config: &ProxyConfig) -> Result<(), ProxyError> {
         .map_err(|source| ProxyError::Cleanup { path: config.bpffs.clone(), source })
 }
 
-fn remove_traces(mode: Mode, bpffs: &Path) -> Result<(), DataplaneError> {
-    match mode {
-        Mode::Ebpf => ebpf::remove_all(bpffs),
-        Mode::Nftables => nftables::remove_all(),
-        Mode::Iptables => iptables::remove_all(),
-        Mode::Auto | Mode::Userspace | Mode::Fake => Ok(()),
+/// What other modes may have left behind.
+struct Leftovers {
+    modes: Vec<Mode>,
+    /// The eBPF programs translate no new connections; those that they do are still open.
+    retiring: Option<ebpf::Retiring>,
+    /// The new mode does not keep the kernel's connection tracking at work: a former one that needs it stays until its
+    /// connections have ended, or until then.
+    tracked_until: Option<Instant>,
+}
+
+impl Leftovers {
+    /// Removes what can go by now.
+    fn remove(&mut self, bpffs: &Path) {
+        let mut modes = std::mem::take(&mut self.modes);
+        modes.retain(|mode| match self.remove_traces(*mode, bpffs) {
+            Ok(gone) => !gone,
+            Err(error) => {
+                // A kernel that does not offer the mode has no traces of it.
+                tracing::debug!(mode = mode.name(), error = %chain(&error), "cannot look for traces of another mode");
+                false
+            }
+        });
+        self.modes = modes;
+    }
+
+    /// False: they have to stay for a while.
+    fn remove_traces(&mut self, mode: Mode, bpffs: &Path) -> Result<bool, DataplaneError> {
+        if matches!(mode, Mode::Nftables | Mode::Iptables)
+            && self.tracked_until.is_some_and(|end| Instant::now() < end)
+        {
+            let ended =
+                if mode == Mode::Nftables { nftables::end_services() } else { iptables::end_services() };
+            ended?;
+            if tracks_open_connections() {
+                return Ok(false);
+            }
+        }
+        match mode {
+            Mode::Ebpf => {
+                if self.retiring.is_none() {
+                    self.retiring = ebpf::Retiring::begin(bpffs)?;
+                }
+                return self.retiring.as_mut().map_or(Ok(true), ebpf::Retiring::end);
+            }
+            Mode::Nftables => nftables::remove_all(),
+            Mode::Iptables => iptables::remove_all(),
+            Mode::Auto | Mode::Userspace | Mode::Fake => Ok(()),
+        }?;
+        Ok(true)
     }
 }
 
@@ -81,18 +124,25 @@ pub(crate) async fn succeed(config: ProxyConfig, serving: &'static str, shutdown
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
-    let bpffs = config.bpffs.clone();
-    let removed = tokio::task::spawn_blocking(move || {
-        let others = PREFERENCE.into_iter().filter(|mode| serving != "fake" && mode.name() != serving);
-        for mode in others {
-            if let Err(error) = remove_traces(mode, &bpffs) {
-                // A kernel that does not offer the mode has no traces of it.
-                tracing::debug!(mode = mode.name(), error = %chain(&error), "cannot look for traces of another mode");
-            }
+    let others = PREFERENCE.into_iter().filter(|mode| serving != "fake" && mode.name() != serving);
+    let tracks = [Mode::Nftables.name(), Mode::Iptables.name()].contains(&serving);
+    let tracked_until = (!tracks).then(|| Instant::now() + config.drain_max);
+    let mut leftovers = Leftovers { modes: others.collect(), retiring: None, tracked_until };
+    while !leftovers.modes.is_empty() {
+        let bpffs = config.bpffs.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            leftovers.remove(&bpffs);
+            leftovers
+        });
+        let Ok(left) = removed.await else {
+            tracing::warn!("removing the traces of other modes panicked");
+            break;
+        };
+        leftovers = left;
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
-    });
-    if removed.await.is_err() {
-        tracing::warn!("removing the traces of other modes panicked");
     }
     shutdown.cancelled().await;
 }

@@ -2,14 +2,14 @@
 //!
 //! The proxy knows nothing of the Kubernetes API: [`Reporter`] is the seam.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use seaway_model::{ServiceKey, Snapshot};
+use seaway_model::{Balancing, ServiceKey, Snapshot};
 
-use crate::desired::{Desired, pod_of};
+use crate::desired::{Desired, is_served, pod_of};
 
 /// Something is wrong with an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +118,23 @@ impl Notices {
             ("Service", Arc::clone(&owner.name), uid)
         };
         reporter.warn(Notice { kind, namespace, name, uid: uid.unwrap_or_default(), reason, message });
+    }
+
+    /// Tells those of `services` whose wish about the choice of backends is not followed. They are served all the same.
+    pub(crate) fn balancing(&mut self, snapshot: &Snapshot, services: &BTreeSet<ServiceKey>, maglev: bool) {
+        for key in services {
+            let wish = snapshot.services.get(key).filter(|service| is_served(service));
+            let message = match wish.and_then(|service| service.balancing) {
+                Some(Balancing::Maglev) if !maglev => {
+                    "Maglev is not supported by this proxy mode: backends are chosen at random"
+                }
+                Some(Balancing::Unknown) => {
+                    "the annotation seaway.dev/load-balancing has an unknown value: want maglev or random"
+                }
+                _ => continue,
+            };
+            self.warn(snapshot, key, UNSUPPORTED, message.to_owned());
+        }
     }
 
     /// Tells those who do not get an address that they claim.

@@ -21,6 +21,7 @@ use crate::dataplane::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::desired::{Computation, NodeView};
 use crate::frontend::FrontendKey;
 use crate::links::{self, Link};
+use crate::metrics::SyncEnd;
 use crate::notices::{self, Notices};
 use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
 use crate::sockets::View;
@@ -57,6 +58,8 @@ pub struct Reconciler {
     /// The last failure that was logged, so that a lasting one is logged once.
     logged: Option<String>,
     notices: Notices,
+    maglev_offered: bool,
+    mode: &'static str,
     views: watch::Sender<View>,
 }
 
@@ -65,6 +68,10 @@ impl Reconciler {
     pub fn new(config: ProxyConfig, metrics: Metrics, dataplane: Box<dyn Dataplane>) -> Self {
         config.status.update(|status| dataplane.name().clone_into(&mut status.mode));
         let notices = Notices::new(config.reporter.clone());
+        let (maglev_offered, dataplane_name) = (dataplane.offers_maglev(), dataplane.name());
+        if config.maglev && !maglev_offered {
+            tracing::warn!(mode = dataplane.name(), "this mode has no Maglev: backends are chosen at random");
+        }
         Self {
             config,
             metrics,
@@ -80,6 +87,8 @@ impl Reconciler {
             failures: 0,
             logged: None,
             notices,
+            maglev_offered,
+            mode: dataplane_name,
             views: watch::Sender::new(View::default()),
         }
     }
@@ -155,7 +164,8 @@ impl Reconciler {
             self.config.status.update(|status| status.last_error = Some(text));
             return true;
         };
-        let view = view(&self.config, Some(&node), &self.links);
+        let mut view = view(&self.config, Some(&node), &self.links);
+        view.maglev_offered = self.maglev_offered;
         let host = host(&self.config, Some(&node), &self.links);
         self.pending.append(&mut self.computation.update(snapshot, &view));
         let changes = snapshot.changes_since(&self.former).services;
@@ -167,6 +177,7 @@ impl Reconciler {
             view.desired = self.computation.desired().clone();
             view.snapshot = snapshot.clone();
         });
+        let full = self.actual.is_none();
         let mut result = self.bring_in_line(&host).await;
         if result.is_ok()
             && self.forget_due
@@ -187,7 +198,9 @@ impl Reconciler {
         };
         let desired = self.computation.desired();
         self.notices.conflicts(snapshot, desired);
-        self.metrics.sync_done(desired, started.elapsed(), ok);
+        self.notices.balancing(snapshot, &changes, self.maglev_offered);
+        let sync = SyncEnd { mode: self.mode, took: started.elapsed(), ok, full };
+        self.metrics.sync_done(desired, &sync);
         let devices = host.uplinks.iter().map(|device| device.name.to_string()).collect();
         let last_error = self.logged.clone();
         self.config.status.update(|status| {
@@ -207,9 +220,10 @@ impl Reconciler {
     /// Once new flows go elsewhere, flows to endpoints that are gone are forgotten.
     async fn forget_udp(&mut self, snapshot: &Snapshot) -> Result<(), DataplaneError> {
         let serving = stale::serving_udp(snapshot);
+        let started = Instant::now();
         let forgotten = self.on_thread(move |dataplane| dataplane.forget_udp(&serving)).await??;
         self.forget_due = false;
-        self.metrics.forgot_udp(forgotten);
+        self.metrics.forgot_udp(forgotten, started.elapsed());
         Ok(())
     }
 
@@ -366,6 +380,9 @@ pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeVi
         zone: node.and_then(|node| node.zone.clone()),
         node_port_addresses,
         node_port_loopback: config.node_port_loopback,
+        maglev_default: config.maglev,
+        // Only the data plane knows.
+        maglev_offered: false,
     }
 }
 

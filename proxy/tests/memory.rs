@@ -72,6 +72,62 @@ fn stale_udp_flows_are_forgotten_by_address_and_port() {
     assert_eq!(dataplane.kernel().maps.connections, [live, of_tcp]);
 }
 
+/// Connections that a former mode translates are left to it, from before the first Service is written.
+#[test]
+fn connections_of_a_former_mode_are_passed_by() {
+    let mut memory = Memory::new(64, 64);
+    let ends = |port: u16| (std::net::IpAddr::from([172, 30, 0, 100]), port);
+    let tcp = seaway_ebpf_loader::Protocol::Tcp;
+    memory.tracked = vec![seaway_ebpf_loader::Connection::untouched(tcp, ends(4000), ends(30_001))];
+    let tracked = memory.tracked.clone();
+    let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
+    dataplane.apply(&seaway_proxy::plan::Plan::default()).unwrap();
+    assert_eq!(dataplane.kernel().maps.connections, tracked);
+}
+
+/// What is counted for a backend that is gone is given back, and all of it once nobody counts any more.
+#[test]
+fn what_was_counted_goes_with_its_backend() {
+    let mut snapshot = seaway_model::Snapshot { synced: true, ..seaway_model::Snapshot::default() };
+    let key = seaway_model::ServiceKey::new("default", "web");
+    let mut service = seaway_model::Service::new(key.clone());
+    service.cluster_ips = vec!["10.96.0.10".parse().unwrap()];
+    service.ports = vec![port(seaway_model::Protocol::Tcp)];
+    snapshot.services.insert(key.clone(), std::sync::Arc::new(service));
+    snapshot.endpoints.insert(key.clone(), std::sync::Arc::new(one_endpoint([10, 244, 1, 1])));
+    let mut dataplane = ebpf_in_memory();
+    assert!(dataplane.count_traffic().is_some());
+    let plan = diff(&desired(&snapshot, &view()), &Host::default(), &dataplane.read().unwrap());
+    dataplane.apply(&plan).unwrap();
+    let id = dataplane.kernel().maps.services.values().map(|entry| entry.id).max().unwrap();
+    let counted = |last: u8| seaway_ebpf_loader::Traffic {
+        service: id,
+        backend: ([10, 244, 1, last].into(), 8080),
+        connections: 1,
+        packets_in: 0,
+        bytes_in: 0,
+        packets_out: 0,
+        bytes_out: 0,
+    };
+    let mut memory = dataplane.kernel().clone();
+    memory.maps.traffic = vec![counted(1), counted(2)];
+    let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
+    let table = dataplane.count_traffic().unwrap();
+    dataplane.read().unwrap();
+    assert_eq!(dataplane.kernel().maps.traffic, [counted(1)]);
+    assert!(dataplane.kernel().maps.config.stats);
+    let named = table.traffic().unwrap();
+    let group =
+        seaway_proxy::frontend::Group::of(&key, "", seaway_model::Protocol::Tcp, seaway_model::Family::V4);
+    assert!(
+        named.iter().all(|traffic| traffic.group == group) && named.len() == 2,
+        "as of when it was taken"
+    );
+    let mut silent = Ebpf::new(dataplane.kernel().clone(), 1024..=29_999, 1);
+    silent.read().unwrap();
+    assert!(silent.kernel().maps.traffic.is_empty() && !silent.kernel().maps.config.stats);
+}
+
 fn port(protocol: seaway_model::Protocol) -> seaway_model::ServicePort {
     seaway_model::ServicePort { name: "".into(), protocol, port: 80, node_port: None, app_protocol: None }
 }
@@ -132,6 +188,8 @@ fn view() -> NodeView {
         zone: Some("z1".into()),
         node_port_addresses: vec!["172.30.0.11".parse().unwrap(), "fd00:10:30::11".parse().unwrap()],
         node_port_loopback: true,
+        maglev_offered: true,
+        ..NodeView::default()
     }
 }
 

@@ -67,7 +67,7 @@ impl World {
             name: "node".into(),
             zone: None,
             node_port_addresses: NODE.map(|addr| addr.parse().unwrap()).into(),
-            node_port_loopback: false,
+            ..NodeView::default()
         };
         let host = Host {
             node_v4: Some(NODE[0].parse().unwrap()),

@@ -8,7 +8,8 @@
 //! one per line, and `pod NS/NAME ADDRESS,… ports=8080/TCP@80` for host ports (`ip=` is hostIP); in later steps `gone
 //! service|endpoints|pod NS/NAME`, and endpoints replace those of the Service. Below: a row per frontend; `*` marks a backend on this node (the client's address reaches it
 //! unchanged), the last column says what else holds: `keep-source` (the source is never rewritten), `elsewhere`
-//! (dropped, not refused), `affinity=…`, `from=…` (admitted sources).
+//! (dropped, not refused), `affinity=…`, `from=…` (admitted sources), `maglev` (chosen
+//! by consistent hashing).
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -19,8 +20,8 @@ use std::time::Duration;
 
 use expect_test::expect_file;
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, IngressMode, LoadBalancerIngress, Service,
-    ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod, TrafficDistribution, TrafficPolicy,
+    Balancing, Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, IngressMode, LoadBalancerIngress,
+    Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod, TrafficDistribution, TrafficPolicy,
 };
 use seaway_proxy::dataplane::Dataplane as _;
 use seaway_proxy::dataplane::ebpf::{Ebpf, Memory};
@@ -126,6 +127,8 @@ fn parse(input: &str, world: &mut (Snapshot, NodeView)) {
                     zone: line.name("zone"),
                     node_port_addresses: line.list("addresses"),
                     node_port_loopback: line.flag("loopback"),
+                    maglev_default: line.flag("maglev-default"),
+                    maglev_offered: !line.flag("no-maglev"),
                 };
             }
             "service" => {
@@ -217,6 +220,11 @@ fn service(line: &Line<'_>) -> Service {
         "SameNode" => TrafficDistribution::PreferSameNode,
         _ => TrafficDistribution::PreferSameZone,
     });
+    service.balancing = line.values.get("balance").map(|wish| match *wish {
+        "maglev" => Balancing::Maglev,
+        "random" => Balancing::Random,
+        _ => Balancing::Unknown,
+    });
     service.proxy_name = line.name("proxy-name");
     service.load_balancer_class = line.name("class");
     service
@@ -293,6 +301,9 @@ fn render(desired: &Desired) -> String {
         }
         if let Some(affinity) = frontend.affinity {
             notes.push(format!("affinity={}s", affinity.as_secs()));
+        }
+        if frontend.maglev {
+            notes.push("maglev".to_owned());
         }
         if !frontend.source_ranges.is_empty() {
             let ranges: Vec<String> = frontend.source_ranges.iter().map(ToString::to_string).collect();

@@ -16,14 +16,15 @@ use std::time::Instant;
 use seaway_ebpf_loader as loader;
 use seaway_ebpf_loader::{MapError, ServiceMaps as _};
 
-pub(crate) use kernel::remove_all;
 pub use kernel::{Kernel, Loaded, Memory, Room};
+pub(crate) use kernel::{Retiring, remove_all};
 
 use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Device, Host, Plan};
 use crate::stale::Targets;
 use crate::status::DropCount;
+use crate::traffic::TrafficTable;
 use layout::{Contents, Layout, Ops};
 
 /// The eBPF data plane of one node.
@@ -33,6 +34,10 @@ pub struct Ebpf<K> {
     /// Ports of source NAT.
     snat_ports: RangeInclusive<u16>,
     netns_cookie: u64,
+    /// Traffic is counted per Service and backend.
+    counting: bool,
+    /// Connections that a former mode translates have been looked for.
+    passed_by: bool,
     /// `None`: not known, the maps have to be read first.
     layout: Option<Layout>,
     /// Links that this process has attached its own programs to.
@@ -42,7 +47,8 @@ pub struct Ebpf<K> {
 impl<K: Kernel> Ebpf<K> {
     /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
     pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
-        Self { kernel, snat_ports, netns_cookie, layout: None, uplinks: BTreeSet::new() }
+        let (counting, passed_by, layout, uplinks) = (false, false, None, BTreeSet::new());
+        Self { kernel, snat_ports, netns_cookie, counting, passed_by, layout, uplinks }
     }
 
     /// Where it is kept.
@@ -54,18 +60,17 @@ impl<K: Kernel> Ebpf<K> {
         let maps = self.kernel.maps();
         let services = maps.services().map_err(map_error)?;
         let ranges = maps.source_ranges().map_err(map_error)?;
-        let capacity = maps.backend_capacity();
+        let (capacity, maglev_capacity) = (maps.backend_capacity(), maps.maglev_capacity());
         let ends = services.iter().map(|(_, entry)| entry.base.saturating_add(entry.count));
         let end = ends.filter(|end| *end <= capacity).max().unwrap_or(0);
         let backends = maps.backends(0, end).map_err(map_error)?;
-        Ok(Layout::adopt(&Contents { services, ranges, backends, capacity }))
+        Ok(Layout::adopt(&Contents { services, ranges, backends, capacity, maglev_capacity }))
     }
 
     fn read_host(&mut self) -> Result<Host, DataplaneError> {
-        let mut config = self.kernel.maps().config().map_err(map_error)?;
-        if config.netns_cookie != self.netns_cookie || config.snat_ports != self.snat_ports {
-            config.netns_cookie = self.netns_cookie;
-            config.snat_ports = self.snat_ports.clone();
+        let held = self.kernel.maps().config().map_err(map_error)?;
+        let config = self.own_settings(held.clone());
+        if config != held {
             self.kernel.maps().set_config(&config).map_err(map_error)?;
         }
         let attached = self.kernel.attached()?;
@@ -73,14 +78,44 @@ impl<K: Kernel> Ebpf<K> {
         Ok(Host { node_v4: config.node_v4, node_v6: config.node_v6, uplinks: self.uplinks.clone() })
     }
 
-    fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
-        let config = loader::NodeConfig {
-            node_v4: host.node_v4,
-            node_v6: host.node_v6,
+    /// `config` with what this process decides.
+    fn own_settings(&self, config: loader::NodeConfig) -> loader::NodeConfig {
+        loader::NodeConfig {
             snat_ports: self.snat_ports.clone(),
             netns_cookie: self.netns_cookie,
-            ..loader::NodeConfig::default()
-        };
+            stats: self.counting,
+            ..config
+        }
+    }
+
+    /// Connections that a former mode translates are left to it: in the middle of one, packets look to the programs like
+    /// those of a new one.
+    fn pass_by(&mut self) -> Result<(), DataplaneError> {
+        let tracked = self.kernel.tracked();
+        if tracked.is_empty() {
+            return Ok(());
+        }
+        self.kernel.maps().put_connections(&tracked).map_err(map_error)
+    }
+
+    /// Gives back what was counted for backends that are gone, or for nobody.
+    fn prune_traffic(&mut self) -> Result<(), DataplaneError> {
+        let Some(layout) = &self.layout else { return Ok(()) };
+        let mut gone = self.kernel.maps().traffic().map_err(map_error)?;
+        if self.counting && !gone.is_empty() {
+            let serving = layout.backends_by_id();
+            gone.retain(|counted| !serving.contains(&(counted.service, counted.backend)));
+        }
+        if !gone.is_empty() {
+            self.kernel.maps().remove_traffic(&gone).map_err(map_error)?;
+        }
+        Ok(())
+    }
+
+    fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
+        let held = self.kernel.maps().config().map_err(map_error)?;
+        let held = loader::NodeConfig { node_v4: host.node_v4, node_v6: host.node_v6, ..held };
+        let config = self.own_settings(held);
         self.kernel.maps().set_config(&config).map_err(map_error)?;
         let names: Vec<String> = host.uplinks.iter().map(|device| device.name.to_string()).collect();
         let missing = self.kernel.attach(&names)?;
@@ -117,6 +152,9 @@ impl<K: Kernel> Ebpf<K> {
         }
         if !ops.put_slices.is_empty() {
             maps.put_backends(&ops.put_slices).map_err(map_error)?;
+        }
+        if !ops.put_tables.is_empty() {
+            maps.put_maglev(&ops.put_tables).map_err(map_error)?;
         }
         if !ops.put_services.is_empty() {
             match maps.put_services(&ops.put_services) {
@@ -175,7 +213,9 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         let host = self.read_host()?;
         let layout = self.read_layout()?;
         let layout = self.layout.insert(layout);
-        Ok(Actual { frontends: layout.frontends(), host, stale: layout.stale() })
+        let actual = Actual { frontends: layout.frontends(), host, stale: layout.stale() };
+        self.prune_traffic()?;
+        Ok(actual)
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError> {
@@ -193,6 +233,9 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         let (ops, unplaced) = layout.compile(plan, Instant::now());
         failed.extend(unplaced);
         self.layout = Some(layout);
+        if !std::mem::replace(&mut self.passed_by, true) {
+            self.pass_by()?;
+        }
         match self.execute(&ops) {
             Ok(unwritten) => failed.extend(unwritten),
             Err(error) => {
@@ -220,6 +263,16 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
             maps.remove_connections(&stale).map_err(map_error)?;
         }
         Ok(stale.len())
+    }
+
+    fn offers_maglev(&self) -> bool {
+        true
+    }
+
+    fn count_traffic(&mut self) -> Option<Box<dyn TrafficTable>> {
+        let table = self.kernel.traffic();
+        self.counting = table.is_some();
+        table
     }
 
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {

@@ -42,6 +42,10 @@ impl Dataplane for Fake {
         "fake"
     }
 
+    fn offers_maglev(&self) -> bool {
+        true
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         Ok(self.held())
     }

@@ -42,6 +42,10 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
         "faulty"
     }
 
+    fn offers_maglev(&self) -> bool {
+        self.inner.offers_maglev()
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         match self.fault() {
             Some(error) => Err(error),

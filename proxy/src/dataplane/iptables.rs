@@ -4,6 +4,9 @@
 //! that a successor takes over what it finds. A sync is one run of `iptables-restore --noflush` per family, in which
 //! only chains that change are written. Open connections are kept by the kernel's connection tracking.
 //!
+//! Sources are translated as kube-proxy does (the table of its TestInternalExternalMasquerade holds row by row), to the
+//! node's own address.
+//!
 //! What it cannot do: NodePorts at `::1` (the kernel routes no packet from there), and affinity for more clients per
 //! backend than the module `recent` remembers (100, unless it was loaded with another `ip_list_tot`).
 
@@ -274,6 +277,14 @@ impl<T: Tables> Dataplane for Iptables<T> {
             None => gone.contains(&asked) && asked != (addr, port),
         })
     }
+}
+
+/// Has the chains translate no new connection; those that are open go on for as long as the chains are there.
+pub(crate) fn end_services() -> Result<(), DataplaneError> {
+    if !tables::installed() {
+        return Ok(());
+    }
+    super::end_services(&mut Iptables::open()?)
 }
 
 /// Takes every chain of ours out of the tables, where there are such tables.

@@ -28,6 +28,11 @@ pub use schema::{MARK, Set, TABLE, Target};
 
 pub(crate) use kernel::remove_all;
 
+/// Has the tables translate no new connection; those that are open go on for as long as the tables are there.
+pub(crate) fn end_services() -> Result<(), DataplaneError> {
+    super::end_services(&mut Nftables::open()?)
+}
+
 use seaway_model::Protocol;
 
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};

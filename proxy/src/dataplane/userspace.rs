@@ -126,6 +126,10 @@ impl<N: Sockets> Dataplane for Userspace<N> {
         "userspace"
     }
 
+    fn offers_maglev(&self) -> bool {
+        true
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         let served = self.sites.iter().filter(|(key, site)| self.is_served(key, site));
         let frontends: OrdMap<FrontendKey, Arc<Frontend>> =

@@ -48,6 +48,7 @@ pub(super) fn frontends(pod: &HostPod, view: &NodeView) -> BTreeMap<FrontendKey,
                     source_ranges: [].into(),
                     preserve_source: scope == Scope::External,
                     elsewhere: false,
+                    maglev: false,
                 };
                 let key = FrontendKey { addr, port: port.host_port, protocol: port.protocol, scope };
                 let owner = Owner { service: owner.clone(), port_name };

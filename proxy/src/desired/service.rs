@@ -89,6 +89,7 @@ impl Shapes {
             source_ranges: Arc::from([]),
             preserve_source: false,
             elsewhere: false,
+            maglev: view.chooses_by_maglev(service),
         };
         // At external addresses, clients on this node are never restricted to its own endpoints.
         let inside = by_policy(&blank, &choice, TrafficPolicy::Cluster);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
+    Balancing, Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
     NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficDistribution,
     TrafficPolicy,
 };
@@ -54,7 +54,7 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
 fn service() -> impl Strategy<Value = Service> {
     let addresses = (addrs(&CLUSTER_IPS, 3), addrs(&VIPS, 2), addrs(&VIPS, 2), any::<bool>());
     let switches =
-        (policy(), policy(), any::<bool>(), select(vec![None, Some(60_u64)]), select(vec![0, 1, 2]));
+        (policy(), policy(), any::<bool>(), select(vec![None, Some(60_u64)]), select(vec![0, 1, 2, 3]));
     let ranges = subsequence(RANGES.to_vec(), 0..=2);
     (select(NAMES.to_vec()), ports(), addresses, switches, ranges).prop_map(
         |(name, ports, (cluster_ips, vips, external_ips, proxied), switches, ranges)| {
@@ -76,6 +76,7 @@ fn service() -> impl Strategy<Value = Service> {
                 1 => Some(TrafficDistribution::PreferSameNode),
                 _ => Some(TrafficDistribution::PreferSameZone),
             };
+            service.balancing = (distribution == 3).then_some(Balancing::Maglev);
             service
         },
     )

@@ -255,9 +255,9 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Tries until it works or ten seconds are over.
+/// Tries until it works or half a minute is over: programs take the verifier a while where many are loaded at once.
 pub(crate) fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         match attempt() {
             Ok(value) => return value,

@@ -2,6 +2,7 @@
 //! mode that a test asks for. Clients are plain processes: what they send is seen as packets only.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,10 @@ impl World {
 
     /// A proxy that is told what all are told.
     pub(crate) fn start(&self) -> Running {
-        let mut config = ProxyConfig::new("node", "", "");
+        self.start_with(ProxyConfig::new("node", "", ""))
+    }
+
+    fn start_with(&self, mut config: ProxyConfig) -> Running {
         config.mode = self.mode;
         config.resync_interval = Duration::from_secs(1);
         config.conntrack = None;
@@ -78,7 +82,16 @@ impl World {
 
     /// Starts a proxy and tells it of `cluster`.
     pub(crate) fn serve(&self, cluster: Snapshot) -> Running {
-        let running = self.start();
+        self.settled(self.start(), cluster)
+    }
+
+    /// As [`World::serve`], with a place for the programs of the eBPF mode.
+    pub(crate) fn serve_at(&self, cgroup: &Path, bpffs: &Path, cluster: Snapshot) -> Running {
+        let config = ProxyConfig::new("node", cgroup, bpffs);
+        self.settled(self.start_with(config), cluster)
+    }
+
+    fn settled(&self, running: Running, cluster: Snapshot) -> Running {
         self.tell(cluster);
         eventually("the first sync", || {
             running.status.status().synced.then_some(()).ok_or(running.status.status().last_error)

@@ -18,6 +18,10 @@ pub(super) fn id_of(group: Group, probe: u32) -> Option<u32> {
     Some(low.wrapping_add(probe)).filter(|id| *id != 0)
 }
 
+/// Where the Maglev table begins of a frontend that wants one and has too few backends for it. The programs look at no
+/// table without a size.
+const NO_TABLE: u32 = u32::MAX;
+
 /// The key of a frontend. `None`: the programs do not know the protocol.
 pub(super) fn key(key: &FrontendKey) -> Option<loader::Frontend> {
     let scope = match key.scope {
@@ -51,14 +55,18 @@ fn protocol(protocol: Protocol) -> Option<loader::Protocol> {
     }
 }
 
-/// The entry of `frontend`, whose group has the id of try `probe` and whose slice begins at `base`.
+/// The entry of `frontend`, whose group has the id of try `probe`, whose slice begins at `base`, and whose Maglev table
+/// lies at `table` and has so many slots.
 pub(super) fn entry(
     key: &FrontendKey,
     frontend: &Frontend,
     id: u32,
     probe: u32,
     base: u32,
+    table: Option<(u32, u32)>,
 ) -> loader::ServiceEntry {
+    let no_table = if frontend.maglev { (NO_TABLE, 0) } else { (0, 0) };
+    let (maglev_base, maglev_size) = table.filter(|_| frontend.maglev).unwrap_or(no_table);
     let kind = match frontend.kind {
         FrontendKind::ClusterIP => 0,
         FrontendKind::LoadBalancer => 1,
@@ -76,7 +84,8 @@ pub(super) fn entry(
         drop_when_empty: frontend.elsewhere,
         node_port: frontend.kind == FrontendKind::NodePort,
         host_only: key.addr.is_loopback(),
-        ..loader::ServiceEntry::default()
+        maglev_base,
+        maglev_size,
     }
 }
 
@@ -98,11 +107,18 @@ pub(super) fn frontend(key: &FrontendKey, entry: &loader::ServiceEntry) -> Optio
         source_ranges: [].into(),
         preserve_source: entry.generation & 4 != 0,
         elsewhere: entry.drop_when_empty,
+        maglev: entry.maglev_size > 0 || entry.maglev_base == NO_TABLE,
     };
     let sound = entry.node_port == (kind == FrontendKind::NodePort)
         && entry.host_only == key.addr.is_loopback()
-        && id_of(frontend.group, probe) == Some(entry.id);
+        && id_of(frontend.group, probe) == Some(entry.id)
+        && table_size(&frontend, entry.count) == (entry.maglev_size > 0).then_some(entry.maglev_size);
     sound.then_some((frontend, probe))
+}
+
+/// How many slots the Maglev table of a frontend with so many backends has. `None`: it has no table.
+pub(super) fn table_size(frontend: &Frontend, backends: u32) -> Option<u32> {
+    loader::maglev::table_size(backends as usize).filter(|_| frontend.maglev)
 }
 
 /// A slice as the array holds it.

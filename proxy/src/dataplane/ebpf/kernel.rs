@@ -1,16 +1,21 @@
 //! What the eBPF data plane needs of a kernel, the real one and one in memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use seaway_ebpf_loader as loader;
 use seaway_ebpf_loader::{DropReason, FakeMaps, KernelMaps, ServiceMaps};
 use seaway_model::Protocol;
+use seaway_nft::{Family, conntrack};
 
+use super::codec;
 use crate::dataplane::{DataplaneError, SocketTable};
+use crate::frontend::Group;
 use crate::sockets::Translation;
 use crate::status::DropCount;
+use crate::traffic::{Traffic, TrafficTable};
 
 /// Entries of the maps that this process writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,6 +77,16 @@ pub trait Kernel: Send {
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount>;
 
+    /// TCP connections from outside that the kernel's connection tracking translates.
+    fn tracked(&self) -> Vec<loader::Connection> {
+        Vec::new()
+    }
+
+    /// The table of what is counted per backend, for another thread.
+    fn traffic(&self) -> Option<Box<dyn TrafficTable>> {
+        None
+    }
+
     /// The table of translated sockets, for another thread.
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {
         None
@@ -97,6 +112,32 @@ impl SocketTable for KernelMaps {
         };
         Ok(connected.map(translation).collect())
     }
+}
+
+impl TrafficTable for KernelMaps {
+    fn traffic(&self) -> Result<Vec<Traffic>, DataplaneError> {
+        named_traffic(self).map_err(|source| DataplaneError::Loader {
+            action: "cannot read what was counted per backend",
+            source: Box::new(source),
+        })
+    }
+}
+
+/// What was counted, by the groups that the entries of the maps belong to.
+fn named_traffic(maps: &impl ServiceMaps) -> Result<Vec<Traffic>, loader::MapError> {
+    let services = maps.services()?;
+    let group = |(key, entry): &(loader::Frontend, loader::ServiceEntry)| {
+        let (frontend, _) = codec::frontend(&codec::frontend_key(key)?, entry)?;
+        Some((entry.id, frontend.group))
+    };
+    let groups: HashMap<u32, Group> = services.iter().filter_map(group).collect();
+    let named = |counted: loader::Traffic| {
+        let group = *groups.get(&counted.service)?;
+        let loader::Traffic { backend, connections, packets_in, bytes_in, packets_out, bytes_out, .. } =
+            counted;
+        Some(Traffic { group, backend, connections, packets_in, bytes_in, packets_out, bytes_out })
+    };
+    Ok(maps.traffic()?.into_iter().filter_map(named).collect())
 }
 
 /// The kernel that this process runs on, with the programs loaded.
@@ -156,7 +197,31 @@ impl Kernel for Loaded {
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {
         Some(Box::new(self.maps.clone()))
     }
+
+    fn traffic(&self) -> Option<Box<dyn TrafficTable>> {
+        Some(Box::new(self.maps.clone()))
+    }
+
+    fn tracked(&self) -> Vec<loader::Connection> {
+        tracked()
+    }
 }
+
+/// A kernel without connection tracking has none.
+fn tracked() -> Vec<loader::Connection> {
+    let flows = Family::ALL.into_iter().flat_map(|family| conntrack::flows(family, TCP).unwrap_or_default());
+    let translated = flows.filter(|flow| flow.zone == 0 && flow.is_translated() && flow.is_open());
+    let ends = |end: std::net::SocketAddr| (end.ip(), end.port());
+    translated
+        .map(|flow| {
+            let (source, destination) = (ends(flow.original.source), ends(flow.original.destination));
+            loader::Connection::untouched(loader::Protocol::Tcp, source, destination)
+        })
+        .collect()
+}
+
+/// The protocol's number.
+const TCP: u8 = 6;
 
 /// A kernel in memory, with the map limits of the real one.
 #[derive(Debug, Clone)]
@@ -167,6 +232,8 @@ pub struct Memory {
     pub devices: BTreeSet<String>,
     /// Maps are exchanged for larger ones when that is asked for.
     pub grows: bool,
+    /// Connections that somebody else translates.
+    pub tracked: Vec<loader::Connection>,
 }
 
 impl Memory {
@@ -176,6 +243,7 @@ impl Memory {
             maps: FakeMaps::new(service_capacity, backend_capacity),
             devices: BTreeSet::new(),
             grows: false,
+            tracked: Vec::new(),
         }
     }
 }
@@ -206,6 +274,23 @@ impl Kernel for Memory {
     fn drops(&self) -> Vec<DropCount> {
         drops_of(&self.maps)
     }
+
+    fn traffic(&self) -> Option<Box<dyn TrafficTable>> {
+        Some(Box::new(InMemory(self.maps.clone())))
+    }
+
+    fn tracked(&self) -> Vec<loader::Connection> {
+        self.tracked.clone()
+    }
+}
+
+/// Maps in memory as they are at a moment.
+struct InMemory(FakeMaps);
+
+impl TrafficTable for InMemory {
+    fn traffic(&self) -> Result<Vec<Traffic>, DataplaneError> {
+        Ok(named_traffic(&self.0).unwrap_or_default())
+    }
 }
 
 fn drops_of(maps: &impl ServiceMaps) -> Vec<DropCount> {
@@ -226,6 +311,58 @@ pub(super) fn netns_cookie() -> Result<u64, DataplaneError> {
 /// Removes everything below `bpffs`.
 pub(crate) fn remove_all(bpffs: &Path) -> Result<(), DataplaneError> {
     loader::remove_all(bpffs).map_err(failed("cannot remove the eBPF programs and maps"))
+}
+
+/// A connection that has been silent for so long keeps nobody from removing the programs.
+const TCP_SILENT: Duration = Duration::from_secs(900);
+const UDP_SILENT: Duration = Duration::from_secs(30);
+
+/// Programs that translate no new connection, and go once those that they translate have ended.
+pub(crate) struct Retiring {
+    maps: KernelMaps,
+    bpffs: PathBuf,
+}
+
+impl Retiring {
+    /// `None`: there are none.
+    pub(crate) fn begin(bpffs: &Path) -> Result<Option<Self>, DataplaneError> {
+        if !bpffs.join("links").exists() {
+            remove_all(bpffs)?;
+            return Ok(None);
+        }
+        // What is attached goes on running: this only reaches for the maps.
+        let dataplane = loader::Dataplane::open(bpffs, &loader::Capacities::default())
+            .map_err(failed("cannot reach the maps of the eBPF programs"))?;
+        Ok(Some(Self { maps: dataplane.maps(), bpffs: bpffs.to_owned() }))
+    }
+
+    /// False: some connections are still open.
+    pub(crate) fn end(&mut self) -> Result<bool, DataplaneError> {
+        if end_services(&mut self.maps).map_err(failed_map)? > 0 {
+            return Ok(false);
+        }
+        remove_all(&self.bpffs)?;
+        Ok(true)
+    }
+}
+
+/// Removes all services. Returns how many connections are still open.
+fn end_services(maps: &mut impl ServiceMaps) -> Result<usize, loader::MapError> {
+    let frontends: Vec<loader::Frontend> =
+        maps.services()?.into_iter().map(|(frontend, _)| frontend).collect();
+    if !frontends.is_empty() {
+        maps.remove_services(&frontends)?;
+    }
+    let silent = |flow: &loader::Connection| match flow.protocol {
+        loader::Protocol::Tcp => TCP_SILENT,
+        loader::Protocol::Udp => UDP_SILENT,
+    };
+    let flows = maps.connections()?;
+    Ok(flows.iter().filter(|flow| !flow.closing && flow.idle < silent(flow)).count())
+}
+
+fn failed_map(source: loader::MapError) -> DataplaneError {
+    DataplaneError::Loader { action: "the maps of the eBPF data plane failed", source: Box::new(source) }
 }
 
 fn failed(action: &'static str) -> impl Fn(loader::LoadError) -> DataplaneError {

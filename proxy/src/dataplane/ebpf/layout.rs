@@ -2,6 +2,7 @@
 //! with each plan. [`Layout::compile`] is pure: plan in, ordered map operations out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ use crate::plan::Plan;
 pub(super) struct Ops {
     pub(super) add_ranges: Vec<loader::SourceRange>,
     pub(super) put_slices: Vec<(u32, Vec<loader::BackendEntry>)>,
+    pub(super) put_tables: Vec<loader::MaglevTable>,
     pub(super) put_services: Vec<(loader::Frontend, loader::ServiceEntry)>,
     pub(super) remove_services: Vec<loader::Frontend>,
     pub(super) remove_ranges: Vec<loader::SourceRange>,
@@ -34,12 +36,16 @@ pub(super) struct Contents {
     /// The backend array from its beginning to the end of the last slice.
     pub(super) backends: Vec<loader::BackendEntry>,
     pub(super) capacity: u32,
+    /// Chunks that Maglev tables may take.
+    pub(super) maglev_capacity: u32,
 }
 
 /// What lies where.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     alloc: Allocator,
+    /// Of chunks of Maglev tables.
+    tables: Allocator,
     groups: HashMap<Group, Placed>,
     ids: HashSet<u32>,
     group_of: HashMap<FrontendKey, Group>,
@@ -60,7 +66,16 @@ struct Placed {
     members: Vec<(FrontendKey, Member)>,
     /// Slices by base.
     slices: Vec<(u32, Arc<[Backend]>)>,
+    tables: Vec<Table>,
     ranges: BTreeSet<IpNet>,
+}
+
+/// The Maglev table of a slice.
+#[derive(Debug, Clone, Copy)]
+struct Table {
+    slice: u32,
+    base: u32,
+    size: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -71,9 +86,10 @@ struct Member {
 
 impl Layout {
     /// Empty maps.
-    fn new(capacity: u32) -> Self {
+    fn new(capacity: u32, maglev_capacity: u32) -> Self {
         Self {
             alloc: Allocator::new(capacity),
+            tables: Allocator::new(maglev_capacity),
             groups: HashMap::new(),
             ids: HashSet::new(),
             group_of: HashMap::new(),
@@ -86,7 +102,7 @@ impl Layout {
 
     /// The layout that the kernel's maps have. What does not make sense is stale: it is not adopted, and swept later.
     pub(super) fn adopt(contents: &Contents) -> Self {
-        let mut layout = Self::new(contents.capacity);
+        let mut layout = Self::new(contents.capacity, contents.maglev_capacity);
         let mut ranges: BTreeMap<u32, BTreeSet<IpNet>> = BTreeMap::new();
         for range in &contents.ranges {
             match IpNet::new(range.addr, range.prefix) {
@@ -133,6 +149,12 @@ impl Layout {
         let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(entry.id, probe));
         if placed.id != entry.id {
             return false;
+        }
+        if !placed.adopt_table(entry, &mut self.tables) {
+            if placed.members.is_empty() {
+                self.groups.remove(&frontend.group);
+            }
+            return false; // Its Maglev table overlaps another one.
         }
         let known = placed.slices.iter().find(|(base, held)| *base == entry.base && held[..] == backends[..]);
         let known = known.map(|(_, held)| Arc::clone(held));
@@ -188,10 +210,19 @@ impl Layout {
         self.groups.iter().map(|(group, placed)| (placed.id, *group)).collect()
     }
 
+    /// Every backend with the id of its group.
+    pub(super) fn backends_by_id(&self) -> HashSet<(u32, (IpAddr, u16))> {
+        let slices = self.groups.values().flat_map(|placed| {
+            let backends = placed.slices.iter().flat_map(|(_, backends)| backends.iter());
+            backends.map(|backend| (placed.id, (backend.addr, backend.port)))
+        });
+        slices.collect()
+    }
+
     /// How much room there has to be for all that is held and for what `plan` adds; slices that it replaces stay for a
     /// moment beside the new ones.
     pub(super) fn needs(&self, plan: &Plan) -> Room {
-        let (mut services, mut backends, mut ranges) = (0, 0, 0);
+        let (mut services, mut backends, mut ranges, mut chunks) = (0, 0, 0, 0_u32);
         let mut seen = HashSet::new();
         for (key, frontend) in &plan.upserts {
             // The guard of a new frontend may be new as well.
@@ -199,6 +230,9 @@ impl Layout {
             if seen.insert((frontend.group, frontend.backends.as_ptr())) {
                 backends += frontend.backends.len();
                 ranges += frontend.source_ranges.len();
+                let count = u32::try_from(frontend.backends.len()).unwrap_or(u32::MAX);
+                let size = codec::table_size(frontend, count).unwrap_or(0);
+                chunks = chunks.saturating_add(loader::maglev_chunks(size));
             }
         }
         if ranges > 0 {
@@ -211,13 +245,14 @@ impl Layout {
             services: number(services),
             backends: self.alloc.used().saturating_add(number(backends)),
             source_ranges: number(ranges),
-            maglev: 0,
+            maglev: self.tables.used().saturating_add(chunks),
         }
     }
 
     /// The maps have been exchanged for larger ones.
     pub(super) fn extend(&mut self, room: &Room) {
         self.alloc.extend(room.backends);
+        self.tables.extend(room.maglev);
     }
 
     /// How much there is to sweep.
@@ -268,6 +303,7 @@ impl Layout {
         let (id, probe) = self.id(frontend.group).ok_or_else(|| unsupported("a ninth group of one id"))?;
         touched.insert(frontend.group);
         let base = self.slice(frontend, id, now, ops)?;
+        let table = self.table(frontend, base, now, ops)?;
         // Before the former frontend lets go of its own, which is the same as a rule.
         if let Some((guard, entry)) = codec::guard(&key, frontend) {
             let users = self.guards.entry(guard).or_default();
@@ -288,7 +324,7 @@ impl Layout {
         placed.members.push((key, Member { frontend: Arc::clone(frontend), base }));
         self.group_of.insert(key, frontend.group);
         self.stale_services.remove(&place);
-        ops.put_services.push((place, codec::entry(&key, frontend, id, probe, base)));
+        ops.put_services.push((place, codec::entry(&key, frontend, id, probe, base, table)));
         Ok(())
     }
 
@@ -336,6 +372,34 @@ impl Layout {
         Ok(base)
     }
 
+    /// The Maglev table of the slice at `base`, where the frontend wants one: its place and its size.
+    fn table(
+        &mut self,
+        frontend: &Frontend,
+        base: u32,
+        now: Instant,
+        ops: &mut Ops,
+    ) -> Result<Option<(u32, u32)>, DataplaneError> {
+        let count = u32::try_from(frontend.backends.len()).unwrap_or(u32::MAX);
+        let Some(size) = codec::table_size(frontend, count) else { return Ok(None) };
+        let Some(placed) = self.groups.get_mut(&frontend.group) else { return Ok(None) };
+        if let Some(held) = placed.tables.iter().find(|table| table.slice == base) {
+            return Ok(Some((held.base, held.size)));
+        }
+        let chunks = loader::maglev_chunks(size);
+        let Some(at) = self.tables.allocate(chunks, now) else {
+            return Err(DataplaneError::Full {
+                map: "maglev",
+                capacity: self.tables.capacity(),
+                wanted: u64::from(self.tables.used()) + u64::from(chunks),
+            });
+        };
+        let backends: Vec<_> = frontend.backends.iter().map(|b| (b.addr, b.port)).collect();
+        placed.tables.push(Table { slice: base, base: at, size });
+        ops.put_tables.push(loader::MaglevTable { base: at, slots: loader::maglev::table(&backends) });
+        Ok(Some((at, size)))
+    }
+
     /// Forgets a frontend; what only it used is given back by [`Layout::settle`].
     fn take_out(&mut self, key: &FrontendKey, ops: &mut Ops, touched: &mut BTreeSet<Group>) {
         let Some(group) = self.group_of.remove(key) else { return };
@@ -367,6 +431,15 @@ impl Layout {
             }
             keep
         });
+        let hashed = placed.members.iter().filter(|(_, member)| member.frontend.maglev);
+        let hashed: BTreeSet<u32> = hashed.map(|(_, member)| member.base).collect();
+        placed.tables.retain(|table| {
+            let keep = used.contains(&table.slice) && hashed.contains(&table.slice);
+            if !keep {
+                self.tables.release(table.base, loader::maglev_chunks(table.size), now);
+            }
+            keep
+        });
         let members = placed.members.iter();
         let wanted: BTreeSet<IpNet> =
             members.flat_map(|(_, member)| member.frontend.source_ranges.iter().copied()).collect();
@@ -381,7 +454,30 @@ impl Layout {
 
 impl Placed {
     fn new(id: u32, probe: u32) -> Self {
-        Self { id, probe, members: Vec::new(), slices: Vec::new(), ranges: BTreeSet::new() }
+        Self {
+            id,
+            probe,
+            members: Vec::new(),
+            slices: Vec::new(),
+            tables: Vec::new(),
+            ranges: BTreeSet::new(),
+        }
+    }
+
+    /// Takes over the Maglev table of an entry, if it has one. False: it cannot lie there.
+    fn adopt_table(&mut self, entry: &loader::ServiceEntry, tables: &mut Allocator) -> bool {
+        let found = Table { slice: entry.base, base: entry.maglev_base, size: entry.maglev_size };
+        if found.size == 0 {
+            return true;
+        }
+        if let Some(held) = self.tables.iter().find(|table| table.slice == found.slice) {
+            return (held.base, held.size) == (found.base, found.size);
+        }
+        let sound = tables.reserve(found.base, loader::maglev_chunks(found.size));
+        if sound {
+            self.tables.push(found);
+        }
+        sound
     }
 }
 

@@ -5,7 +5,8 @@
 //!         OUTPUT ──────────────────────────┴─ else ───────────► SEAWAY-INTERNAL ─► SEAWAY-I-… ─┤
 //!                                                   buckets: the frontends of a /24, a /120, 64 NodePorts
 //!                        SEAWAY-S-… chooses a backend ◄───────────────────────────────────────┘
-//!                        └─► SEAWAY-B-… translates to it; remote ones see SEAWAY-MASQ first
+//!                        └─► SEAWAY-B-… translates to it
+//!         SEAWAY-MASQ marks what this node itself sends; the buckets mark what else has to come back through it
 //!         POSTROUTING ─► SEAWAY-POSTROUTING gives marked packets an address of this node
 //! filter  INPUT, FORWARD, OUTPUT ─► the same buckets, with what is refused or dropped
 //! ```
@@ -57,6 +58,11 @@ impl Bucket {
     /// Who asks.
     pub(super) fn scope(&self) -> Scope {
         self.scope
+    }
+
+    /// The bucket of the same addresses for who asks from this node.
+    pub(super) fn inside(&self) -> Self {
+        Self { scope: Scope::Internal, ..*self }
     }
 
     /// The chain's name, in both tables.
@@ -171,9 +177,6 @@ impl<'a> Choice<'a> {
         let hairpin =
             Rule::new().with("-s", IpNet::from(backend.addr)).with("-j", "MARK").with("--set-xmark", MARK);
         let mut rules = vec![hairpin];
-        if !backend.local {
-            rules.push(Rule::new().with("-j", "SEAWAY-MASQ"));
-        }
         let mut rule = Rule::new().with("-p", name(self.protocol));
         if self.affinity.is_some() {
             let list = self.backend_chain(backend);
@@ -270,7 +273,11 @@ pub(super) fn frontend_of(rule: &Rule) -> Option<(FrontendKey, Frontend)> {
     let key = FrontendKey { addr, port: rule.value("--dport")?.parse().ok()?, protocol, scope };
     let source_ranges = rule.value("-s").and_then(|range| range.parse().ok()).into_iter().collect();
     let backends = [].into();
-    Some((key, Frontend { group, kind, backends, affinity, source_ranges, preserve_source, elsewhere }))
+    let maglev = false;
+    Some((
+        key,
+        Frontend { group, kind, backends, affinity, source_ranges, preserve_source, elsewhere, maglev },
+    ))
 }
 
 fn to(key: &FrontendKey) -> Rule {
@@ -299,14 +306,38 @@ fn admitted(key: &FrontendKey, frontend: &Frontend) -> Vec<Rule> {
     sources.iter().copied().map(rule).collect()
 }
 
+/// Whose source is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Masquerade {
+    Everyone,
+    Node,
+    Nobody,
+}
+
+/// kube-proxy's rules: pods of this node keep their address towards ClusterIPs, and where the external policy is Local
+/// (`local_policy`), whose clients outside keep theirs.
+fn masquerade(key: &FrontendKey, frontend: &Frontend, local_policy: bool) -> Masquerade {
+    let is_cluster_ip = frontend.kind == FrontendKind::ClusterIP;
+    match key.scope {
+        // Nobody else can answer to a loopback address.
+        _ if key.addr.is_loopback() => Masquerade::Everyone,
+        Scope::Internal if is_cluster_ip || local_policy => Masquerade::Node,
+        Scope::External if frontend.preserve_source => Masquerade::Nobody,
+        Scope::Internal | Scope::External => Masquerade::Everyone,
+    }
+}
+
 /// A frontend's rules in its bucket of `nat`.
-pub(super) fn translated(key: &FrontendKey, frontend: &Frontend) -> Vec<Rule> {
+pub(super) fn translated(key: &FrontendKey, frontend: &Frontend, local_policy: bool) -> Vec<Rule> {
     let Some(choice) = Choice::of(key.protocol, frontend) else { return Vec::new() };
     let chain = choice.chain();
     let mut rules = Vec::new();
-    if key.addr.is_loopback() {
-        // Nobody else can answer to a loopback address.
-        rules.push(port(to(key), key).with("-j", "MARK").with("--set-xmark", MARK));
+    match masquerade(key, frontend, local_policy) {
+        Masquerade::Everyone => {
+            rules.push(port(to(key), key).with("-j", "MARK").with("--set-xmark", MARK));
+        }
+        Masquerade::Node => rules.push(port(to(key), key).with("-j", "SEAWAY-MASQ")),
+        Masquerade::Nobody => {}
     }
     rules.extend(admitted(key, frontend).into_iter().map(|rule| rule.with("-j", &chain)));
     rules

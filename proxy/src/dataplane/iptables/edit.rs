@@ -17,6 +17,8 @@ pub(super) struct Edit {
     pub(super) insert: Vec<Jump>,
     /// Rules to delete from chains of others.
     pub(super) remove: Vec<Jump>,
+    /// Everything goes: `filter` first, or it would refuse what `nat` translates no more and somebody else serves.
+    pub(super) everything_goes: bool,
 }
 
 impl Edit {
@@ -29,7 +31,11 @@ impl Edit {
 
     /// The input of `iptables-restore --noflush`, or nothing.
     pub(super) fn render(&self) -> Option<String> {
-        let tables: Vec<String> = Table::ALL.into_iter().filter_map(|table| self.table(table)).collect();
+        let mut order = Table::ALL;
+        if self.everything_goes {
+            order.reverse();
+        }
+        let tables: Vec<String> = order.into_iter().filter_map(|table| self.table(table)).collect();
         (!tables.is_empty()).then(|| tables.concat())
     }
 

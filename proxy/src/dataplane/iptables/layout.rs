@@ -82,10 +82,11 @@ impl Layout {
         let own = |key: &FrontendKey| Family::of(key.addr) == family;
         for (key, frontend) in plan.upserts.iter().filter(|(key, _)| own(key)) {
             touched.extend(self.take(key, &mut unused));
-            touched.insert(self.put(*key, Arc::clone(frontend), &mut edit));
+            let bucket = self.put(*key, Arc::clone(frontend), &mut edit);
+            touched.extend([bucket, bucket.inside()]);
         }
         for key in plan.removals.iter().filter(|key| own(key)) {
-            touched.extend(self.take(key, &mut unused));
+            touched.extend(self.take(key, &mut unused).into_iter().flat_map(|b| [b, b.inside()]));
         }
         if plan.sweep {
             touched.append(&mut self.dirty);
@@ -100,6 +101,7 @@ impl Layout {
             self.hold((Table::Nat, bucket.chain()), nat, &mut edit);
             self.hold((Table::Filter, bucket.chain()), filter, &mut edit);
         }
+        edit.everything_goes = self.buckets.is_empty();
         self.write_base(&mut edit);
         for place in edit.write.keys() {
             edit.delete.remove(place);
@@ -175,7 +177,7 @@ impl Layout {
         let (mut nat, mut filter) = (Vec::new(), Vec::new());
         let mut cluster_ips: BTreeSet<IpAddr> = BTreeSet::new();
         for (key, frontend) in self.buckets.get(bucket).into_iter().flatten() {
-            nat.extend(chains::translated(key, frontend));
+            nat.extend(chains::translated(key, frontend, self.has_local_policy(key, frontend)));
             filter.extend(chains::refused(key, frontend));
             if frontend.kind == FrontendKind::ClusterIP {
                 cluster_ips.insert(key.addr);
@@ -183,6 +185,13 @@ impl Layout {
         }
         filter.extend(cluster_ips.into_iter().flat_map(chains::undefined));
         (nat, filter)
+    }
+
+    /// At this address clients outside keep theirs.
+    fn has_local_policy(&self, key: &FrontendKey, frontend: &Frontend) -> bool {
+        let outside = FrontendKey { scope: Scope::External, ..*key };
+        let bucket = self.buckets.get(&Bucket::of(&outside, frontend.kind));
+        bucket.and_then(|held| held.get(&outside)).is_some_and(|outside| outside.preserve_source)
     }
 
     /// Has the kernel hold `rules` in a chain. A chain without rules is not held.
@@ -244,7 +253,7 @@ impl Layout {
         }
         let own = [
             (Table::Nat, "SEAWAY-PREROUTING", self.by_scope()),
-            (Table::Nat, "SEAWAY-MASQ", self.masquerade()),
+            (Table::Nat, "SEAWAY-MASQ", masquerade()),
             (Table::Nat, "SEAWAY-POSTROUTING", self.postrouting()),
             (Table::Filter, "SEAWAY-SERVICES", self.by_scope()),
             (Table::Filter, "SEAWAY-INPUT", self.input()),
@@ -265,28 +274,29 @@ impl Layout {
         rules
     }
 
-    /// Backends on other nodes answer to this node when they are asked from outside or by the node itself.
-    fn masquerade(&self) -> Vec<Rule> {
-        let mark = |rule: Rule| rule.with("-j", "MARK").with("--set-xmark", chains::MARK);
-        let uplinks = self.host.uplinks.iter().map(|device| mark(Rule::new().with("-i", &device.name)));
-        let own = mark(Rule::new().with("-m", "addrtype").with("--src-type", "LOCAL"));
-        uplinks.chain([own]).collect()
-    }
-
     fn postrouting(&self) -> Vec<Rule> {
         let node = match self.family {
             Family::V4 => self.host.node_v4.map(IpAddr::V4),
             Family::V6 => self.host.node_v6.map(IpAddr::V6),
         };
-        let node = node.map_or_else(|| "none".to_owned(), |addr| addr.to_string());
-        let unmarked = Rule::new().comment(&format!("sw1 node {node}")).with("-m", "mark");
+        let name = node.map_or_else(|| "none".to_owned(), |addr| addr.to_string());
+        let unmarked = Rule::new().comment(&format!("sw1 node {name}")).with("-m", "mark");
         let mut rules = vec![
             unmarked.without("--mark", chains::MARK).with("-j", "RETURN"),
             Rule::new().with("-j", "MARK").with("--set-xmark", chains::UNMARK),
         ];
         rules.extend(["tcp", "udp", "sctp"].map(|protocol| {
-            let rule = Rule::new().with("-p", protocol).with("-j", "MASQUERADE");
-            rule.with("--to-ports", chains::SNAT_PORTS)
+            let rule = Rule::new().with("-p", protocol);
+            match node {
+                Some(IpAddr::V4(addr)) => {
+                    rule.with("-j", "SNAT").with("--to-source", format_args!("{addr}:{}", chains::SNAT_PORTS))
+                }
+                Some(IpAddr::V6(addr)) => rule
+                    .with("-j", "SNAT")
+                    .with("--to-source", format_args!("[{addr}]:{}", chains::SNAT_PORTS)),
+                // As long as the node's own address is not known.
+                None => rule.with("-j", "MASQUERADE").with("--to-ports", chains::SNAT_PORTS),
+            }
         }));
         rules
     }
@@ -336,6 +346,12 @@ impl Layout {
         });
         (missing.cloned().collect(), extra.map(|(_, held)| held.clone()).collect())
     }
+}
+
+/// What this node itself sends.
+fn masquerade() -> Vec<Rule> {
+    let own = Rule::new().with("-m", "addrtype").with("--src-type", "LOCAL");
+    vec![own.with("-j", "MARK").with("--set-xmark", chains::MARK)]
 }
 
 fn forward() -> Vec<Rule> {

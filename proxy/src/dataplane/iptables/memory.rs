@@ -24,7 +24,7 @@ pub struct Memory {
     pub refuse: Option<String>,
 }
 
-const OWN_TARGETS: [&str; 7] = ["RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "DNAT", "MASQUERADE"];
+const OWN_TARGETS: [&str; 8] = ["RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "DNAT", "SNAT", "MASQUERADE"];
 
 impl Memory {
     /// The tables of a kernel in which nothing stands.

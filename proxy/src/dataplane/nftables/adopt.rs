@@ -131,6 +131,7 @@ impl Pieces {
                 source_ranges: if scope == 1 { ranges.iter().copied().collect() } else { Arc::from([]) },
                 preserve_source: head.preserve_source,
                 elsewhere: head.elsewhere,
+                maglev: false,
             };
             frontends[scope] = Some(shapes.shared(frontend));
         }

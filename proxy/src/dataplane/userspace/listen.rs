@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,7 +101,7 @@ impl Sockets for Network {
     type Listener = Open;
 
     fn is_local(&self, addr: IpAddr) -> bool {
-        UdpSocket::bind((addr, 0)).is_ok() || addr.is_ipv6() && delivers_to_itself(addr).unwrap_or(false)
+        crate::links::is_local(addr).unwrap_or(false)
     }
 
     fn listen(&mut self, key: &SiteKey, place: &Place, serve: Arc<Serve>) -> Result<Open, DataplaneError> {
@@ -191,20 +191,6 @@ fn bound(key: &SiteKey, place: &Place) -> io::Result<Socket> {
         socket.listen(BACKLOG)?;
     }
     Ok(socket)
-}
-
-/// An IPv6 address can be local by a route alone, and then only a datagram shows it. It never leaves the node.
-fn delivers_to_itself(addr: IpAddr) -> io::Result<bool> {
-    let socket = || Socket::new(Domain::IPV6, Type::DGRAM, None);
-    let to = socket()?;
-    to.set_freebind_v6(true)?;
-    to.set_read_timeout(Some(Duration::from_millis(20)))?;
-    to.bind(&SocketAddr::new(addr, 0).into())?;
-    let from = socket()?;
-    from.bind_device(Some(b"lo"))?;
-    from.send_to(b"seaway", &to.local_addr()?)?;
-    let to: UdpSocket = to.into();
-    Ok(to.recv(&mut [0; 6]).is_ok())
 }
 
 /// A network in memory, for tests: every address is local but those that are named.

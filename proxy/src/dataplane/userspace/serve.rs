@@ -23,6 +23,8 @@ pub enum Serve {
         affinity: Option<Duration>,
         /// Only these sources may enter. Empty: everyone.
         source_ranges: Arc<[IpNet]>,
+        /// By consistent hashing rather than by chance.
+        hashed: bool,
     },
 }
 
@@ -33,6 +35,7 @@ impl Serve {
             backends: Arc::clone(&frontend.backends),
             affinity: frontend.affinity,
             source_ranges: Arc::clone(&frontend.source_ranges),
+            hashed: frontend.maglev,
         }
     }
 

@@ -111,6 +111,7 @@ mod tests {
             source_ranges: [].into(),
             preserve_source: false,
             elsewhere: false,
+            maglev: false,
         })
     }
 

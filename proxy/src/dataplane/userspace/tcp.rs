@@ -1,7 +1,7 @@
 //! TCP: accept, connect to a backend, hand bytes on until both sides are done.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::{Reason, Shared};
+use super::pick::Client;
 use super::serve::Serve;
 
 /// Bytes on their way, for each direction of a connection.
@@ -59,7 +60,7 @@ fn take_in(client: TcpStream, peer: SocketAddr, route: &Route, shared: &Arc<Shar
     let permit = Arc::clone(&shared.room).try_acquire_owned();
     match (reason, permit) {
         (None, Ok(permit)) => {
-            tokio::spawn(hand_on(client, peer.ip(), serve, Arc::clone(shared), permit));
+            tokio::spawn(hand_on(client, peer, serve, Arc::clone(shared), permit));
         }
         (reason, _) => {
             shared.turned_away(reason.unwrap_or(Reason::Full));
@@ -70,7 +71,7 @@ fn take_in(client: TcpStream, peer: SocketAddr, route: &Route, shared: &Arc<Shar
 
 async fn hand_on(
     mut client: TcpStream,
-    peer: IpAddr,
+    peer: SocketAddr,
     serve: Arc<Serve>,
     shared: Arc<Shared>,
     permit: OwnedSemaphorePermit,
@@ -96,14 +97,15 @@ async fn hand_on(
 }
 
 /// A connection to the first backend that accepts one.
-async fn connect(peer: IpAddr, serve: &Serve, shared: &Shared) -> Option<TcpStream> {
-    let Serve::HandOn { group, backends, affinity, .. } = serve else { return None };
-    for backend in shared.picker.order(*group, peer, backends, *affinity, Instant::now()) {
+async fn connect(peer: SocketAddr, serve: &Serve, shared: &Shared) -> Option<TcpStream> {
+    let Serve::HandOn { group, backends, affinity, hashed, .. } = serve else { return None };
+    let client = Client { from: peer, affinity: *affinity, hashed: *hashed };
+    for backend in shared.picker.order(*group, &client, backends, Instant::now()) {
         let to = SocketAddr::new(backend.addr, backend.port);
         let attempt: Result<io::Result<TcpStream>, _> =
             tokio::time::timeout(shared.limits.connect_timeout, TcpStream::connect(to)).await;
         if let Ok(Ok(stream)) = attempt {
-            shared.picker.remember(*group, peer, &backend, *affinity, Instant::now());
+            shared.picker.remember(*group, &client, &backend, Instant::now());
             return Some(stream);
         }
     }

@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::{Reason, Shared};
+use super::pick::Client;
 use super::serve::Serve;
 use super::tcp::{Route, now};
 use crate::frontend::Group;
@@ -144,7 +145,7 @@ type Upstream = (UdpSocket, Target, OwnedSemaphorePermit);
 /// A socket towards a backend for a new client.
 async fn connect(client: SocketAddr, route: &Route, shared: &Arc<Shared>) -> Option<Upstream> {
     let serve = now(route);
-    let Serve::HandOn { group, backends, affinity, .. } = &*serve else {
+    let Serve::HandOn { group, backends, affinity, hashed, .. } = &*serve else {
         shared.turned_away(Reason::NoBackend);
         return None;
     };
@@ -156,12 +157,13 @@ async fn connect(client: SocketAddr, route: &Route, shared: &Arc<Shared>) -> Opt
         shared.turned_away(Reason::Full);
         return None;
     };
-    for backend in shared.picker.order(*group, client.ip(), backends, *affinity, Instant::now()) {
+    let who = Client { from: client, affinity: *affinity, hashed: *hashed };
+    for backend in shared.picker.order(*group, &who, backends, Instant::now()) {
         let any = if backend.addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let Ok(upstream) = UdpSocket::bind(any).await else { continue };
         // Before it is known to be writable nothing can be sent without waiting.
         if upstream.connect((backend.addr, backend.port)).await.is_ok() && upstream.writable().await.is_ok() {
-            shared.picker.remember(*group, client.ip(), &backend, *affinity, Instant::now());
+            shared.picker.remember(*group, &who, &backend, Instant::now());
             return Some((upstream, (*group, backend.addr, backend.port), permit));
         }
     }

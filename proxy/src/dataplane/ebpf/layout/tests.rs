@@ -25,6 +25,7 @@ fn frontend(service: &str, kind: FrontendKind, backends: &[&str]) -> Frontend {
         source_ranges: [].into(),
         preserve_source: false,
         elsewhere: false,
+        maglev: false,
     }
 }
 
@@ -75,7 +76,7 @@ fn check(layout: &mut Layout, plan: &Plan, expected: Expect) {
 
 #[test]
 fn frontends_of_a_group_share_a_slice_and_a_change_writes_a_new_one_first() {
-    let mut layout = Layout::new(CAPACITY);
+    let mut layout = Layout::new(CAPACITY, 0);
     let (inside, outside) = (key("10.96.0.1", 80, Scope::Internal), key("10.96.0.1", 80, Scope::External));
     let web = frontend("web", FrontendKind::ClusterIP, &["10.0.0.1", "10.0.0.2"]);
     check(
@@ -107,7 +108,7 @@ fn frontends_of_a_group_share_a_slice_and_a_change_writes_a_new_one_first() {
 
 #[test]
 fn source_ranges_come_before_their_frontend_and_go_after_it() {
-    let mut layout = Layout::new(CAPACITY);
+    let mut layout = Layout::new(CAPACITY, 0);
     let vip = key("192.0.2.1", 80, Scope::External);
     let mut web = frontend("web", FrontendKind::LoadBalancer, &["10.0.0.1"]);
     web.source_ranges = ["203.0.113.0/24".parse().unwrap()].into();
@@ -134,7 +135,7 @@ fn source_ranges_come_before_their_frontend_and_go_after_it() {
 
 #[test]
 fn a_full_array_fails_one_frontend_and_leaves_it_as_it_is() {
-    let mut layout = Layout::new(2);
+    let mut layout = Layout::new(2, 0);
     let (web, api) = (key("10.96.0.1", 80, Scope::External), key("10.96.0.2", 80, Scope::External));
     let two = frontend("web", FrontendKind::ExternalIP, &["10.0.0.1", "10.0.0.2"]);
     layout.compile(&put(&[(web, two)]), Instant::now());
@@ -152,7 +153,7 @@ fn a_full_array_fails_one_frontend_and_leaves_it_as_it_is() {
 
 #[test]
 fn groups_of_one_id_are_kept_apart() {
-    let mut layout = Layout::new(CAPACITY);
+    let mut layout = Layout::new(CAPACITY, 0);
     let mut first = frontend("web", FrontendKind::ExternalIP, &["10.0.0.1"]);
     let mut second = frontend("api", FrontendKind::ExternalIP, &["10.0.0.2"]);
     first.group = Group::from_bits(7);
@@ -178,17 +179,18 @@ fn groups_of_one_id_are_kept_apart() {
 fn what_makes_no_sense_in_the_kernel_is_swept() {
     let sound = frontend("web", FrontendKind::ClusterIP, &["10.0.0.1"]);
     let (good, bad) = (key("10.96.0.1", 80, Scope::Internal), key("10.96.0.2", 80, Scope::Internal));
-    let (id, _) = Layout::new(1).id(sound.group).unwrap();
+    let (id, _) = Layout::new(1, 0).id(sound.group).unwrap();
     let orphan = loader::Frontend::any_port("10.96.0.9".parse().unwrap(), loader::Scope::Internal);
     let contents = Contents {
         services: vec![
-            (codec::key(&good).unwrap(), codec::entry(&good, &sound, id, 0, 0)),
-            (codec::key(&bad).unwrap(), codec::entry(&bad, &sound, id, 0, 1)),
+            (codec::key(&good).unwrap(), codec::entry(&good, &sound, id, 0, 0, None)),
+            (codec::key(&bad).unwrap(), codec::entry(&bad, &sound, id, 0, 1, None)),
             (orphan, loader::ServiceEntry::default()),
         ],
         ranges: vec![loader::SourceRange { service: 99, addr: "10.0.0.0".parse().unwrap(), prefix: 8 }],
         backends: codec::slice(&sound.backends, id),
         capacity: CAPACITY,
+        maglev_capacity: 0,
     };
     let mut layout = Layout::adopt(&contents);
     assert_eq!(layout.frontends().keys().collect::<Vec<_>>(), [&good]);

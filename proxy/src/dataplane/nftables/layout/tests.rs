@@ -16,6 +16,7 @@ fn frontend(kind: FrontendKind, last: &[u8]) -> Arc<Frontend> {
         source_ranges: Arc::from([]),
         preserve_source: false,
         elsewhere: false,
+        maglev: false,
     })
 }
 
