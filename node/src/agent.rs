@@ -253,6 +253,8 @@ impl Agent {
         proxy.conntrack = config.conntrack;
         proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
         proxy.devices.clone_from(&config.devices);
+        proxy.maglev = config.maglev;
+        proxy.count_traffic = config.traffic_metrics;
         proxy.announce_load_balancers = config.announce_load_balancers;
         proxy.status = self.proxy.clone();
         proxy

@@ -66,6 +66,10 @@ pub struct NodeConfig {
     pub min_sync_period: Option<Duration>,
     /// How the kernel's connection tracking is set; `None`: it is left alone.
     pub conntrack: Option<Conntrack>,
+    /// Choose backends by Maglev where a Service does not say how.
+    pub maglev: bool,
+    /// Count connections, packets and bytes per Service and backend.
+    pub traffic_metrics: bool,
     /// Let this node answer for LoadBalancer addresses.
     pub announce_load_balancers: bool,
     /// Devices that north-south traffic arrives on; empty: those that carry the node's addresses.
@@ -138,6 +142,8 @@ impl NodeConfig {
             sync_period: None,
             min_sync_period: None,
             conntrack: None,
+            maglev: false,
+            traffic_metrics: false,
             announce_load_balancers: true,
             devices: Vec::new(),
             overlay: Overlay::None,

@@ -146,6 +146,8 @@ pub struct Up {
     pub overlay: OverlayKind,
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = proxy_mode, help = PROXY_MODES.as_str())]
     pub proxy_mode: ProxyMode,
+    #[command(flatten)]
+    pub balance: Balance,
     /// Where the API server is reached from this machine
     #[arg(long, default_value = "127.0.0.1:6443", value_name = "ADDR")]
     pub api_listen: SocketAddr,
@@ -155,6 +157,25 @@ pub struct Up {
     /// Start without the demo application
     #[arg(long)]
     pub no_demo: bool,
+}
+
+/// How the service proxy chooses backends, and what it counts.
+#[derive(Debug, Clone, Args)]
+pub struct Balance {
+    /// How backends are chosen where a Service's annotation seaway.dev/load-balancing does not say it
+    #[arg(long, value_enum, default_value_t = Balancing::Random, value_name = "HOW")]
+    pub load_balancing: Balancing,
+    /// Count connections, packets and bytes per Service and backend, for /metrics (mode ebpf)
+    #[arg(long)]
+    pub traffic_metrics: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Balancing {
+    /// By chance
+    Random,
+    /// By consistent hashing: one backend that goes moves hardly any connection of the others (ebpf, userspace)
+    Maglev,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -284,6 +305,8 @@ pub struct Node {
     pub no_dns: bool,
     #[arg(long, value_name = "MODE", default_value = "auto", value_parser = proxy_mode, help = PROXY_MODES.as_str())]
     pub proxy_mode: ProxyMode,
+    #[command(flatten)]
+    pub balance: Balance,
     /// Do not answer for LoadBalancer addresses
     #[arg(long)]
     pub no_announce: bool,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
+use crate::cli::Balance;
 use crate::place::Place;
 
 /// What a flag says counts more than what the file says.
@@ -27,6 +28,8 @@ pub struct Proxy {
     /// The backend; nothing is the first that the kernel offers
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
+    #[command(flatten)]
+    pub balance: Balance,
     /// Ranges of the node's addresses that serve NodePorts, or `primary`
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
@@ -58,6 +61,34 @@ pub struct Proxy {
     /// Where the socket for `seaway status` is made
     #[arg(long, default_value = "/run/seaway-proxy", value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// Entries of connection tracking per CPU (0: leave it alone)
+    #[arg(long, value_name = "N")]
+    pub conntrack_max_per_core: Option<u32>,
+    /// Entries of connection tracking at least
+    #[arg(long, value_name = "N")]
+    pub conntrack_min: Option<u32>,
+    /// How long an idle established TCP connection is remembered (0: leave it)
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_established: Option<String>,
+    /// How long a TCP connection in CLOSE_WAIT is remembered (0: leave it)
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_close_wait: Option<String>,
+    /// Let packets outside of the TCP window through
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true,
+        action = ArgAction::Set)]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+    /// How long a UDP exchange without an answer is remembered (0: leave it)
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout: Option<String>,
+    /// How long a UDP exchange with answers is remembered (0: leave it)
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout_stream: Option<String>,
+    /// The port of --healthz-bind-address, where that is not given; 0 switches it off
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub healthz_port: Option<u16>,
+    /// The port of --metrics-bind-address, where that is not given; 0 switches it off
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub metrics_port: Option<u16>,
     /// Remove what a proxy left in the kernel, and end
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
         default_value_t = false, action = ArgAction::Set)]
@@ -65,6 +96,13 @@ pub struct Proxy {
     /// How much is logged: from 4 on, what is done as well
     #[arg(short, long, value_name = "LEVEL", default_value_t = 0)]
     pub v: u8,
+    #[command(flatten)]
+    pub unneeded: Unneeded,
+}
+
+/// Flags of kube-proxy that are read, so that its command line works, and named in the log where they are given.
+#[derive(Debug, Args)]
+pub struct Unneeded {
     /// Read and not needed: which traffic is the cluster's own is known from the Services
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
@@ -72,18 +110,118 @@ pub struct Proxy {
     #[arg(long, value_name = "ADDR", hide = true)]
     pub bind_address: Option<String>,
     /// Read and not needed
-    #[arg(long, value_name = "GATES", hide = true)]
-    pub feature_gates: Option<String>,
+    #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
+        require_equals = true)]
+    pub bind_address_hard_fail: Option<String>,
     /// Read and not needed
-    #[arg(long, value_name = "FORMAT", hide = true)]
-    pub logging_format: Option<String>,
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub config_sync_period: Option<String>,
     /// Read and not needed
     #[arg(long, value_name = "MODE", hide = true)]
     pub detect_local_mode: Option<String>,
     /// Read and not needed
+    #[arg(long, value_name = "GATES", hide = true)]
+    pub feature_gates: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "CIDR", hide = true)]
+    pub ipvs_exclude_cidrs: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub ipvs_min_sync_period: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub ipvs_scheduler: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
+        require_equals = true)]
+    pub ipvs_strict_arp: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub ipvs_sync_period: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub ipvs_tcp_timeout: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub ipvs_tcpfin_timeout: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub ipvs_udp_timeout: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "BIT", hide = true)]
+    pub iptables_masquerade_bit: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "N", hide = true)]
+    pub kube_api_burst: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "TYPE", hide = true)]
+    pub kube_api_content_type: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "N", hide = true)]
+    pub kube_api_qps: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub log_flush_frequency: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "FORMAT", hide = true)]
+    pub logging_format: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
+        require_equals = true)]
+    pub masquerade_all: Option<String>,
+    /// Read and not needed
     #[arg(long, value_name = "SCORE", hide = true, allow_hyphen_values = true)]
     pub oom_score_adj: Option<String>,
     /// Read and not needed
-    #[arg(long, value_name = "DURATION", hide = true)]
-    pub config_sync_period: Option<String>,
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub pod_bridge_interface: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
+        require_equals = true)]
+    pub profiling: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "VERSION", hide = true)]
+    pub show_hidden_metrics_for_version: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "PATTERN", hide = true)]
+    pub vmodule: Option<String>,
+}
+
+impl Unneeded {
+    /// Those that were given, by their names.
+    pub fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--cluster-cidr", self.cluster_cidr.is_some()),
+            ("--bind-address", self.bind_address.is_some()),
+            ("--bind-address-hard-fail", self.bind_address_hard_fail.is_some()),
+            ("--config-sync-period", self.config_sync_period.is_some()),
+            ("--detect-local-mode", self.detect_local_mode.is_some()),
+            ("--feature-gates", self.feature_gates.is_some()),
+            ("--ipvs-exclude-cidrs", self.ipvs_exclude_cidrs.is_some()),
+            ("--ipvs-min-sync-period", self.ipvs_min_sync_period.is_some()),
+            ("--ipvs-scheduler", self.ipvs_scheduler.is_some()),
+            ("--ipvs-strict-arp", self.ipvs_strict_arp.is_some()),
+            ("--ipvs-sync-period", self.ipvs_sync_period.is_some()),
+            ("--ipvs-tcp-timeout", self.ipvs_tcp_timeout.is_some()),
+            ("--ipvs-tcpfin-timeout", self.ipvs_tcpfin_timeout.is_some()),
+            ("--ipvs-udp-timeout", self.ipvs_udp_timeout.is_some()),
+            ("--iptables-masquerade-bit", self.iptables_masquerade_bit.is_some()),
+            ("--kube-api-burst", self.kube_api_burst.is_some()),
+            ("--kube-api-content-type", self.kube_api_content_type.is_some()),
+            ("--kube-api-qps", self.kube_api_qps.is_some()),
+            ("--log-flush-frequency", self.log_flush_frequency.is_some()),
+            ("--logging-format", self.logging_format.is_some()),
+            ("--masquerade-all", self.masquerade_all.is_some()),
+            ("--oom-score-adj", self.oom_score_adj.is_some()),
+            ("--pod-bridge-interface", self.pod_bridge_interface.is_some()),
+            ("--pod-interface-name-prefix", self.pod_interface_name_prefix.is_some()),
+            ("--profiling", self.profiling.is_some()),
+            ("--show-hidden-metrics-for-version", self.show_hidden_metrics_for_version.is_some()),
+            ("--vmodule", self.vmodule.is_some()),
+        ];
+        all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
 }

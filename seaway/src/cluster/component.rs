@@ -64,6 +64,12 @@ fn node(spec: &ClusterSpec, layout: &Layout, index: u8) -> Component {
     args.extend(spec.node_ips(index).iter().flat_map(|ip| flag("--node-ip", ip)));
     args.extend(flag("--proxy-mode", &spec.proxy_mode));
     args.extend(spec.service_cidrs.iter().flat_map(|cidr| flag("--service-cidr", cidr)));
+    if spec.maglev {
+        args.extend(flag("--load-balancing", "maglev"));
+    }
+    if spec.traffic_metrics {
+        args.push("--traffic-metrics".into());
+    }
     if spec.vxlan {
         args.extend(flag("--overlay", "vxlan"));
     }

@@ -36,6 +36,12 @@ pub struct ClusterSpec {
     pub vxlan: bool,
     /// The backend of the service proxy.
     pub proxy_mode: String,
+    /// The service proxy chooses backends by Maglev where a Service does not say how.
+    #[serde(default)]
+    pub maglev: bool,
+    /// The service proxy counts traffic per Service and backend.
+    #[serde(default)]
+    pub traffic_metrics: bool,
     /// Where the API server is reached from this machine.
     pub api_listen: SocketAddr,
     /// Where the demo is reached from this machine.
@@ -67,6 +73,8 @@ impl Default for ClusterSpec {
             ],
             vxlan: false,
             proxy_mode: "auto".into(),
+            maglev: false,
+            traffic_metrics: false,
             api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, API_PORT)),
             publish: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
             demo: true,

@@ -9,8 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use seaway_cni_network::netlink::{Bridge, Netlink, Route, Veth, VethPeer};
+use seaway_cni_network::netlink::{Bridge, Netlink, Route, RouteKind, Veth, VethPeer};
 use seaway_cni_network::netns::{Namespace, sysctl};
+
+use seaway_node::ProxyMode;
 
 use super::spec::NETNS_DIR;
 use super::{ClusterSpec, Layout};
@@ -35,7 +37,7 @@ pub fn build(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     }
     netlink.set_up(bridge.index)?;
     for index in 0..spec.nodes {
-        attach(
+        let node = attach(
             spec,
             layout,
             &mut netlink,
@@ -43,6 +45,7 @@ pub fn build(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
             &ClusterSpec::node_name(index),
             spec.node_ips(index),
         )?;
+        service_routes(spec, &node)?;
     }
     let client = attach(spec, layout, &mut netlink, bridge.index, CLIENT, spec.client_ips())?;
     external_routes(spec, &client)
@@ -82,6 +85,28 @@ fn attach(
     }
     netlink.set_up(uplink.index)?;
     Ok(namespace)
+}
+
+/// Before a proxy that works on packets translates what the node itself sends to a Service, the kernel must have found
+/// a route for it: on most nodes that is the default route, which nodes here do not have. The proxy in user space needs
+/// the addresses to be the node's own.
+fn service_routes(spec: &ClusterSpec, node: &Namespace) -> Result<()> {
+    let mut netlink = Netlink::open_in(node)?;
+    let userspace = spec.proxy_mode == ProxyMode::Userspace.name();
+    let link = netlink.link(if userspace { "lo" } else { UPLINK })?.context("a link did not appear")?;
+    let mut ranges = spec.service_cidrs.clone();
+    if userspace {
+        ranges.extend(&spec.load_balancer_pools);
+        for net in EXTERNAL_NETS {
+            ranges.push(net.parse()?);
+        }
+    }
+    for range in ranges {
+        let route = Route::to(range).on(link.index);
+        let kind = if userspace { RouteKind::Local } else { RouteKind::Unicast };
+        netlink.add_route(&Route { kind, ..route })?;
+    }
+    Ok(())
 }
 
 fn external_routes(spec: &ClusterSpec, client: &Namespace) -> Result<()> {

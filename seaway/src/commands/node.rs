@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use seaway_node::{NodeConfig, Overlay, kube_proxy};
 
 use super::{Usage, install_crypto, serve};
-use crate::cli::{Node, OverlayKind};
+use crate::cli::{Balancing, Node, OverlayKind};
 use crate::cluster::preflight;
 
 pub(super) const WORKER_THREADS: usize = 2;
@@ -53,6 +53,8 @@ fn config(args: Node) -> Result<NodeConfig> {
         .map_err(|(value, reason)| anyhow::anyhow!("--nodeport-addresses {value:?}: {reason}"))
         .context(Usage)?;
     config.localhost_node_ports = args.localhost_node_ports;
+    config.maglev = args.balance.load_balancing == Balancing::Maglev;
+    config.traffic_metrics = args.balance.traffic_metrics;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;
     config.overlay = match args.overlay {

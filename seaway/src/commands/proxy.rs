@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use seaway_node::NodeConfig;
+use seaway_node::conntrack::Conntrack;
 use seaway_node::kube_proxy::{
     KubeProxyConfiguration, parse_duration, parse_listen, parse_node_port_addresses,
 };
 
 use super::node::{WORKER_THREADS, host_name};
 use super::{Usage, install_crypto, serve};
-use crate::cli::Proxy;
+use crate::cli::{Balancing, Proxy};
 use crate::cluster::preflight;
 
 const HEALTHZ_PORT: u16 = 10_256;
@@ -35,6 +36,9 @@ pub fn run(args: Proxy) -> Result<ExitCode> {
     }
     for field in file.without_effect() {
         tracing::warn!(field, "this setting has no effect here");
+    }
+    for flag in args.unneeded.given() {
+        tracing::info!(flag, "this flag has no effect here");
     }
     if file.masquerade_all() {
         tracing::warn!("masqueradeAll has no effect here: traffic of this node keeps its source");
@@ -60,6 +64,8 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     };
     config.bpffs.clone_from(&args.bpffs);
     config.devices.clone_from(&args.device);
+    config.maglev = args.balance.load_balancing == Balancing::Maglev;
+    config.traffic_metrics = args.balance.traffic_metrics;
     // Load balancers of the cluster's own kind announce their addresses themselves.
     config.announce_load_balancers = false;
     config.proxy_mode = match args.proxy_mode.as_deref() {
@@ -76,14 +82,15 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     config.sync_period = period("--sync-period", args.sync_period.as_deref())?.or(file.sync_period());
     config.min_sync_period =
         period("--min-sync-period", args.min_sync_period.as_deref())?.or(file.min_sync_period());
-    config.conntrack = Some(file.conntrack());
+    config.conntrack = Some(conntrack(args, file.conntrack())?);
     let healthz = address(
         "--healthz-bind-address",
         args.healthz_bind_address.as_deref(),
         file.healthz()?,
         HEALTHZ_PORT,
     )?;
-    let healthz = healthz.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), HEALTHZ_PORT));
+    let healthz_port = args.healthz_port.unwrap_or(HEALTHZ_PORT);
+    let healthz = healthz.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), healthz_port));
     (config.bind_address, config.healthz_port) = (healthz.ip(), healthz.port());
     let metrics = address(
         "--metrics-bind-address",
@@ -91,9 +98,39 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
         file.metrics()?,
         METRICS_PORT,
     )?;
-    let metrics = metrics.unwrap_or_else(|| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), METRICS_PORT));
+    let metrics_port = args.metrics_port.unwrap_or(METRICS_PORT);
+    let metrics = metrics.unwrap_or_else(|| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), metrics_port));
     (config.metrics_address, config.metrics_port) = (Some(metrics.ip()), metrics.port());
     Ok(config)
+}
+
+/// What the flags say over what the file says. As in kube-proxy, 0 leaves a setting of the kernel as it is.
+fn conntrack(args: &Proxy, file: Conntrack) -> Result<Conntrack> {
+    let over = |flag: &str, text: &Option<String>, file: Option<Duration>| match text {
+        None => Ok(file),
+        Some(text) => period(flag, Some(text)),
+    };
+    Ok(Conntrack {
+        max_per_core: args.conntrack_max_per_core.unwrap_or(file.max_per_core),
+        min: args.conntrack_min.unwrap_or(file.min),
+        tcp_established: over(
+            "--conntrack-tcp-timeout-established",
+            &args.conntrack_tcp_timeout_established,
+            file.tcp_established,
+        )?,
+        tcp_close_wait: over(
+            "--conntrack-tcp-timeout-close-wait",
+            &args.conntrack_tcp_timeout_close_wait,
+            file.tcp_close_wait,
+        )?,
+        tcp_be_liberal: args.conntrack_tcp_be_liberal.unwrap_or(file.tcp_be_liberal),
+        udp: over("--conntrack-udp-timeout", &args.conntrack_udp_timeout, file.udp)?,
+        udp_stream: over(
+            "--conntrack-udp-timeout-stream",
+            &args.conntrack_udp_timeout_stream,
+            file.udp_stream,
+        )?,
+    })
 }
 
 /// Port 0: nothing is served.
@@ -140,6 +177,38 @@ mod tests {
         assert_eq!((config.bind_address.to_string().as_str(), config.healthz_port), ("0.0.0.0", 10_256));
         assert_eq!(config.metrics_address.unwrap().to_string(), "0.0.0.0");
         assert!(config.localhost_node_ports);
+    }
+
+    /// The command lines of kubeadm, of kops and of a test grid, and a flag that nobody knows.
+    #[test]
+    fn command_lines_of_others_are_understood() {
+        let line = "--config-sync-period=15m --conntrack-max-per-core=131072 --conntrack-tcp-timeout-established=0 \
+                    --conntrack-udp-timeout=30s --conntrack-tcp-be-liberal --detect-local-mode=ClusterCIDR \
+                    --cluster-cidr=10.0.0.0/8 --feature-gates=A=true --ipvs-scheduler=rr --kube-api-qps=10 \
+                    --log-flush-frequency=5s --masquerade-all --oom-score-adj=-998 --profiling=false \
+                    --healthz-port=0 --metrics-port=9 --vmodule=a=1 --ipvs-strict-arp";
+        let config = flags(line, "conntrack: {tcpCloseWaitTimeout: 30m}\n").unwrap();
+        let conntrack = config.conntrack.unwrap();
+        assert_eq!((conntrack.max_per_core, conntrack.tcp_established), (131_072, None));
+        assert_eq!(conntrack.tcp_close_wait, Some(Duration::from_secs(1800)));
+        assert_eq!((conntrack.udp, conntrack.tcp_be_liberal), (Some(Duration::from_secs(30)), true));
+        assert_eq!((config.healthz_port, config.metrics_port), (0, 9));
+        let all = ["seaway", "proxy", "--cgroup=/cg"].into_iter().chain(line.split_whitespace());
+        let Command::Proxy(args) = Cli::try_parse_from(all).unwrap().command else { unreachable!() };
+        let given = args.unneeded.given();
+        assert!(
+            given.contains(&"--masquerade-all") && given.contains(&"--cluster-cidr") && given.len() == 12,
+            "{given:?}"
+        );
+        assert!(flags("--no-such-flag=1", "").unwrap_err().to_string().contains("--no-such-flag"));
+    }
+
+    #[test]
+    fn balancing_and_counting_are_switches() {
+        let config = flags("--load-balancing=maglev --traffic-metrics", "").unwrap();
+        assert!(config.maglev && config.traffic_metrics);
+        let config = flags("", "").unwrap();
+        assert!(!config.maglev && !config.traffic_metrics);
     }
 
     #[test]
