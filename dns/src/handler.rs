@@ -3,6 +3,7 @@
 
 mod route;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::forward::{Forwarder, NoAnswer};
 use crate::metrics::{Scope, Source};
 use crate::rewrite::{restore, rewritten};
 use crate::wire::{Request, Response};
-use crate::zone::{Answer, Question, Reply, Window, Zone};
+use crate::zone::{Answer, Reply, Window, Zone};
 pub(crate) use route::Handler;
 use route::Route;
 
@@ -64,7 +65,7 @@ pub(crate) struct Pending {
     ask: Ask,
     /// The walk through the search path that it is part of.
     walk: Option<Walk>,
-    asked: Asked,
+    asked: Asked<'static>,
     /// Addresses that lead back to us.
     avoid: Vec<IpAddr>,
     pub(crate) scope: Scope,
@@ -73,8 +74,8 @@ pub(crate) struct Pending {
 }
 
 /// What the client asked for, and under which name that is looked up.
-struct Asked {
-    name: Name,
+struct Asked<'a> {
+    name: Cow<'a, Name>,
     /// After rewriting.
     instead: Option<Name>,
     kind: RecordType,
@@ -83,9 +84,15 @@ struct Asked {
     window: Window,
 }
 
-impl Asked {
+impl Asked<'_> {
     fn lookup(&self) -> &Name {
         self.instead.as_ref().unwrap_or(&self.name)
+    }
+
+    /// The same for as long as it takes.
+    fn kept(self) -> Asked<'static> {
+        let Self { name, instead, kind, dnssec_ok, checking_disabled, window } = self;
+        Asked { name: Cow::Owned(name.into_owned()), instead, kind, dnssec_ok, checking_disabled, window }
     }
 }
 
@@ -140,7 +147,7 @@ impl Handler {
         let route = self.route(name);
         let (log, rules) = route.map_or((false, &[][..]), |route| (route.log, &*route.rewrites));
         let asked = Asked {
-            name: name.clone(),
+            name: Cow::Borrowed(name),
             instead: rewritten(rules, name),
             kind: request.query.query_type(),
             dnssec_ok: request.dnssec_ok(),
@@ -171,7 +178,7 @@ impl Handler {
                 scope: ask.scope,
                 ask,
                 walk,
-                asked,
+                asked: asked.kept(),
                 log,
                 _place: place,
             })),
@@ -180,7 +187,7 @@ impl Handler {
     }
 
     /// What is known about `name` without asking anybody.
-    fn look_up(&self, zone: &Zone, asked: &Asked, name: &Name) -> Now {
+    fn look_up(&self, zone: &Zone, asked: &Asked<'_>, name: &Name) -> Now {
         let route = self.route(name);
         if let Some(code) = route.and_then(|route| route.template(name, asked.kind)) {
             return Now::Done(Response::empty(code), Scope::Other, Source::Template);
@@ -188,8 +195,7 @@ impl Handler {
         if let Some(answer) = route.and_then(|route| route.hosts.answer(name, asked.kind)) {
             return Now::Done(authoritative(answer), Scope::Other, Source::Hosts);
         }
-        let question = Question { name: name.clone(), kind: asked.kind };
-        match zone.answer_within(&question, asked.window) {
+        match zone.answer_to(name, asked.kind, asked.window) {
             Reply::Authoritative(answer) => {
                 let scope = if zone.origin().zone_of(name) { Scope::Cluster } else { Scope::Reverse };
                 Now::Done(authoritative(answer), scope, Source::Kubernetes)
@@ -198,7 +204,7 @@ impl Handler {
                 let route = self.route(&next);
                 elsewhere(route, asked, next, aliases)
             }
-            Reply::NotOurs => elsewhere(route, asked, question.name, Vec::new()),
+            Reply::NotOurs => elsewhere(route, asked, name.clone(), Vec::new()),
         }
     }
 
@@ -206,7 +212,7 @@ impl Handler {
     fn walk(
         &self,
         zone: &Zone,
-        asked: &Asked,
+        asked: &Asked<'_>,
         client: IpAddr,
         denied: Response,
         (scope, source): (Scope, Source),
@@ -222,7 +228,7 @@ impl Handler {
         let Some(names) = names.filter(|names| !names.is_empty()) else {
             return (Now::Done(denied, scope, source), None);
         };
-        let mut walk = Walk { left: names.into_iter(), at: asked.name.clone(), denied };
+        let mut walk = Walk { left: names.into_iter(), at: asked.name.as_ref().clone(), denied };
         match self.step(zone, asked, &mut walk) {
             Some(now) => (now, Some(walk)),
             None => (Now::Done(walk.denied, scope, source), None),
@@ -230,7 +236,7 @@ impl Handler {
     }
 
     /// The next name of the walk that exists, or that has to be asked for.
-    fn step(&self, zone: &Zone, asked: &Asked, walk: &mut Walk) -> Option<Now> {
+    fn step(&self, zone: &Zone, asked: &Asked<'_>, walk: &mut Walk) -> Option<Now> {
         for name in walk.left.by_ref() {
             match self.look_up(zone, asked, &name) {
                 Now::Done(response, scope, source) => match Existence::of(response.code) {
@@ -251,7 +257,7 @@ impl Handler {
     }
 
     /// The answer for a name of the search path, as one for the name that was asked for.
-    fn aliased(&self, asked: &Asked, found: &Name, mut response: Response) -> Response {
+    fn aliased(&self, asked: &Asked<'_>, found: &Name, mut response: Response) -> Response {
         response.answers.insert(0, autopath::alias(&asked.name, found, self.ttl_s));
         response.authentic_data = false;
         response
@@ -264,7 +270,7 @@ impl Handler {
 }
 
 /// Goes on where `name` has to be asked upstream.
-fn elsewhere(route: Option<&Arc<Route>>, asked: &Asked, name: Name, aliases: Vec<Record>) -> Now {
+fn elsewhere(route: Option<&Arc<Route>>, asked: &Asked<'_>, name: Name, aliases: Vec<Record>) -> Now {
     let scope = if aliases.is_empty() { Scope::Other } else { Scope::Cluster };
     let forwarder = route.and_then(|route| route.forwarder(&name));
     let Some(forwarder) = forwarder else {
@@ -325,7 +331,7 @@ impl Pending {
 }
 
 /// The answer with the name that the client knows.
-fn restored(mut response: Response, asked: &Asked) -> Response {
+fn restored(mut response: Response, asked: &Asked<'_>) -> Response {
     if let Some(instead) = &asked.instead {
         restore(&mut response.answers, &asked.name, instead);
     }

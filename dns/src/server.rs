@@ -1,5 +1,6 @@
 //! The sockets: several UDP sockets and a TCP listener per address, and how they start and end.
 
+mod batch;
 mod datagram;
 mod exchange;
 mod limit;
@@ -26,9 +27,9 @@ use crate::metrics::Meter;
 use crate::settings::{self, Settings};
 use crate::zone::Zone;
 use crate::{DnsConfig, DnsError, Metrics};
-use datagram::Datagrams;
 use limit::Limiter;
 use state::{Keeper, State};
+use udp::Listeners;
 
 /// How long clients that do not read their answers may hold up the end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -78,7 +79,11 @@ impl Shared {
     /// Notes that somebody asks.
     fn asked(&self, now: Instant) {
         let since = now.saturating_duration_since(self.began).as_millis();
-        self.asked_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        // The threads share this number: to write it for every packet would have them wait for each other.
+        if self.asked_ms.load(Ordering::Relaxed) != since {
+            self.asked_ms.store(since, Ordering::Relaxed);
+        }
     }
 
     /// For how long nobody has asked.
@@ -139,9 +144,10 @@ impl Server {
         let (publish, states) = watch::channel(Arc::new(first));
         let shared = Arc::new(Shared::new(states, &self.config));
         let mut tasks = JoinSet::new();
+        let mut listeners = Listeners::new(shared.close.clone());
         for bound in self.bound {
             let meter = Arc::new(Meter::new(&metrics, bound.address, &origin));
-            start(bound, &shared, &meter, &mut tasks)?;
+            start(bound, &shared, &meter, &mut listeners, &mut tasks)?;
         }
         info!(?listening, zone = %origin, upstreams = ?self.config.upstreams, "DNS serves");
         let config = self.config;
@@ -171,7 +177,7 @@ impl Server {
             }
         }
         metrics.set_state(false, false, 0);
-        shared.close.cancel();
+        listeners.stop();
         shared.pending.close();
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
@@ -186,14 +192,13 @@ fn start(
     bound: socket::Bound,
     shared: &Arc<Shared>,
     meter: &Arc<Meter>,
+    listeners: &mut Listeners,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), DnsError> {
     let address = bound.address;
     let failed = |protocol| move |source| DnsError::Listen { protocol, address, source };
     for socket in bound.udp {
-        let socket = tokio::net::UdpSocket::from_std(socket).map_err(failed("UDP"))?;
-        let socket = Datagrams::new(socket).map_err(failed("UDP"))?;
-        tasks.spawn(udp::serve(Arc::new(socket), Arc::clone(shared), Arc::clone(meter)));
+        tasks.spawn(listeners.start(socket, shared, meter).map_err(failed("UDP"))?);
     }
     let listener = tokio::net::TcpListener::from_std(bound.tcp).map_err(failed("TCP"))?;
     tasks.spawn(tcp::serve(listener, Arc::clone(shared), Arc::clone(meter)));

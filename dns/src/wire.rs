@@ -1,11 +1,13 @@
 //! Between packets and questions: decoding that takes anything, encoding that fits what the client can take.
 
-use hickory_proto::ProtoError;
-use hickory_proto::op::{
-    Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
-};
+mod write;
+
+use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::Record;
-use hickory_proto::serialize::binary::{BinEncodable as _, BinEncoder};
+use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
+use tracing::debug;
+
+use write::{WriteError, Writer};
 
 /// The UDP payload that we offer and use at most: fits an IPv6 packet that no link fragments (DNS flag day 2020).
 pub(crate) const UDP_PAYLOAD_MAX: u16 = 1232;
@@ -81,16 +83,60 @@ impl Bare {
 
 /// Reads a question.
 pub(crate) fn decode(packet: &[u8]) -> Result<Request, Reject> {
-    let [high, low, flags, _, ..] = *packet else { return Err(Reject::Silently) };
-    if packet.len() < HEADER_BYTES || flags & 0x80 != 0 {
+    let [high, low, flags, more_flags, ..] = *packet else { return Err(Reject::Silently) };
+    let Some(counts) = packet.get(4..HEADER_BYTES).filter(|_| flags & 0x80 == 0) else {
         return Err(Reject::Silently);
-    }
+    };
     let reject = |code| Reject::With(Bare { id: [high, low], flags, code });
     if OpCode::from_u8((flags & 0x78) >> 3) != OpCode::Query {
         return Err(reject(ResponseCode::NotImp));
     }
-    let message = Message::from_vec(packet).map_err(|_| reject(ResponseCode::FormErr))?;
-    let Metadata { id, recursion_desired, checking_disabled, .. } = message.metadata;
+    let malformed = |_| reject(ResponseCode::FormErr);
+    // What almost all questions are: one question, and an OPT record or nothing behind it.
+    let read = match *counts {
+        [0, 1, 0, 0, 0, 0, 0, additionals @ (0 | 1)] => plain(packet, additionals == 1),
+        _ => None,
+    };
+    let (query, edns) = match read {
+        Some(read) => read,
+        None => unusual(packet).map_err(malformed)?,
+    };
+    let id = u16::from_be_bytes([high, low]);
+    let (recursion_desired, checking_disabled) = (flags & 1 != 0, more_flags & 0x10 != 0);
+    Ok(Request { id, recursion_desired, checking_disabled, query, edns })
+}
+
+/// Reads what stands behind the header of a plain question. `None`: it is none.
+fn plain(packet: &[u8], with_edns: bool) -> Option<(Query, Option<ClientEdns>)> {
+    let mut decoder = BinDecoder::new(packet);
+    decoder.read_slice(HEADER_BYTES).ok()?;
+    let query = Query::read(&mut decoder).ok()?;
+    if !with_edns {
+        return Some((query, None));
+    }
+    let rest = packet.get(decoder.index()..)?;
+    let (&[0, 0, 41, high, low, _code, version, flags, _flags, ref length @ ..], options) =
+        rest.split_first_chunk::<{ OPT_BYTES as usize }>()?
+    else {
+        return None;
+    };
+    let options = options.get(..usize::from(u16::from_be_bytes(*length)))?;
+    let edns = ClientEdns { version, payload: u16::from_be_bytes([high, low]), dnssec_ok: flags & 0x80 != 0 };
+    are_options(options).then_some((query, Some(edns)))
+}
+
+/// Whether the options of an OPT record are as long as they say. What they say is nothing to us.
+fn are_options(mut options: &[u8]) -> bool {
+    while let [_, _, high, low, rest @ ..] = options {
+        let Some(rest) = rest.get(usize::from(u16::from_be_bytes([*high, *low]))..) else { return false };
+        options = rest;
+    }
+    options.is_empty()
+}
+
+/// Reads a question with whatever there may be around it.
+fn unusual(packet: &[u8]) -> Result<(Query, Option<ClientEdns>), ()> {
+    let message = Message::from_vec(packet).map_err(drop)?;
     let edns = message.edns.as_ref().map(|edns| ClientEdns {
         version: edns.version(),
         payload: edns.max_payload(),
@@ -98,10 +144,10 @@ pub(crate) fn decode(packet: &[u8]) -> Result<Request, Reject> {
     });
     let mut queries = message.queries.into_iter();
     // RFC 9619: a question is one question.
-    let (Some(query), None) = (queries.next(), queries.next()) else {
-        return Err(reject(ResponseCode::FormErr));
-    };
-    Ok(Request { id, recursion_desired, checking_disabled, query, edns })
+    match (queries.next(), queries.next()) {
+        (Some(query), None) => Ok((query, edns)),
+        _ => Err(()),
+    }
 }
 
 /// What is answered.
@@ -130,6 +176,10 @@ impl Response {
     }
 }
 
+/// The answer cannot be written.
+#[derive(Debug)]
+pub(crate) struct Unwritable;
+
 /// Writes the answer to `request` into `packet`, of at most `limit` octets. Where it does not fit it is cut at a record
 /// and, unless only additional records are missing, marked as truncated: the client asks again over TCP.
 pub(crate) fn encode(
@@ -137,59 +187,54 @@ pub(crate) fn encode(
     response: &Response,
     limit: u16,
     packet: &mut Vec<u8>,
-) -> Result<(), ProtoError> {
+) -> Result<(), Unwritable> {
+    write(request, response, limit.into(), packet).map_err(|error| {
+        if let WriteError::Unwritable(error) = error {
+            debug!(question = %request.query, %error, "an answer cannot be written");
+        }
+        Unwritable
+    })
+}
+
+fn write(request: &Request, response: &Response, limit: usize, packet: &mut Vec<u8>) -> Result<(), WriteError> {
     packet.clear();
-    let edns = request.edns.map(|client| opt(client, response.code));
-    let mut encoder = BinEncoder::new(packet);
-    encoder.set_max_size(if edns.is_some() { limit - OPT_BYTES } else { limit });
-    let place = encoder.place::<Header>()?;
-    request.query.emit(&mut encoder)?;
-    let (answers, answers_cut) = records(&mut encoder, &response.answers)?;
+    packet.extend_from_slice(&[0; HEADER_BYTES]);
+    let opt_bytes = if request.edns.is_some() { usize::from(OPT_BYTES) } else { 0 };
+    let mut writer = Writer::new(packet, limit - opt_bytes);
+    writer.question_name(request.query.name())?;
+    writer.u16(request.query.query_type().into())?;
+    writer.u16(request.query.query_class().into())?;
+    let (answers, answers_cut) = writer.records(&response.answers)?;
     let (authorities, authorities_cut) =
-        if answers_cut { (0, false) } else { records(&mut encoder, &response.authorities)? };
+        if answers_cut { (0, false) } else { writer.records(&response.authorities)? };
     let cut = answers_cut || authorities_cut;
-    let (mut additionals, _) = if cut { (0, false) } else { records(&mut encoder, &response.additionals)? };
-    if let Some(edns) = edns {
-        encoder.set_max_size(limit);
-        edns.emit(&mut encoder)?;
+    let (mut additionals, _) = if cut { (0, false) } else { writer.records(&response.additionals)? };
+    if let Some(edns) = request.edns {
+        writer.set_limit(limit);
+        writer.bytes(&write::opt(UDP_PAYLOAD_MAX, response.code.high(), edns.dnssec_ok))?;
         additionals += 1;
     }
-    let mut metadata = Metadata::new(request.id, MessageType::Response, OpCode::Query);
-    metadata.authoritative = response.authoritative;
-    metadata.truncation = cut;
-    metadata.recursion_desired = request.recursion_desired;
-    metadata.recursion_available = response.recursion_available;
-    metadata.authentic_data = response.authentic_data;
-    metadata.checking_disabled = request.checking_disabled;
-    metadata.response_code = response.code;
-    let counts = HeaderCounts { queries: 1, answers, authorities, additionals };
-    place.replace(&mut encoder, Header { metadata, counts })
-}
-
-/// Writes as many records as fit; how many, and whether some are left over.
-fn records(encoder: &mut BinEncoder<'_>, records: &[Record]) -> Result<(u16, bool), ProtoError> {
-    let (count, cut) = match encoder.emit_all(records.iter()) {
-        Ok(count) => (count, false),
-        Err(ProtoError::NotAllRecordsWritten { count, .. }) => (count, true),
-        Err(error) => return Err(error),
-    };
-    // A message of 65,535 octets has no room for more.
-    Ok((u16::try_from(count).unwrap_or(u16::MAX), cut))
-}
-
-fn opt(client: ClientEdns, code: ResponseCode) -> Edns {
-    let mut edns = Edns::new();
-    edns.set_max_payload(UDP_PAYLOAD_MAX);
-    edns.set_version(0);
-    edns.set_dnssec_ok(client.dnssec_ok);
-    edns.set_rcode_high(code.high());
-    edns
+    let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+    packet[..2].copy_from_slice(&request.id.to_be_bytes());
+    packet[2] = 0x80
+        | flag(response.authoritative, 0x04)
+        | flag(cut, 0x02)
+        | flag(request.recursion_desired, 0x01);
+    packet[3] = flag(response.recursion_available, 0x80)
+        | flag(response.authentic_data, 0x20)
+        | flag(request.checking_disabled, 0x10)
+        | response.code.low();
+    for (at, count) in [1, answers, authorities, additionals].into_iter().enumerate() {
+        packet[4 + 2 * at..6 + 2 * at].copy_from_slice(&count.to_be_bytes());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::rdata::A;
+    use hickory_proto::op::Edns;
+    use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, PTR, SOA, SRV, TXT};
     use hickory_proto::rr::{Name, RData, RecordType};
     use proptest::prelude::*;
 
@@ -220,6 +265,13 @@ mod tests {
             Reject::Silently => panic!("dropped"),
         };
         let good = question("a.example.", true).to_vec().unwrap();
+        let edns = |options: &[u8]| {
+            let mut packet = [&good[..good.len() - 2], &[0, u8::try_from(options.len()).unwrap()], options].concat();
+            packet.push(0);
+            packet
+        };
+        assert!(decode(&edns(&[0, 10, 0, 1, 7])).is_ok());
+        assert_eq!(code(&edns(&[0, 10, 0, 9, 7])), ResponseCode::FormErr);
         assert_eq!(code(&good[..good.len() - 1]), ResponseCode::FormErr);
         assert_eq!(code(&[0; 12]), ResponseCode::FormErr);
         let mut two = question("a.example.", false);
@@ -247,7 +299,49 @@ mod tests {
         }
     }
 
+    fn name() -> impl Strategy<Value = Name> {
+        let label = prop_oneof![Just("a"), Just("A"), Just("bb"), Just("web"), Just("x-1")];
+        proptest::collection::vec(label, 0..6).prop_map(|labels| Name::from_labels(labels).unwrap())
+    }
+
+    fn data() -> impl Strategy<Value = RData> {
+        prop_oneof![
+            any::<[u8; 4]>().prop_map(|addr| RData::A(A(addr.into()))),
+            any::<[u8; 16]>().prop_map(|addr| RData::AAAA(AAAA(addr.into()))),
+            name().prop_map(|name| RData::CNAME(CNAME(name))),
+            name().prop_map(|name| RData::PTR(PTR(name))),
+            (any::<u16>(), name()).prop_map(|(n, name)| RData::SRV(SRV::new(n, 1, n, name))),
+            (any::<u16>(), name()).prop_map(|(n, name)| RData::MX(MX::new(n, name))),
+            (name(), name(), any::<u32>()).prop_map(|(a, b, n)| RData::SOA(SOA::new(a, b, n, 1, 2, 3, n))),
+            Just(RData::TXT(TXT::new(vec!["some".to_owned(), "text".to_owned()]))),
+        ]
+    }
+
+    fn records() -> impl Strategy<Value = Vec<Record>> {
+        let record = (name(), any::<u32>(), data());
+        proptest::collection::vec(record.prop_map(|(name, ttl, data)| Record::from_rdata(name, ttl, data)), 0..12)
+    }
+
     proptest! {
+        /// What hickory-proto reads is what was written, whatever of it has been written with pointers.
+        #[test]
+        fn what_is_written_is_what_is_read(asked in name(), answers in records(), authorities in records(), additionals in records()) {
+            let mut message = Message::query();
+            message.add_query(Query::query(asked, RecordType::A));
+            let request = decode(&message.to_vec().unwrap()).unwrap();
+            let response = Response { answers, authorities, additionals, ..Response::empty(ResponseCode::NoError) };
+            let mut packet = Vec::new();
+            encode(&request, &response, u16::MAX, &mut packet).unwrap();
+            let read = Message::from_vec(&packet).unwrap();
+            prop_assert_eq!(&read.queries[0], &request.query);
+            prop_assert_eq!(&read.answers, &response.answers);
+            prop_assert_eq!(&read.authorities, &response.authorities);
+            prop_assert_eq!(&read.additionals, &response.additionals);
+            // Names in data keep their letters.
+            let letters = |records: &[Record]| records.iter().map(|record| record.data.to_string()).collect::<Vec<_>>();
+            prop_assert_eq!(letters(&read.answers), letters(&response.answers));
+        }
+
         #[test]
         fn any_packet_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..600)) {
             drop(decode(&packet));

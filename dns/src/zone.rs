@@ -249,14 +249,19 @@ impl Zone {
 
     /// Answers a question of class IN with the part of the records that `window` says.
     pub fn answer_within(&self, question: &Question, window: Window) -> Reply {
-        if let Some(labels) = lookup::relative(&self.settings.origin, &question.name) {
+        self.answer_to(&question.name, question.kind, window)
+    }
+
+    /// The same for a name and a type.
+    pub(crate) fn answer_to(&self, name: &Name, kind: RecordType, window: Window) -> Reply {
+        if let Some(labels) = lookup::relative(&self.settings.origin, name) {
             if !self.synced() {
                 return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
             }
-            return self.in_zone(question, self.node(&labels), window);
+            return self.in_zone(name, kind, self.node(&labels), window);
         }
-        match arpa::parse(&question.name) {
-            Some(range) => self.reverse(question, range),
+        match arpa::parse(name) {
+            Some(range) => self.reverse(name, kind, range),
             None => Reply::NotOurs,
         }
     }
@@ -297,9 +302,9 @@ impl Zone {
     }
 
     /// Answers for a node of the zone's tree, following aliases as long as they stay in the zone.
-    fn in_zone(&self, question: &Question, node: Node<'_>, window: Window) -> Reply {
+    fn in_zone(&self, asked: &Name, kind: RecordType, node: Node<'_>, window: Window) -> Reply {
         let mut aliases = Vec::new();
-        let mut name = question.name.clone();
+        let mut name = asked;
         let mut node = node;
         while let Node::Service(records) = node
             && let Some(target) = records.external()
@@ -307,24 +312,26 @@ impl Zone {
             if aliases.len() == CHAIN_MAX {
                 return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
             }
-            aliases.push(self.record(&name, RData::CNAME(hickory_proto::rr::rdata::CNAME(target.clone()))));
-            if matches!(question.kind, RecordType::CNAME | RecordType::ANY) {
+            aliases.push(self.record(name, RData::CNAME(hickory_proto::rr::rdata::CNAME(target.clone()))));
+            if matches!(kind, RecordType::CNAME | RecordType::ANY) {
                 return Reply::Authoritative(Answer {
                     answers: aliases,
                     ..Answer::new(ResponseCode::NoError)
                 });
             }
-            name = target.clone();
-            match lookup::relative(&self.settings.origin, &name) {
+            name = target;
+            match lookup::relative(&self.settings.origin, name) {
                 Some(labels) => node = self.node(&labels),
-                None => return Reply::Elsewhere { aliases, next: name },
+                None => return Reply::Elsewhere { aliases, next: name.clone() },
             }
         }
-        let mut answer = self.records(&name, question.kind, &node, window);
+        let mut answer = self.records(name, kind, &node, window);
         if answer.answers.is_empty() {
             answer.authorities.push(self.soa.clone());
         }
-        answer.answers.splice(0..0, aliases);
+        if !aliases.is_empty() {
+            answer.answers.splice(0..0, aliases);
+        }
         Reply::Authoritative(answer)
     }
 
@@ -419,7 +426,7 @@ impl Zone {
             .collect()
     }
 
-    fn reverse(&self, question: &Question, range: IpNet) -> Reply {
+    fn reverse(&self, name: &Name, kind: RecordType, range: IpNet) -> Reply {
         if !self.synced() {
             return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
         }
@@ -428,18 +435,19 @@ impl Zone {
         let ours = self.ranges.iter().find(|ours| ours.contains(&range));
         let mut answer = Answer::new(ResponseCode::NoError);
         match (owners, ours) {
-            (Some(owners), _) if matches!(question.kind, RecordType::PTR | RecordType::ANY) => {
+            (Some(owners), _) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
                 let names =
                     owners.iter().filter_map(|owner| self.name_of(&owner.service, owner.label.as_deref()));
+                let asked = name;
                 let pointer = |name| RData::PTR(hickory_proto::rr::rdata::PTR(name));
-                answer.answers = names.map(|name| self.record(&question.name, pointer(name))).collect();
+                answer.answers = names.map(|name| self.record(asked, pointer(name))).collect();
                 return Reply::Authoritative(answer);
             }
             (None, Some(_)) if whole => answer.code = ResponseCode::NXDomain,
             (Some(_), _) | (None, Some(_)) => {}
             (None, None) => return Reply::NotOurs,
         }
-        let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| question.name.clone());
+        let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| name.clone());
         answer.authorities.push(soa(&self.settings, apex, self.snapshot.version));
         Reply::Authoritative(answer)
     }

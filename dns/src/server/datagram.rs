@@ -1,35 +1,40 @@
 //! UDP with the address that was asked: at an unspecified address the kernel would choose the source of an answer by its
 //! routes, and clients do not take an answer from somebody they have not asked.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::time::Duration;
 
-use nix::libc::{in_pktinfo, in6_pktinfo};
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockaddrStorage, sendmsg, setsockopt, sockopt,
 };
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use rustix::net::Shutdown;
+
+/// A socket that nobody asks at is looked at so often.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// A socket, and whether its packets have to say where they arrived.
 #[derive(Debug)]
 pub(super) struct Datagrams {
     socket: UdpSocket,
-    unspecified: bool,
+    pub(super) unspecified: bool,
 }
 
 /// Whom to answer, and from where.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer {
     pub(super) address: SocketAddr,
-    asked: Option<Asked>,
+    pub(super) asked: Option<Asked>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Asked {
-    V4(in_pktinfo),
-    V6(in6_pktinfo),
+/// The address of ours that a packet was sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    V4(Ipv4Addr),
+    /// With the interface, which a link-local address is nothing without.
+    V6(Ipv6Addr, u32),
 }
 
 impl Datagrams {
@@ -41,83 +46,85 @@ impl Datagrams {
         } else if unspecified {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         }
+        socket.set_read_timeout(Some(LOOK_UP_EVERY))?;
         Ok(Self { socket, unspecified })
     }
 
-    pub(super) async fn readable(&self) -> io::Result<()> {
-        self.socket.readable().await
+    pub(super) fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
-    /// A packet, if there is one.
-    pub(super) fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
-        if !self.unspecified {
-            let (length, address) = self.socket.try_recv_from(buffer)?;
-            return Ok((length, Peer { address, asked: None }));
-        }
-        self.socket.try_io(Interest::READABLE, || receive(&self.socket, buffer))
+    /// Wakes up who waits for packets. What has arrived can still be taken out.
+    pub(super) fn wake(&self) {
+        // A socket without a peer is "not connected", and those who wait for it are woken up all the same.
+        rustix::net::shutdown(&self.socket, Shutdown::Read).ok();
     }
 
     /// Sends if that can be done at once.
-    pub(super) fn try_send(&self, packet: &[u8], peer: &Peer) -> io::Result<()> {
-        match peer.asked {
-            None => self.socket.try_send_to(packet, peer.address).map(drop),
-            Some(asked) => {
-                self.socket.try_io(Interest::WRITABLE, || send(&self.socket, packet, peer.address, asked))
-            }
-        }
-    }
-
-    pub(super) async fn send(&self, packet: &[u8], peer: &Peer) -> io::Result<()> {
-        match peer.asked {
-            None => self.socket.send_to(packet, peer.address).await.map(drop),
-            Some(asked) => {
-                let send = || send(&self.socket, packet, peer.address, asked);
-                self.socket.async_io(Interest::WRITABLE, send).await
-            }
-        }
+    pub(super) fn send(&self, packet: &[u8], peer: &Peer) -> io::Result<()> {
+        let Some(asked) = peer.asked else {
+            let to = SockaddrStorage::from(peer.address);
+            nix::sys::socket::sendto(self.fd(), packet, &to, MsgFlags::MSG_DONTWAIT)?;
+            return Ok(());
+        };
+        let (to, info) = (SockaddrStorage::from(peer.address), asked.info());
+        let parts = [io::IoSlice::new(packet)];
+        sendmsg(self.fd(), &parts, &[info.message()], MsgFlags::MSG_DONTWAIT, Some(&to))?;
+        Ok(())
     }
 }
 
-fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Peer)> {
-    let mut control = nix::cmsg_space!(in6_pktinfo);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let received = recvmsg::<SockaddrStorage>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut control),
-        MsgFlags::MSG_DONTWAIT,
-    )?;
-    let asked = received.cmsgs()?.find_map(|message| match message {
-        ControlMessageOwned::Ipv4PacketInfo(info) => Some(Asked::V4(info)),
-        ControlMessageOwned::Ipv6PacketInfo(info) => Some(Asked::V6(info)),
-        _ => None,
-    });
-    let address = received.address.as_ref().and_then(socket_addr);
-    let address = address.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok((received.bytes, Peer { address, asked }))
-}
-
-fn send(socket: &UdpSocket, packet: &[u8], to: SocketAddr, asked: Asked) -> io::Result<()> {
-    let (v4, v6);
-    let control = match asked {
-        Asked::V4(info) => {
-            // The way back is the routes' affair.
-            v4 = in_pktinfo { ipi_ifindex: 0, ..info };
-            ControlMessage::Ipv4PacketInfo(&v4)
-        }
-        Asked::V6(info) => {
-            let link_local = info.ipi6_addr.s6_addr[..2] == [0xfe, 0x80];
-            v6 = in6_pktinfo { ipi6_ifindex: if link_local { info.ipi6_ifindex } else { 0 }, ..info };
-            ControlMessage::Ipv6PacketInfo(&v6)
-        }
+/// Where a packet came from, and where it was sent to.
+pub(super) fn peer_of(message: &RecvMsg<'_, '_, SockaddrStorage>, unspecified: bool) -> Option<Peer> {
+    let address = message.address.as_ref().and_then(socket_addr)?;
+    let asked = if unspecified {
+        message.cmsgs().ok()?.find_map(|message| match message {
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                Some(Asked::V4(Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr))))
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                Some(Asked::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr), info.ipi6_ifindex))
+            }
+            _ => None,
+        })
+    } else {
+        None
     };
-    let to = SockaddrStorage::from(to);
-    let parts = [IoSlice::new(packet)];
-    sendmsg(socket.as_raw_fd(), &parts, &[control], MsgFlags::MSG_DONTWAIT, Some(&to))?;
-    Ok(())
+    Some(Peer { address, asked })
 }
 
 fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
+}
+
+/// [`Asked`] in the kernel's words.
+pub(super) enum Info {
+    V4(in_pktinfo),
+    V6(in6_pktinfo),
+}
+
+impl Asked {
+    pub(super) fn info(self) -> Info {
+        match self {
+            Self::V4(addr) => {
+                let addr = in_addr { s_addr: addr.to_bits().to_be() };
+                // The way back is the routes' affair.
+                Info::V4(in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: addr, ipi_addr: addr })
+            }
+            Self::V6(addr, interface) => Info::V6(in6_pktinfo {
+                ipi6_addr: in6_addr { s6_addr: addr.octets() },
+                ipi6_ifindex: if addr.is_unicast_link_local() { interface } else { 0 },
+            }),
+        }
+    }
+}
+
+impl Info {
+    pub(super) fn message(&self) -> ControlMessage<'_> {
+        match self {
+            Self::V4(info) => ControlMessage::Ipv4PacketInfo(info),
+            Self::V6(info) => ControlMessage::Ipv6PacketInfo(info),
+        }
+    }
 }

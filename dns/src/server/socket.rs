@@ -62,7 +62,9 @@ fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
 
 fn open(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    // A thread waits in a UDP socket; the runtime waits for TCP.
+    let wait = if kind == SocketType::DGRAM { SocketFlags::empty() } else { SocketFlags::NONBLOCK };
+    let flags = SocketFlags::CLOEXEC | wait;
     let socket = rustix::net::socket_with(family, kind, flags, None)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;

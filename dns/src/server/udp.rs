@@ -1,126 +1,182 @@
-//! UDP: a socket, a task, a packet after the other; what has to wait for an upstream goes on in a task of its own. While more
-//! arrives than is answered, the sources take turns.
+//! UDP: a thread per socket that waits in the kernel, takes what has arrived, answers it and waits again; what has to wait for
+//! an upstream goes on in a task of its own. While more arrives than is answered, the sources take turns.
+//!
+//! A thread, not a task: between a packet and its answer there is then nothing but two system calls, where a task needs a
+//! third to learn that there is a packet and a fourth to learn that there is none left.
 
 use std::io;
+use std::net::UdpSocket;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::task::yield_now;
-use tokio::time::sleep;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::batch::{BATCH, Intake, Outgoing};
 use super::datagram::{Datagrams, Peer};
 use super::exchange::{Outcome, View, answer_later, answer_now};
 use super::queue::Queue;
 use crate::metrics::{Meter, Transport};
 
-/// Packets that are answered before other tasks get their turn.
-const BURST: usize = 64;
-/// Packets that are taken out of the socket for each burst of answers when there are too many.
-const INTAKE: usize = 4 * BURST;
-/// Longer questions are no questions.
-const PACKET_BYTES_MAX: usize = 4096;
-/// Longer ones do not wait.
-const WAITING_BYTES_MAX: usize = 1500;
+/// Batches that are taken out of the socket for each that is answered when there are too many.
+const INTAKE: usize = 4;
+
+/// The threads of a server. They end when it closes, and when this is dropped.
+pub(super) struct Listeners {
+    close: CancellationToken,
+    sockets: Vec<Arc<Datagrams>>,
+}
+
+impl Listeners {
+    pub(super) fn new(close: CancellationToken) -> Self {
+        Self { close, sockets: Vec::new() }
+    }
+
+    /// Serves `socket` in a thread. The future ends with it, and panics if it did.
+    pub(super) fn start(
+        &mut self,
+        socket: UdpSocket,
+        shared: &Arc<Shared>,
+        meter: &Arc<Meter>,
+    ) -> io::Result<impl Future<Output = ()> + use<>> {
+        let socket = Arc::new(Datagrams::new(socket)?);
+        self.sockets.push(Arc::clone(&socket));
+        let (shared, meter) = (Arc::clone(shared), Arc::clone(meter));
+        let (tell, ended) = oneshot::channel();
+        let runtime = Handle::current();
+        thread::Builder::new().name("dns-udp".to_owned()).spawn(move || {
+            // Questions for upstreams become tasks.
+            let _runtime = runtime.enter();
+            Listener::new(socket, shared, meter).serve();
+            // Nobody may be left to hear it.
+            tell.send(()).ok();
+        })?;
+        Ok(async move {
+            // Dropped without a word: it panicked, and the panic has been printed there.
+            assert!(ended.await.is_ok(), "a thread of the DNS server panicked");
+        })
+    }
+
+    pub(super) fn stop(&self) {
+        self.close.cancel();
+        for socket in &self.sockets {
+            socket.wake();
+        }
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
 
 struct Listener {
+    intake: Intake,
+    waiting: Queue<Peer>,
+    answering: Answering,
+}
+
+/// What turns packets into answers.
+struct Answering {
     socket: Arc<Datagrams>,
     shared: Arc<Shared>,
     meter: Arc<Meter>,
     view: View,
-    packet: Vec<u8>,
-    reply: Vec<u8>,
-    waiting: Queue<(Box<[u8]>, Peer)>,
-}
-
-/// Serves until the server closes.
-pub(super) async fn serve(socket: Arc<Datagrams>, shared: Arc<Shared>, meter: Arc<Meter>) {
-    let view = View::new(&shared.states);
-    let (packet, reply) = (vec![0; PACKET_BYTES_MAX], Vec::with_capacity(PACKET_BYTES_MAX));
-    let waiting = Queue::new(shared.queue_max);
-    let mut listener = Listener { socket, shared, meter, view, packet, reply, waiting };
-    let close = listener.shared.close.clone();
-    listener.serve_until(close.cancelled()).await;
-    // As long as the socket is open the kernel puts questions into it.
-    while matches!(listener.burst(), Ok(true)) {}
+    outgoing: Outgoing,
 }
 
 impl Listener {
-    async fn serve_until(&mut self, close: impl Future<Output = ()>) {
-        let mut close = std::pin::pin!(close);
-        loop {
-            let readable = tokio::select! {
-                () = &mut close => return,
-                readable = self.socket.readable() => readable,
-            };
-            match readable.and_then(|()| self.burst()) {
-                Ok(false) => {}
-                Ok(true) => self.work_off().await,
+    fn new(socket: Arc<Datagrams>, shared: Arc<Shared>, meter: Arc<Meter>) -> Self {
+        let (intake, outgoing) = (Intake::new(&socket), Outgoing::new(&socket));
+        let (view, waiting) = (View::new(&shared.states), Queue::new(shared.queue_max));
+        Self { intake, waiting, answering: Answering { socket, shared, meter, view, outgoing } }
+    }
+
+    fn serve(&mut self) {
+        while !self.answering.shared.close.is_cancelled() {
+            match self.intake.wait(&self.answering.socket) {
+                Ok(count) => {
+                    self.answer();
+                    if count == BATCH {
+                        self.work_off();
+                    }
+                }
+                Err(error) if is_idle(&error) => {}
                 // Nothing that a single packet could cause: do not spin on it.
-                Err(_) => sleep(Duration::from_millis(10)).await,
+                Err(_) => thread::sleep(Duration::from_millis(10)),
             }
+        }
+        // As long as the socket is open the kernel puts questions into it.
+        while self.intake.take(&self.answering.socket).is_ok() && self.intake.packets().next().is_some() {
+            self.answer();
         }
     }
 
-    /// Answers what has arrived, a burst at most. Whether there may be more.
-    fn burst(&mut self) -> io::Result<bool> {
-        for _ in 0..BURST {
-            match self.socket.try_receive(&mut self.packet) {
-                Ok((length, peer)) => {
-                    let packet = std::mem::take(&mut self.packet);
-                    self.take(&packet[..length], &peer);
-                    self.packet = packet;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error),
-            }
+    /// Answers what has been taken in.
+    fn answer(&mut self) {
+        for (packet, peer) in self.intake.packets() {
+            self.answering.take(packet, peer);
         }
-        Ok(true)
+        self.answering.flush();
     }
 
     /// Goes on with all that has arrived, the sources in turn, until nothing is left.
-    async fn work_off(&mut self) {
+    fn work_off(&mut self) {
         loop {
             for _ in 0..INTAKE {
-                let Ok((length, peer)) = self.socket.try_receive(&mut self.packet) else { break };
-                if length > WAITING_BYTES_MAX {
-                    self.meter.metrics().shed("oversized", 1);
-                    continue;
+                let Ok(count) = self.intake.take(&self.answering.socket) else { break };
+                for (packet, peer) in self.intake.packets() {
+                    let shed = self.waiting.push(peer.address.ip(), packet, *peer);
+                    if shed > 0 {
+                        self.answering.meter.metrics().shed("queue", shed);
+                    }
                 }
-                let shed = self.waiting.push(peer.address.ip(), (self.packet[..length].into(), peer));
-                if shed > 0 {
-                    self.meter.metrics().shed("queue", shed);
+                if count < BATCH {
+                    break;
                 }
             }
-            for _ in 0..BURST {
-                let Some((packet, peer)) = self.waiting.pop() else { return };
-                self.take(&packet, &peer);
+            for _ in 0..BATCH {
+                let Some((packet, peer)) = self.waiting.pop() else { return self.answering.flush() };
+                self.answering.take(packet, peer);
             }
-            yield_now().await;
+            self.answering.flush();
         }
     }
+}
 
+impl Answering {
     fn take(&mut self, packet: &[u8], peer: &Peer) {
         // Port 0 cannot be answered.
         if peer.address.port() == 0 || !self.admits(peer) {
             return;
         }
         let client = peer.address.ip();
-        let (shared, meter) = (&self.shared, &self.meter);
-        match answer_now(shared, &mut self.view, meter, (Transport::Udp, client), packet, &mut self.reply) {
+        let reply = self.outgoing.buffer();
+        let from = (Transport::Udp, client);
+        match answer_now(&self.shared, &mut self.view, &self.meter, from, packet, reply) {
             Outcome::Reply => {
-                // A full send buffer or a client that has gone: the client asks again if it has to.
-                self.socket.try_send(&self.reply, peer).ok();
+                if self.outgoing.push(peer) {
+                    self.flush();
+                }
             }
             Outcome::Silence => {}
             Outcome::Later(later) => {
-                let (meter, socket, peer) = (Arc::clone(meter), Arc::clone(&self.socket), *peer);
+                let (meter, socket, peer) = (Arc::clone(&self.meter), Arc::clone(&self.socket), *peer);
                 self.shared.pending.spawn(async move {
                     let reply = answer_later(&meter, *later).await;
-                    socket.send(&reply, &peer).await.ok();
+                    // A full send buffer or a client that has gone: the client asks again if it has to.
+                    socket.send(&reply, &peer).ok();
                 });
             }
         }
+    }
+
+    fn flush(&mut self) {
+        self.outgoing.send(&self.socket);
     }
 
     fn admits(&mut self, peer: &Peer) -> bool {
@@ -131,4 +187,9 @@ impl Listener {
         }
         admits
     }
+}
+
+/// Nobody asked for a while, or a signal came in between.
+fn is_idle(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
