@@ -52,7 +52,7 @@ pub struct DnsConfig {
     /// Namespace and name of the Service by which pods reach the server; its addresses are those of the zone's name
     /// server.
     pub service: (String, String),
-    /// UDP sockets per listen address; each has a task of its own.
+    /// UDP sockets per listen address; each has a thread of its own.
     pub sockets: usize,
     /// The memory that remembered answers may take, in bytes, about; per zone of the settings file.
     pub cache_bytes: usize,
@@ -66,7 +66,7 @@ pub struct DnsConfig {
     pub forward_attempt_timeout: Duration,
     /// How long all upstreams together have. Clients give up after 5 s by default.
     pub forward_timeout: Duration,
-    /// Questions that may wait while a socket's task is busy. Beyond it the oldest of the source with the most go.
+    /// Questions that may wait while a socket's thread is busy. Beyond it the oldest of the source with the most go.
     pub queue_max: usize,
     /// Questions per second that one source (an IPv4 address, an IPv6 /64) may ask over UDP; `None`: as many as it likes.
     pub rate_limit: Option<u32>,

@@ -190,7 +190,9 @@ impl Handler {
     fn look_up(&self, zone: &Zone, asked: &Asked<'_>, name: &Name) -> Now {
         let route = self.route(name);
         if let Some(code) = route.and_then(|route| route.template(name, asked.kind)) {
-            return Now::Done(Response::empty(code), Scope::Other, Source::Template);
+            let authoritative = code != ResponseCode::ServFail;
+            let response = Response { authoritative, ..Response::empty(code) };
+            return Now::Done(response, Scope::Other, Source::Template);
         }
         if let Some(answer) = route.and_then(|route| route.hosts.answer(name, asked.kind)) {
             return Now::Done(authoritative(answer), Scope::Other, Source::Hosts);

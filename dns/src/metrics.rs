@@ -1,6 +1,7 @@
 //! Prometheus metrics, under CoreDNS's names, so that its dashboards and alerts work.
 
 mod meter;
+mod tally;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,8 @@ use prometheus::{
     exponential_buckets,
 };
 
-pub(crate) use meter::{Meter, Scope, Source, Transport, code_name};
+pub(crate) use meter::{Count, Meter, Scope, Source, Transport, code_name};
+pub(crate) use tally::Tally;
 
 /// The DNS server's metrics.
 #[derive(Debug, Clone)]

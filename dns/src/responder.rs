@@ -7,7 +7,7 @@ use seaway_model::Snapshot;
 
 use crate::handler::{Handler, Step};
 use crate::settings::Settings;
-use crate::wire::{Bare, Reject, decode, encode};
+use crate::wire::{Bare, Reject, Request, decode, encode};
 use crate::zone::Zone;
 use crate::{DnsConfig, DnsError, Metrics};
 
@@ -33,6 +33,21 @@ impl Responder {
 
     /// Writes the answer to a packet that came over UDP into `reply`. Whether there is one.
     pub fn respond(&self, packet: &[u8], client: IpAddr, reply: &mut Vec<u8>) -> bool {
+        self.respond_within(packet, client, Request::udp_limit, reply)
+    }
+
+    /// The same for a packet that came over TCP.
+    pub fn respond_over_tcp(&self, packet: &[u8], client: IpAddr, reply: &mut Vec<u8>) -> bool {
+        self.respond_within(packet, client, |_| u16::MAX, reply)
+    }
+
+    fn respond_within(
+        &self,
+        packet: &[u8],
+        client: IpAddr,
+        limit: impl FnOnce(&Request) -> u16,
+        reply: &mut Vec<u8>,
+    ) -> bool {
         reply.clear();
         let request = match decode(packet) {
             Ok(request) => request,
@@ -42,7 +57,7 @@ impl Responder {
                 return true;
             }
         };
-        let limit = request.udp_limit();
+        let limit = limit(&request);
         let Step::Done(answered) = self.handler.begin(&self.zone, &request, client, limit) else {
             return false;
         };

@@ -49,6 +49,7 @@ pub struct Server {
 struct Shared {
     states: watch::Receiver<Arc<State>>,
     limiter: Limiter,
+    metrics: Metrics,
     /// Questions that wait for an upstream.
     pending: TaskTracker,
     /// Ends the tasks: nobody asks any more.
@@ -62,10 +63,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(states: watch::Receiver<Arc<State>>, config: &DnsConfig) -> Self {
+    fn new(states: watch::Receiver<Arc<State>>, config: &DnsConfig, metrics: &Metrics) -> Self {
         Self {
             states,
             limiter: Limiter::default(),
+            metrics: metrics.clone(),
             pending: TaskTracker::new(),
             close: CancellationToken::new(),
             began: Instant::now(),
@@ -142,7 +144,7 @@ impl Server {
         let origin = zone.origin().clone();
         let first = State::new(&self.settings, zone, None, &listening, &metrics)?;
         let (publish, states) = watch::channel(Arc::new(first));
-        let shared = Arc::new(Shared::new(states, &self.config));
+        let shared = Arc::new(Shared::new(states, &self.config, &metrics));
         let mut tasks = JoinSet::new();
         let mut listeners = Listeners::new(shared.close.clone());
         for bound in self.bound {

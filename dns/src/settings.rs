@@ -260,5 +260,9 @@ pub(crate) struct Template {
     pub(crate) zones: Vec<Name>,
     /// `None`: all types.
     pub(crate) kind: Option<RecordType>,
+    /// Expressions of which one has to match the name, in lower case and with its last dot; none: every name will do.
+    pub(crate) matching: Vec<String>,
+    /// Whether a name that none of them matches is looked up; otherwise it is a failure.
+    pub(crate) fallthrough: bool,
     pub(crate) code: ResponseCode,
 }

@@ -196,7 +196,12 @@ pub(crate) fn encode(
     })
 }
 
-fn write(request: &Request, response: &Response, limit: usize, packet: &mut Vec<u8>) -> Result<(), WriteError> {
+fn write(
+    request: &Request,
+    response: &Response,
+    limit: usize,
+    packet: &mut Vec<u8>,
+) -> Result<(), WriteError> {
     packet.clear();
     packet.extend_from_slice(&[0; HEADER_BYTES]);
     let opt_bytes = if request.edns.is_some() { usize::from(OPT_BYTES) } else { 0 };
@@ -216,10 +221,8 @@ fn write(request: &Request, response: &Response, limit: usize, packet: &mut Vec<
     }
     let flag = |set: bool, bit: u8| if set { bit } else { 0 };
     packet[..2].copy_from_slice(&request.id.to_be_bytes());
-    packet[2] = 0x80
-        | flag(response.authoritative, 0x04)
-        | flag(cut, 0x02)
-        | flag(request.recursion_desired, 0x01);
+    packet[2] =
+        0x80 | flag(response.authoritative, 0x04) | flag(cut, 0x02) | flag(request.recursion_desired, 0x01);
     packet[3] = flag(response.recursion_available, 0x80)
         | flag(response.authentic_data, 0x20)
         | flag(request.checking_disabled, 0x10)
@@ -266,7 +269,8 @@ mod tests {
         };
         let good = question("a.example.", true).to_vec().unwrap();
         let edns = |options: &[u8]| {
-            let mut packet = [&good[..good.len() - 2], &[0, u8::try_from(options.len()).unwrap()], options].concat();
+            let mut packet =
+                [&good[..good.len() - 2], &[0, u8::try_from(options.len()).unwrap()], options].concat();
             packet.push(0);
             packet
         };
@@ -319,7 +323,10 @@ mod tests {
 
     fn records() -> impl Strategy<Value = Vec<Record>> {
         let record = (name(), any::<u32>(), data());
-        proptest::collection::vec(record.prop_map(|(name, ttl, data)| Record::from_rdata(name, ttl, data)), 0..12)
+        proptest::collection::vec(
+            record.prop_map(|(name, ttl, data)| Record::from_rdata(name, ttl, data)),
+            0..12,
+        )
     }
 
     proptest! {

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use seaway_model::{ServiceKey, Snapshot};
 
 use crate::{DnsConfig, DnsError, PodRecords};
+use arpa::Reverse;
 use lookup::Node;
 use service::ServiceRecords;
 
@@ -114,8 +115,8 @@ pub struct Updated {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
     service: ServiceKey,
-    /// The name below the Service, for endpoints of a headless one.
-    label: Option<Arc<str>>,
+    /// The host name of an endpoint of a headless Service. One without is named by the address, which need not be kept.
+    hostname: Option<Arc<str>>,
 }
 
 /// The zone as of one snapshot.
@@ -261,7 +262,8 @@ impl Zone {
             return self.in_zone(name, kind, self.node(&labels), window);
         }
         match arpa::parse(name) {
-            Some(range) => self.reverse(name, kind, range),
+            Some(Reverse::Range(range)) => self.reverse(name, kind, range),
+            Some(Reverse::Below(range)) => self.below_reverse(range),
             None => Reply::NotOurs,
         }
     }
@@ -271,8 +273,8 @@ impl Zone {
     }
 
     fn insert(&mut self, records: ServiceRecords) {
-        for (addr, label) in records.reverse() {
-            let owner = Owner { service: records.key.clone(), label };
+        for (addr, hostname) in records.reverse() {
+            let owner = Owner { service: records.key.clone(), hostname };
             let mut owners: Vec<Owner> =
                 self.owners.get(&addr).map(|owners| owners.to_vec()).unwrap_or_default();
             owners.push(owner);
@@ -389,9 +391,12 @@ impl Zone {
         port: Option<&lookup::Port<'_>>,
         window: Window,
     ) {
-        let weight = u16::try_from(100 / records.address_count().max(1)).unwrap_or(1).max(1);
+        let targets = records.targets(port);
+        // As CoreDNS has it: each address and port has the same part of a hundred.
+        let count = targets.iter().map(|target| target.addrs.len()).sum::<usize>();
+        let weight = u16::try_from(100 / count.max(1)).unwrap_or(1).max(1);
         let mut glued = HashSet::new();
-        for target in window.of(records.targets(port)) {
+        for target in window.of(targets) {
             let Some(name) = self.name_of(&records.key, target.label.as_deref()) else { continue };
             let srv = hickory_proto::rr::rdata::SRV::new(0, weight, target.port, name.clone());
             answer.answers.push(self.record(owner, RData::SRV(srv)));
@@ -436,8 +441,7 @@ impl Zone {
         let mut answer = Answer::new(ResponseCode::NoError);
         match (owners, ours) {
             (Some(owners), _) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
-                let names =
-                    owners.iter().filter_map(|owner| self.name_of(&owner.service, owner.label.as_deref()));
+                let names = owners.iter().filter_map(|owner| self.name_of_owner(owner, range.addr()));
                 let asked = name;
                 let pointer = |name| RData::PTR(hickory_proto::rr::rdata::PTR(name));
                 answer.answers = names.map(|name| self.record(asked, pointer(name))).collect();
@@ -450,6 +454,28 @@ impl Zone {
         let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| name.clone());
         answer.authorities.push(soa(&self.settings, apex, self.snapshot.version));
         Reply::Authoritative(answer)
+    }
+
+    /// Answers for a name that is none of an address and stands below the name of `range`.
+    fn below_reverse(&self, range: IpNet) -> Reply {
+        let Some(ours) = self.ranges.iter().find(|ours| ours.contains(&range)) else { return Reply::NotOurs };
+        if !self.synced() {
+            return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
+        }
+        let mut answer = Answer::new(ResponseCode::NXDomain);
+        let apex = arpa::apex(*ours).unwrap_or_default();
+        answer.authorities.push(soa(&self.settings, apex, self.snapshot.version));
+        Reply::Authoritative(answer)
+    }
+
+    fn name_of_owner(&self, owner: &Owner, addr: IpAddr) -> Option<Name> {
+        let ServiceKey { namespace, name } = &owner.service;
+        let headless = self.find(namespace, name).is_some_and(|records| records.is_headless());
+        match &owner.hostname {
+            Some(hostname) => self.name_of(&owner.service, Some(hostname)),
+            None if headless => self.name_of(&owner.service, Some(&service::dashed(addr))),
+            None => self.name_of(&owner.service, None),
+        }
     }
 
     fn name_of(&self, service: &ServiceKey, label: Option<&str>) -> Option<Name> {
@@ -493,7 +519,10 @@ fn address(addr: IpAddr) -> RData {
 
 /// The address that a reverse name stands for, where it is a whole one.
 pub(crate) fn address_of_reverse(name: &Name) -> Option<IpAddr> {
-    arpa::parse(name).filter(|range| range.prefix_len() == range.max_prefix_len()).map(|range| range.addr())
+    match arpa::parse(name)? {
+        Reverse::Range(range) if range.prefix_len() == range.max_prefix_len() => Some(range.addr()),
+        Reverse::Range(_) | Reverse::Below(_) => None,
+    }
 }
 
 /// The name made of `labels` and `origin`; `None` where it would be too long or a label is none.

@@ -396,7 +396,7 @@ async fn metrics_have_the_names_that_dashboards_know() {
     ask(running.v4, "nothing.shop.svc.cluster.local.", RecordType::AAAA).await;
     ask(running.v6, "www.example.", RecordType::A).await;
     over_tcp(running.v4, &question_bytes("1.0.96.10.in-addr.arpa.", RecordType::PTR)).await;
-    let text = prometheus::TextEncoder::new().encode_to_string(&running.registry.gather()).unwrap();
+    let text = || prometheus::TextEncoder::new().encode_to_string(&running.registry.gather()).unwrap();
     let server = format!("server=\"dns://{}\"", running.v4);
     for line in [
         format!(
@@ -415,7 +415,13 @@ async fn metrics_have_the_names_that_dashboards_know() {
         "seaway_dns_synced 1".to_owned(),
         "seaway_dns_services 5".to_owned(),
     ] {
-        assert!(text.contains(&line), "{line}\n{text}");
+        // Threads tell what they have counted now and then.
+        let told = timeout(Duration::from_secs(5), async {
+            while !text().contains(&line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(told.await.is_ok(), "{line}\n{}", text());
     }
 }
 

@@ -108,6 +108,7 @@ fn mistakes_in_a_corefile_are_named_line_by_line() {
     rewrite name regex (.*) x
     template IN ANY example.org {
         answer \"{{ .Name }} 60 IN A 192.0.2.1\"
+        match [
     }
 }
 example.org {
@@ -125,7 +126,8 @@ example.org {
           line 16: "regex": want exact, prefix, suffix or substring
           line 17: template wants rcode
           line 18: the option of template "answer" is not supported
-          line 22: a brace is missing"#]]
+          line 19: "[" is no regular expression
+          line 23: a brace is missing"#]]
     .assert_eq(&refusal("Corefile", text));
     assert!(refusal("Corefile", "").contains("the file is empty"));
 }
@@ -175,7 +177,9 @@ async fn what_a_toml_file_says_holds() {
     let (one, two) = (Resolver::start(Behaviour::Answer).await, Resolver::start(Behaviour::Answer).await);
     let dir = tempfile::tempdir().unwrap();
     let text = format!(
-        r#"[cluster]
+        r#"[limits]
+queries-per-second-per-source = 100000
+[cluster]
 pods = "verified"
 search = ["corp.example"]
 [[zone]]
@@ -189,6 +193,9 @@ to = "web.shop.svc.cluster.local"
 [[zone.answer]]
 names-in = ["ads.example"]
 code = "NXDOMAIN"
+[[zone.answer]]
+names-like = ["^ads[0-9]+[.]"]
+code = "REFUSED"
 [[zone]]
 name = "corp.example"
 forward = {{ to = ["{}"], policy = "round_robin" }}
@@ -205,6 +212,7 @@ forward = {{ to = ["{}"], policy = "round_robin" }}
     assert_eq!(ask("Shop.example.", RecordType::A).await, "NoError Shop.example. 10.96.0.1");
     assert_eq!(ask("x.ads.example.", RecordType::A).await, "NXDomain");
     assert_eq!(ask("x.never.example.", RecordType::A).await, "Refused");
+    assert_eq!(ask("ads7.example.", RecordType::A).await, "Refused");
     let pod = "127-0-0-1.shop.pod.cluster.local.";
     assert_eq!(ask(pod, RecordType::A).await, format!("NoError {pod} 127.0.0.1"));
 }
@@ -231,6 +239,15 @@ async fn what_a_corefile_says_holds() {
     }}
     rewrite name exact shop.example web.shop.svc.cluster.local
     template ANY ANY cluster.local.cluster.local {{
+       rcode NXDOMAIN
+    }}
+    template ANY A {{
+       match ^[^.]+[.]search[.]example[.]$ [.]local[.]example[.]$
+       rcode NXDOMAIN
+       fallthrough
+    }}
+    template ANY AAAA only.example {{
+       match ^never$
        rcode NXDOMAIN
     }}
     prometheus :9153
@@ -261,6 +278,10 @@ corp.example:53 {{
     assert_eq!(ask("db.example.", RecordType::A).await, "NoError db.example. 192.0.2.7");
     assert_eq!(ask("shop.example.", RecordType::A).await, "NoError shop.example. 10.96.0.1");
     assert_eq!(ask("a.cluster.local.cluster.local.", RecordType::A).await, "NXDomain");
+    assert_eq!(ask("a.Search.example.", RecordType::A).await, "NXDomain");
+    assert_eq!(ask("b.svc.cluster.local.example.", RecordType::A).await, "NXDomain");
+    assert!(ask("a.b.search.example.", RecordType::A).await.starts_with("NoError"));
+    assert_eq!(ask("a.only.example.", RecordType::AAAA).await, "ServFail");
     let pod = "192-0-2-9.shop.pod.cluster.local.";
     assert_eq!(ask(pod, RecordType::A).await, format!("NoError {pod} 192.0.2.9"));
 }

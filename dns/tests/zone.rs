@@ -1,16 +1,25 @@
-//! The zone's rules as text files (`tests/zone/*.txt`): a cluster, then questions with the whole answers. The files are
-//! compared as they are; `UPDATE_EXPECT=1 cargo test -p seaway-dns --test zone` writes what the zone says now, for review.
+//! The server's rules as text files (`tests/zone/*.txt`): a cluster, then questions with the whole answers, packet in and
+//! packet out. The files are compared as they are; `UPDATE_EXPECT=1 cargo test -p seaway-dns --test zone` writes what the
+//! server says now, for review.
+//!
+//! A question is `? NAME TYPE [WORD…]`. By default it comes from nobody's address, over UDP, with EDNS and room for 1,232
+//! octets, and wants recursion. Words change that: `tcp`, `edns=OCTETS`, `no-edns`, `version=N`, `do`, `cd`, `no-rd`,
+//! `class=CLASS`, `opcode=CODE`, `from=ADDRESS`. Where there is a word, the answer's length limit and EDNS are shown as well.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/cluster.rs"]
 mod cluster;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use hickory_proto::op::{Edns, Message, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use prometheus::Registry;
 use seaway_dns::zone::{Question, Reply, Window, Zone};
-use seaway_dns::{DnsConfig, PodRecords};
+use seaway_dns::{DnsConfig, Metrics, PodRecords, Responder};
+use seaway_model::Snapshot;
 
 #[test]
 fn rules() {
@@ -25,14 +34,16 @@ fn rules() {
     }
 }
 
-/// The file with every answer as the zone gives it now.
+/// The file with every answer as the server gives it now.
 fn answered(text: &str) -> String {
-    let zone = zone(text);
+    let (config, snapshot) = described(text);
+    let metrics = Metrics::new(&Registry::new()).unwrap();
+    let responder = Responder::new(&config, &Arc::new(snapshot), &metrics).unwrap();
     let mut lines = Vec::new();
     for line in text.lines() {
         if let Some(question) = line.strip_prefix("? ") {
             lines.push(line.to_owned());
-            lines.extend(ask(&zone, question));
+            lines.extend(ask(&responder, question));
         } else if !line.starts_with("  ") {
             lines.push(line.to_owned());
         }
@@ -40,7 +51,7 @@ fn answered(text: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-fn zone(text: &str) -> Zone {
+fn described(text: &str) -> (DnsConfig, Snapshot) {
     let option = |name: &str| text.lines().find_map(|line| line.strip_prefix("config ")?.strip_prefix(name));
     let config = DnsConfig {
         zone: option("zone ").unwrap_or("cluster.local").to_owned(),
@@ -49,6 +60,7 @@ fn zone(text: &str) -> Zone {
             Some("verified") => PodRecords::Verified,
             _ => PodRecords::Disabled,
         },
+        ttl_s: option("ttl ").map_or(5, |ttl| ttl.parse().unwrap()),
         namespaces: option("namespaces ").unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
         ignore_empty_services: option("ignore-empty-services").is_some(),
         reverse: option("reverse ")
@@ -60,25 +72,99 @@ fn zone(text: &str) -> Zone {
     };
     let mut snapshot = cluster::snapshot(text);
     snapshot.synced = option("unsynced").is_none();
-    let mut zone = Zone::new(&config).unwrap();
-    zone.update(&Arc::new(snapshot));
-    zone
+    (config, snapshot)
 }
 
-fn ask(zone: &Zone, question: &str) -> Vec<String> {
-    let (name, kind) = question.split_once(' ').unwrap();
-    let question = Question { name: Name::from_ascii(name).unwrap(), kind: kind.trim().parse().unwrap() };
-    let answer = match zone.answer(&question) {
-        Reply::NotOurs => return vec!["  not ours".to_owned()],
-        Reply::Elsewhere { aliases, next } => {
-            return aliases.iter().map(|a| show("answer", a)).chain([format!("  then     {next}")]).collect();
-        }
-        Reply::Authoritative(answer) => answer,
+/// The question as a packet, who asks, and whether over TCP.
+fn packet(question: &str) -> (Vec<u8>, IpAddr, bool) {
+    let mut words = question.split_whitespace();
+    let (name, kind) = (Name::from_ascii(words.next().unwrap()).unwrap(), words.next().unwrap());
+    let kind = match kind.strip_prefix("TYPE") {
+        Some(number) => RecordType::from(number.parse::<u16>().unwrap()),
+        None => kind.parse().unwrap(),
     };
-    let mut lines = vec![format!("  {:?}", answer.code)];
-    lines.extend(answer.answers.iter().map(|record| show("answer", record)));
-    lines.extend(answer.authorities.iter().map(|record| show("authority", record)));
-    lines.extend(answer.additionals.iter().map(|record| show("additional", record)));
+    let mut message = Message::query();
+    // A server may take turns by it.
+    message.metadata.id = 0;
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name, kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(1232);
+    let (mut with_edns, mut from, mut tcp) = (true, "192.0.2.250".parse().unwrap(), false);
+    for word in words {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("tcp", _) => tcp = true,
+            ("no-edns", _) => with_edns = false,
+            ("edns", octets) => _ = edns.set_max_payload(octets.parse().unwrap()),
+            ("version", version) => _ = edns.set_version(version.parse().unwrap()),
+            ("do", _) => _ = edns.set_dnssec_ok(true),
+            ("cd", _) => message.metadata.checking_disabled = true,
+            ("no-rd", _) => message.metadata.recursion_desired = false,
+            ("class", class) => _ = message.queries[0].set_query_class(class.parse().unwrap()),
+            ("opcode", code) => message.metadata.op_code = OpCode::from_u8(code.parse().unwrap()),
+            ("from", address) => from = address.parse().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+    message.edns = with_edns.then_some(edns);
+    (message.to_vec().unwrap(), from, tcp)
+}
+
+fn ask(responder: &Responder, question: &str) -> Vec<String> {
+    let (packet, from, tcp) = packet(question);
+    let mut reply = Vec::new();
+    let answered = if tcp {
+        responder.respond_over_tcp(&packet, from, &mut reply)
+    } else {
+        responder.respond(&packet, from, &mut reply)
+    };
+    if !answered {
+        return vec!["  nothing".to_owned()];
+    }
+    let message = Message::from_vec(&reply).unwrap();
+    let flags = &message.metadata;
+    let shown = [
+        (flags.authoritative, " aa"),
+        (flags.truncation, " tc"),
+        (flags.recursion_desired, " rd"),
+        (flags.recursion_available, " ra"),
+        (flags.authentic_data, " ad"),
+        (flags.checking_disabled, " cd"),
+    ];
+    let shown: String = shown.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+    let code = match u16::from(flags.response_code) {
+        // The same number has another name where there are signatures.
+        16 => "BadVers".to_owned(),
+        _ => format!("{:?}", flags.response_code),
+    };
+    let mut lines = vec![format!("  {code}{shown}")];
+    assert_eq!(message.metadata.id, 0);
+    for query in &message.queries {
+        // What was asked comes back letter by letter.
+        let asked = question.split_whitespace().next().unwrap();
+        assert_eq!(query.name().to_ascii(), asked);
+    }
+    if question.split_whitespace().count() > 2 {
+        lines.push(match &message.edns {
+            Some(edns) => {
+                let dnssec_ok = if edns.flags().dnssec_ok { " do" } else { "" };
+                format!("  edns       {} octets{dnssec_ok}", edns.max_payload())
+            }
+            None => "  no edns".to_owned(),
+        });
+    }
+    let sections = [
+        ("answer", &message.answers),
+        ("authority", &message.authorities),
+        ("additional", &message.additionals),
+    ];
+    for (section, records) in sections {
+        // Long ones are all alike.
+        lines.extend(records.iter().take(12).map(|record| show(section, record)));
+        if records.len() > 12 {
+            lines.push(format!("  {section:<10} and {} more", records.len() - 12));
+        }
+    }
     lines
 }
 
@@ -97,7 +183,10 @@ fn show(section: &str, record: &Record) -> String {
 fn a_window_is_a_turn_of_the_whole() {
     let endpoints: Vec<String> =
         (0..20).map(|n| format!("endpoint a/b 10.0.0.{n} ports http/tcp/80")).collect();
-    let zone = zone(&format!("service a/b headless ports http/tcp/80\n{}", endpoints.join("\n")));
+    let (config, snapshot) =
+        described(&format!("service a/b headless ports http/tcp/80\n{}", endpoints.join("\n")));
+    let mut zone = Zone::new(&config).unwrap();
+    zone.update(&Arc::new(snapshot));
     for kind in [RecordType::A, RecordType::SRV] {
         let question = Question { name: Name::from_ascii("b.a.svc.cluster.local.").unwrap(), kind };
         let within = |window| match zone.answer_within(&question, window) {

@@ -15,6 +15,25 @@ pub enum Name {
     Service,
     /// From the API server to packets: cold, one change, memory
     Sync,
+    /// DNS answers, beside other servers with the same records
+    Dns,
+}
+
+impl Name {
+    /// Packages of the peers, and a file that each brings.
+    fn peers(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Service | Self::Sync => {
+                &[("nftables", "/usr/sbin/nft"), ("iptables", "/usr/sbin/iptables-restore")]
+            }
+            Self::Dns => &[
+                ("dnsperf", "/usr/bin/dnsperf"),
+                ("unbound", "/usr/sbin/unbound"),
+                ("knot", "/usr/sbin/knotd"),
+                ("util-linux", "/usr/bin/taskset"),
+            ],
+        }
+    }
 }
 
 /// What to measure, and how.
@@ -31,28 +50,26 @@ pub struct Options {
     json: bool,
 }
 
-/// A package of a peer and a file that it brings.
-const PEERS: &[(&str, &str)] = &[("nftables", "/usr/sbin/nft"), ("iptables", "/usr/sbin/iptables-restore")];
-
 /// Sets up, builds, measures.
 pub fn run(options: Options) -> Result<()> {
     if output(Command::new("id").arg("-u"))?.trim() != "0" {
         bail!("a bench makes network namespaces and loads eBPF programs: run it as root");
     }
-    install_peers()?;
+    install_peers(options.name)?;
     process::run(cargo().args(["build", "--release", "--package", "seaway-bench"]))?;
     let mut bench = Command::new(target_dir().join("release/seaway-bench"));
     bench.arg(match options.name {
         Name::Service => "service",
         Name::Sync => "sync",
+        Name::Dns => "dns",
     });
     bench.args(options.quick.then_some("--quick")).args(options.json.then_some("--json"));
     process::run(&mut bench)
 }
 
-fn install_peers() -> Result<()> {
-    let missing: Vec<&str> =
-        PEERS.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package).collect();
+fn install_peers(name: Name) -> Result<()> {
+    let missing = name.peers().iter().filter(|(_, file)| !Path::new(file).exists());
+    let missing: Vec<&str> = missing.map(|(package, _)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
+use regex::RegexSet;
 
 use crate::forward::Forwarder;
 use crate::hosts::Hosts;
@@ -30,7 +31,7 @@ pub(super) struct Route {
     forwarder: Option<Arc<Forwarder>>,
     pub(super) hosts: Hosts,
     pub(super) rewrites: Vec<Rewrite>,
-    templates: Vec<Template>,
+    templates: Vec<(Template, RegexSet)>,
     pub(super) log: bool,
 }
 
@@ -110,7 +111,7 @@ impl Route {
             forwarder,
             hosts: Hosts::new(&settings.hosts),
             rewrites: settings.rewrites.clone(),
-            templates: settings.templates.clone(),
+            templates: settings.templates.iter().map(ready).collect(),
             log: settings.log,
         })
     }
@@ -126,10 +127,25 @@ impl Route {
 
     /// The code that a template has for a question.
     pub(super) fn template(&self, name: &Name, kind: RecordType) -> Option<ResponseCode> {
-        let applies = |template: &&Template| {
-            template.kind.is_none_or(|wanted| wanted == kind)
-                && template.zones.iter().any(|zone| zone.zone_of(name))
-        };
-        self.templates.iter().find(applies).map(|template| template.code)
+        if self.templates.is_empty() {
+            return None;
+        }
+        let text = name.to_lowercase().to_ascii();
+        for (template, matching) in &self.templates {
+            let applies = template.kind.is_none_or(|wanted| wanted == kind)
+                && template.zones.iter().any(|zone| zone.zone_of(name));
+            if applies && (matching.is_empty() || matching.is_match(&text)) {
+                return Some(template.code);
+            }
+            if applies && !template.fallthrough {
+                return Some(ResponseCode::ServFail);
+            }
+        }
+        None
     }
+}
+
+/// The expressions of a template, which have been found good when they were read.
+fn ready(template: &Template) -> (Template, RegexSet) {
+    (template.clone(), RegexSet::new(&template.matching).unwrap_or_else(|_| RegexSet::empty()))
 }

@@ -10,6 +10,20 @@ use prometheus::{Histogram, IntCounter};
 
 use super::Metrics;
 
+/// Who counts questions and answers.
+pub(crate) trait Count {
+    fn request(&mut self, scope: Scope, transport: Transport, kind: RecordType, size: usize, dnssec_ok: bool);
+
+    fn response(
+        &mut self,
+        scope: Scope,
+        transport: Transport,
+        made: (ResponseCode, Source),
+        size: usize,
+        took: Duration,
+    );
+}
+
 /// Which zone a question belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -48,8 +62,22 @@ pub(crate) enum Source {
 const SCOPES: usize = 3;
 const TRANSPORTS: usize = 2;
 const SOURCES: usize = 6;
+
+impl Scope {
+    pub(super) const ALL: [Self; SCOPES] = [Self::Cluster, Self::Reverse, Self::Other];
+}
+
+impl Transport {
+    pub(super) const ALL: [Self; TRANSPORTS] = [Self::Udp, Self::Tcp];
+}
+
+impl Source {
+    pub(super) const ALL: [Self; SOURCES] =
+        [Self::Kubernetes, Self::Cache, Self::Forward, Self::Hosts, Self::Template, Self::None];
+}
+
 /// Record types that are counted by name; the last place is for the others.
-const TYPES: [RecordType; 18] = [
+pub(super) const TYPES: [RecordType; 18] = [
     RecordType::A,
     RecordType::AAAA,
     RecordType::SRV,
@@ -70,7 +98,7 @@ const TYPES: [RecordType; 18] = [
     RecordType::IXFR,
 ];
 /// Response codes that fit the header; the last place is for the others.
-const CODES: usize = 17;
+pub(super) const CODES: usize = 17;
 
 /// Counters of one listener.
 #[derive(Debug)]
@@ -103,61 +131,46 @@ impl Meter {
         }
     }
 
-    pub(crate) fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    pub(crate) fn request(
-        &self,
-        scope: Scope,
-        transport: Transport,
-        kind: RecordType,
-        size: usize,
-        dnssec_ok: bool,
-    ) {
+    pub(super) fn requests(&self, scope: Scope, transport: Transport, type_at: usize) -> &IntCounter {
         let set = &self.metrics.set.questions;
         let (zone, proto) = (self.zone(scope), transport_name(transport));
-        let type_at = TYPES.iter().position(|&known| known == kind).unwrap_or(TYPES.len());
-        let cell = &self.requests[scope as usize][transport as usize][type_at];
-        cell.get_or_init(|| {
+        self.requests[scope as usize][transport as usize][type_at].get_or_init(|| {
             let type_name = TYPES.get(type_at).map_or_else(|| "other".to_owned(), ToString::to_string);
             set.requests.with_label_values(&[&*self.server, zone, "", proto, self.family, &*type_name])
         })
-        .inc();
-        if dnssec_ok {
-            let cell = &self.do_requests[scope as usize];
-            cell.get_or_init(|| set.do_requests.with_label_values(&[&*self.server, zone, ""])).inc();
-        }
-        let cell = &self.request_sizes[scope as usize][transport as usize];
-        let sizes =
-            cell.get_or_init(|| set.request_size.with_label_values(&[&*self.server, zone, "", proto]));
-        sizes.observe(as_f64(size));
     }
 
-    pub(crate) fn response(
-        &self,
-        scope: Scope,
-        transport: Transport,
-        (code, source): (ResponseCode, Source),
-        size: usize,
-        took: Duration,
-    ) {
-        let set = &self.metrics.set.questions;
-        let (zone, proto) = (self.zone(scope), transport_name(transport));
-        let code_at = usize::from(u16::from(code)).min(CODES - 1);
-        let cell = &self.responses[scope as usize][source as usize][code_at];
-        cell.get_or_init(|| {
-            let labels = [&*self.server, zone, "", code_name(code), source_name(source)];
-            set.responses.with_label_values(&labels)
+    pub(super) fn do_requests(&self, scope: Scope) -> &IntCounter {
+        let (set, zone) = (&self.metrics.set.questions, self.zone(scope));
+        self.do_requests[scope as usize]
+            .get_or_init(|| set.do_requests.with_label_values(&[&*self.server, zone, ""]))
+    }
+
+    pub(super) fn request_sizes(&self, scope: Scope, transport: Transport) -> &Histogram {
+        let (set, zone, proto) = (&self.metrics.set.questions, self.zone(scope), transport_name(transport));
+        self.request_sizes[scope as usize][transport as usize]
+            .get_or_init(|| set.request_size.with_label_values(&[&*self.server, zone, "", proto]))
+    }
+
+    pub(super) fn responses(&self, scope: Scope, source: Source, code_at: usize) -> &IntCounter {
+        let (set, zone) = (&self.metrics.set.questions, self.zone(scope));
+        self.responses[scope as usize][source as usize][code_at].get_or_init(|| {
+            let code = u8::try_from(code_at).unwrap_or(u8::MAX);
+            let code = ResponseCode::from(code >> 4, code & 0xf);
+            set.responses.with_label_values(&[&*self.server, zone, "", code_name(code), source_name(source)])
         })
-        .inc();
-        let cell = &self.durations[scope as usize];
-        let durations = cell.get_or_init(|| set.duration.with_label_values(&[&*self.server, zone, ""]));
-        durations.observe(took.as_secs_f64());
-        let cell = &self.response_sizes[scope as usize][transport as usize];
-        let sizes =
-            cell.get_or_init(|| set.response_size.with_label_values(&[&*self.server, zone, "", proto]));
-        sizes.observe(as_f64(size));
+    }
+
+    pub(super) fn durations(&self, scope: Scope) -> &Histogram {
+        let (set, zone) = (&self.metrics.set.questions, self.zone(scope));
+        self.durations[scope as usize]
+            .get_or_init(|| set.duration.with_label_values(&[&*self.server, zone, ""]))
+    }
+
+    pub(super) fn response_sizes(&self, scope: Scope, transport: Transport) -> &Histogram {
+        let (set, zone, proto) = (&self.metrics.set.questions, self.zone(scope), transport_name(transport));
+        self.response_sizes[scope as usize][transport as usize]
+            .get_or_init(|| set.response_size.with_label_values(&[&*self.server, zone, "", proto]))
     }
 
     fn zone(&self, scope: Scope) -> &str {
@@ -166,6 +179,36 @@ impl Meter {
             Scope::Reverse => "arpa.",
             Scope::Other => ".",
         }
+    }
+}
+
+impl Count for &Meter {
+    fn request(
+        &mut self,
+        scope: Scope,
+        transport: Transport,
+        kind: RecordType,
+        size: usize,
+        dnssec_ok: bool,
+    ) {
+        self.requests(scope, transport, type_at(kind)).inc();
+        if dnssec_ok {
+            self.do_requests(scope).inc();
+        }
+        self.request_sizes(scope, transport).observe(as_f64(size));
+    }
+
+    fn response(
+        &mut self,
+        scope: Scope,
+        transport: Transport,
+        (code, source): (ResponseCode, Source),
+        size: usize,
+        took: Duration,
+    ) {
+        self.responses(scope, source, code_at(code)).inc();
+        self.durations(scope).observe(took.as_secs_f64());
+        self.response_sizes(scope, transport).observe(as_f64(size));
     }
 }
 
@@ -201,6 +244,16 @@ fn transport_name(transport: Transport) -> &'static str {
     }
 }
 
-fn as_f64(size: usize) -> f64 {
+/// The place of a record type among [`TYPES`], or behind them.
+pub(super) fn type_at(kind: RecordType) -> usize {
+    TYPES.iter().position(|&known| known == kind).unwrap_or(TYPES.len())
+}
+
+/// The place of a response code.
+pub(super) fn code_at(code: ResponseCode) -> usize {
+    usize::from(u16::from(code)).min(CODES - 1)
+}
+
+pub(super) fn as_f64(size: usize) -> f64 {
     f64::from(u32::try_from(size).unwrap_or(u32::MAX))
 }

@@ -70,7 +70,9 @@ impl Intake {
     /// Those that have arrived; an empty one is none.
     pub(super) fn packets(&self) -> impl Iterator<Item = (&[u8], &Peer)> {
         let packets = self.buffers.iter().zip(&self.arrived);
-        packets.filter(|(_, (length, _))| *length > 0).map(|(buffer, (length, peer))| (&buffer[..*length], peer))
+        packets
+            .filter(|(_, (length, _))| *length > 0)
+            .map(|(buffer, (length, peer))| (&buffer[..*length], peer))
     }
 }
 
@@ -122,7 +124,13 @@ impl Outgoing {
         self.from.clear();
     }
 
-    fn send_some(&mut self, socket: &Datagrams, from: usize, to: usize, asked: Option<Asked>) -> io::Result<usize> {
+    fn send_some(
+        &mut self,
+        socket: &Datagrams,
+        from: usize,
+        to: usize,
+        asked: Option<Asked>,
+    ) -> io::Result<usize> {
         let parts: [_; BATCH] = std::array::from_fn(|at| [IoSlice::new(&self.replies[at])]);
         let (parts, to) = (&parts[from..to], &self.to[from..to]);
         let info = asked.map(Asked::info);

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::{Shared, State};
 use crate::handler::{Answered, Pending, Step};
-use crate::metrics::{Meter, Scope, Source, Transport};
+use crate::metrics::{Count, Meter, Scope, Source, Transport};
 use crate::wire::{Bare, Reject, Request, decode, encode};
 
 /// The state as this task sees it: the newest one, taken over only when there is a newer.
@@ -58,14 +58,14 @@ pub(super) struct Later {
 pub(super) fn answer_now(
     shared: &Shared,
     view: &mut View,
-    meter: &Meter,
+    count: &mut impl Count,
     from: (Transport, IpAddr),
     packet: &[u8],
     reply: &mut Vec<u8>,
 ) -> Outcome {
-    let attempt = AssertUnwindSafe(|| answer(shared, view, meter, from, packet, reply));
+    let attempt = AssertUnwindSafe(|| answer(shared, view, count, from, packet, reply));
     catch_unwind(attempt).unwrap_or_else(|_| {
-        meter.metrics().panicked();
+        shared.metrics.panicked();
         Outcome::Silence
     })
 }
@@ -73,7 +73,7 @@ pub(super) fn answer_now(
 fn answer(
     shared: &Shared,
     view: &mut View,
-    meter: &Meter,
+    count: &mut impl Count,
     (transport, client): (Transport, IpAddr),
     packet: &[u8],
     reply: &mut Vec<u8>,
@@ -84,10 +84,10 @@ fn answer(
         Ok(request) => request,
         Err(Reject::Silently) => return Outcome::Silence,
         Err(Reject::With(bare)) => {
-            meter.request(Scope::Other, transport, RecordType::ZERO, packet.len(), false);
+            count.request(Scope::Other, transport, RecordType::ZERO, packet.len(), false);
             reply.clear();
             reply.extend_from_slice(&bare.encode());
-            meter.response(Scope::Other, transport, (bare.code, Source::None), reply.len(), began.elapsed());
+            count.response(Scope::Other, transport, (bare.code, Source::None), reply.len(), began.elapsed());
             return Outcome::Reply;
         }
     };
@@ -95,30 +95,30 @@ fn answer(
     let State { zone, handler, .. } = view.newest();
     match handler.begin(zone, &request, client, limit(&request, transport)) {
         Step::Done(answered) => {
-            meter.request(answered.scope, transport, kind, packet.len(), request.dnssec_ok());
-            write(&request, &answered, meter, (transport, client), began, reply);
+            count.request(answered.scope, transport, kind, packet.len(), request.dnssec_ok());
+            write(&request, &answered, count, (transport, client), began, reply);
             Outcome::Reply
         }
         Step::Later(pending) => {
-            meter.request(pending.scope, transport, kind, packet.len(), request.dnssec_ok());
+            count.request(pending.scope, transport, kind, packet.len(), request.dnssec_ok());
             Outcome::Later(Box::new(Later { request, pending: *pending, began, from: (transport, client) }))
         }
     }
 }
 
 /// Asks upstream and writes the answer.
-pub(super) async fn answer_later(meter: &Meter, later: Later) -> Vec<u8> {
+pub(super) async fn answer_later(mut meter: &Meter, later: Later) -> Vec<u8> {
     let Later { request, pending, began, from } = later;
     let answered = pending.finish().await;
     let mut reply = Vec::with_capacity(512);
-    write(&request, &answered, meter, from, began, &mut reply);
+    write(&request, &answered, &mut meter, from, began, &mut reply);
     reply
 }
 
 fn write(
     request: &Request,
     answered: &Answered,
-    meter: &Meter,
+    count: &mut impl Count,
     (transport, client): (Transport, IpAddr),
     began: Instant,
     reply: &mut Vec<u8>,
@@ -131,7 +131,7 @@ fn write(
         reply.extend_from_slice(&Bare::answering(request, code).encode());
     }
     let took = began.elapsed();
-    meter.response(answered.scope, transport, (code, answered.source), reply.len(), took);
+    count.response(answered.scope, transport, (code, answered.source), reply.len(), took);
     if answered.log {
         info!(
             target: "access", %client, question = %request.query, ?code, bytes = reply.len(), ?took, "answered"

@@ -115,7 +115,7 @@ impl Connection {
             match answer_now(
                 &self.shared,
                 &mut self.view,
-                &self.meter,
+                &mut &*self.meter,
                 (Transport::Tcp, self.client),
                 packet,
                 &mut self.reply,

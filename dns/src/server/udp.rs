@@ -19,7 +19,7 @@ use super::batch::{BATCH, Intake, Outgoing};
 use super::datagram::{Datagrams, Peer};
 use super::exchange::{Outcome, View, answer_later, answer_now};
 use super::queue::Queue;
-use crate::metrics::{Meter, Transport};
+use crate::metrics::{Meter, Tally, Transport};
 
 /// Batches that are taken out of the socket for each that is answered when there are too many.
 const INTAKE: usize = 4;
@@ -84,7 +84,7 @@ struct Listener {
 struct Answering {
     socket: Arc<Datagrams>,
     shared: Arc<Shared>,
-    meter: Arc<Meter>,
+    tally: Tally,
     view: View,
     outgoing: Outgoing,
 }
@@ -93,7 +93,11 @@ impl Listener {
     fn new(socket: Arc<Datagrams>, shared: Arc<Shared>, meter: Arc<Meter>) -> Self {
         let (intake, outgoing) = (Intake::new(&socket), Outgoing::new(&socket));
         let (view, waiting) = (View::new(&shared.states), Queue::new(shared.queue_max));
-        Self { intake, waiting, answering: Answering { socket, shared, meter, view, outgoing } }
+        Self {
+            intake,
+            waiting,
+            answering: Answering { socket, shared, tally: Tally::new(meter), view, outgoing },
+        }
     }
 
     fn serve(&mut self) {
@@ -105,7 +109,7 @@ impl Listener {
                         self.work_off();
                     }
                 }
-                Err(error) if is_idle(&error) => {}
+                Err(error) if is_idle(&error) => self.answering.tally.tell(),
                 // Nothing that a single packet could cause: do not spin on it.
                 Err(_) => thread::sleep(Duration::from_millis(10)),
             }
@@ -132,7 +136,7 @@ impl Listener {
                 for (packet, peer) in self.intake.packets() {
                     let shed = self.waiting.push(peer.address.ip(), packet, *peer);
                     if shed > 0 {
-                        self.answering.meter.metrics().shed("queue", shed);
+                        self.answering.shared.metrics.shed("queue", shed);
                     }
                 }
                 if count < BATCH {
@@ -157,7 +161,7 @@ impl Answering {
         let client = peer.address.ip();
         let reply = self.outgoing.buffer();
         let from = (Transport::Udp, client);
-        match answer_now(&self.shared, &mut self.view, &self.meter, from, packet, reply) {
+        match answer_now(&self.shared, &mut self.view, &mut self.tally, from, packet, reply) {
             Outcome::Reply => {
                 if self.outgoing.push(peer) {
                     self.flush();
@@ -165,7 +169,7 @@ impl Answering {
             }
             Outcome::Silence => {}
             Outcome::Later(later) => {
-                let (meter, socket, peer) = (Arc::clone(&self.meter), Arc::clone(&self.socket), *peer);
+                let (meter, socket, peer) = (Arc::clone(self.tally.meter()), Arc::clone(&self.socket), *peer);
                 self.shared.pending.spawn(async move {
                     let reply = answer_later(&meter, *later).await;
                     // A full send buffer or a client that has gone: the client asks again if it has to.
@@ -177,13 +181,14 @@ impl Answering {
 
     fn flush(&mut self) {
         self.outgoing.send(&self.socket);
+        self.tally.tell_sometimes();
     }
 
     fn admits(&mut self, peer: &Peer) -> bool {
         let Some(rate) = self.view.newest().rate_limit else { return true };
         let admits = self.shared.limiter.admits(peer.address.ip(), rate, Instant::now());
         if !admits {
-            self.meter.metrics().shed("rate", 1);
+            self.shared.metrics.shed("rate", 1);
         }
         admits
     }

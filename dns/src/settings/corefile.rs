@@ -439,7 +439,9 @@ impl Reader {
             self.problem(directive.line, format!("template of class {class} is not supported"));
         }
         let kind = self.take(directive.line, values::kind(kind)).flatten();
-        let mut template = Template { zones: Vec::new(), kind, code: ResponseCode::NoError };
+        let (zones, matching) = (Vec::new(), Vec::new());
+        let mut template =
+            Template { zones, kind, matching, fallthrough: false, code: ResponseCode::NoError };
         for name in names {
             template.zones.extend(self.take(directive.line, values::name(name)));
         }
@@ -453,6 +455,12 @@ impl Reader {
                     coded = true;
                     template.code = self.one(option, values::code).unwrap_or(ResponseCode::NoError);
                 }
+                "match" => {
+                    for text in option.args() {
+                        template.matching.extend(self.take(option.line, values::expression(text)));
+                    }
+                }
+                "fallthrough" if option.args().is_empty() => template.fallthrough = true,
                 _ => self.unknown(option, "the option of template"),
             }
         }

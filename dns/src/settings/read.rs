@@ -405,17 +405,21 @@ impl Reader<'_> {
         };
         for item in array {
             let Some(table) = self.table(item) else { continue };
-            let (mut zones, mut kind, mut code) =
-                (Vec::new(), None, hickory_proto::op::ResponseCode::NXDomain);
+            let (mut zones, mut matching) = (Vec::new(), Vec::new());
+            let (mut kind, mut code) = (None, hickory_proto::op::ResponseCode::NXDomain);
             for (key, value) in table {
                 match &**key.get_ref() {
                     "names-in" => self.list(value, values::name, &mut zones),
+                    "names-like" => self.list(value, values::expression, &mut matching),
                     "type" => self.parsed(value, values::kind, &mut kind),
                     "code" => self.parsed(value, values::code, &mut code),
-                    other => self.unknown(key, other, "names-in, type, code"),
+                    other => self.unknown(key, other, "names-in, names-like, type, code"),
                 }
             }
-            templates.push(Template { zones, kind, code });
+            if zones.is_empty() {
+                zones.push(Name::root());
+            }
+            templates.push(Template { zones, kind, matching, fallthrough: true, code });
         }
     }
 }

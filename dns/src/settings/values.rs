@@ -96,6 +96,12 @@ pub(super) fn code(text: &str) -> Result<ResponseCode, String> {
     }
 }
 
+/// An expression that names are matched with.
+pub(super) fn expression(text: &str) -> Result<String, String> {
+    // Its own words are many lines long.
+    regex::Regex::new(text).map(|_| text.to_owned()).map_err(|_| format!("{text:?} is no regular expression"))
+}
+
 /// A record type; `ANY` is every type.
 pub(super) fn kind(text: &str) -> Result<Option<RecordType>, String> {
     match text.to_ascii_uppercase().as_str() {

@@ -8,29 +8,47 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 const OCTET_BITS: u8 = 8;
 const NIBBLE_BITS: u8 = 4;
 
-/// The range that a name below `in-addr.arpa` or `ip6.arpa` stands for: one address, or a prefix where it is shorter.
-/// `None` for every other name, also for malformed ones and for the two apexes themselves.
-pub(super) fn parse(name: &Name) -> Option<IpNet> {
+/// What a name below `in-addr.arpa` or `ip6.arpa` stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reverse {
+    /// One address, or a prefix where the name is shorter.
+    Range(IpNet),
+    /// Nothing, and that by being below the name of a range: `x.0.96.10.in-addr.arpa`.
+    Below(IpNet),
+}
+
+/// What a name stands for; `None` for every one that is no reverse name, and for the two apexes themselves.
+pub(super) fn parse(name: &Name) -> Option<Reverse> {
     let mut labels = name.iter().rev();
     if !labels.next()?.eq_ignore_ascii_case(b"arpa") {
         return None;
     }
     let family = labels.next()?;
-    let count = u8::try_from(labels.len()).ok().filter(|&count| count > 0)?;
-    if family.eq_ignore_ascii_case(b"in-addr") && count <= 4 {
-        let mut octets = [0; 4];
-        for (octet, label) in octets.iter_mut().zip(labels) {
-            *octet = decimal(label)?;
+    let count = labels.len();
+    if family.eq_ignore_ascii_case(b"in-addr") {
+        let (mut octets, mut good) = ([0; 4], 0);
+        for (octet, number) in octets.iter_mut().zip(labels.map_while(decimal)) {
+            (*octet, good) = (number, good + 1);
         }
-        Some(Ipv4Net::new(octets.into(), count * OCTET_BITS).ok()?.into())
-    } else if family.eq_ignore_ascii_case(b"ip6") && count <= 32 {
-        let mut value: u128 = 0;
-        for (at, label) in (1_u32..).zip(labels) {
-            value |= u128::from(nibble(label)?) << (128 - at * u32::from(NIBBLE_BITS));
+        reverse(Ipv4Net::new(octets.into(), good * OCTET_BITS).ok()?.into(), good.into(), count)
+    } else if family.eq_ignore_ascii_case(b"ip6") {
+        let (mut value, mut good) = (0_u128, 0);
+        for nibble in labels.map_while(nibble).take(32) {
+            good += 1;
+            value |= u128::from(nibble) << (128 - u32::from(good) * u32::from(NIBBLE_BITS));
         }
-        Some(Ipv6Net::new(value.into(), count * NIBBLE_BITS).ok()?.into())
+        reverse(Ipv6Net::new(value.into(), good * NIBBLE_BITS).ok()?.into(), good.into(), count)
     } else {
         None
+    }
+}
+
+/// `good` labels of `count` make the range.
+fn reverse(range: IpNet, good: usize, count: usize) -> Option<Reverse> {
+    match good {
+        0 => None,
+        _ if good == count => Some(Reverse::Range(range)),
+        _ => Some(Reverse::Below(range)),
     }
 }
 
@@ -80,22 +98,22 @@ mod tests {
 
     #[test]
     fn ranges_and_what_is_none() {
-        let range = |text| parse(&name(text)).map(|range| range.to_string());
+        let range = |text| match parse(&name(text))? {
+            Reverse::Range(range) => Some(range.to_string()),
+            Reverse::Below(range) => Some(format!("below {range}")),
+        };
         assert_eq!(range("4.3.2.1.in-addr.arpa."), Some("1.2.3.4/32".to_owned()));
         assert_eq!(range("2.1.IN-ADDR.Arpa."), Some("1.2.0.0/16".to_owned()));
         assert_eq!(range("0.d.F.ip6.arpa."), Some("fd00::/12".to_owned()));
-        for other in [
-            "in-addr.arpa.",
-            "ip6.arpa.",
-            "arpa.",
-            ".",
-            "256.3.2.1.in-addr.arpa.",
-            "01.3.2.1.in-addr.arpa.",
-            "5.4.3.2.1.in-addr.arpa.",
-            "00.d.f.ip6.arpa.",
-            "g.d.f.ip6.arpa.",
-            "1.in-addr.arpa.example.",
-        ] {
+        assert_eq!(range("256.3.2.1.in-addr.arpa."), Some("below 1.2.3.0/24".to_owned()));
+        assert_eq!(range("01.3.2.1.in-addr.arpa."), Some("below 1.2.3.0/24".to_owned()));
+        assert_eq!(range("5.4.3.2.1.in-addr.arpa."), Some("below 1.2.3.4/32".to_owned()));
+        assert_eq!(range("web.shop.2.1.in-addr.arpa."), Some("below 1.2.0.0/16".to_owned()));
+        assert_eq!(range("00.d.f.ip6.arpa."), Some("below fd00::/8".to_owned()));
+        assert_eq!(range("g.d.f.ip6.arpa."), Some("below fd00::/8".to_owned()));
+        for other in
+            ["in-addr.arpa.", "ip6.arpa.", "arpa.", ".", "x.in-addr.arpa.", "1.in-addr.arpa.example."]
+        {
             assert_eq!(parse(&name(other)), None, "{other}");
         }
     }
@@ -112,7 +130,7 @@ mod tests {
         #[test]
         fn every_address_comes_back(addr: IpAddr) {
             let range = IpNet::from(addr);
-            prop_assert_eq!(parse(&apex(range).unwrap()), Some(range));
+            prop_assert_eq!(parse(&apex(range).unwrap()), Some(Reverse::Range(range)));
         }
     }
 }

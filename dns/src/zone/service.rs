@@ -90,15 +90,17 @@ impl ServiceRecords {
         self.cluster_ips().iter().copied().chain(without_repeats(endpoints))
     }
 
-    pub(super) fn address_count(&self) -> usize {
-        self.addresses().count()
+    pub(super) fn is_headless(&self) -> bool {
+        matches!(self.kind, Kind::Headless { .. })
     }
 
-    /// Addresses to find the Service by, with the name below it for endpoints of a headless one.
+    /// Addresses to find the Service by, with the host names of endpoints of a headless one.
     pub(super) fn reverse(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
         match &self.kind {
             Kind::ClusterIp { addrs, hidden: false } => addrs.iter().map(|&addr| (addr, None)).collect(),
-            Kind::Headless { .. } => self.usable().map(|e| (e.addr, Some(label(e).into()))).collect(),
+            Kind::Headless { .. } => {
+                self.usable().map(|e| (e.addr, e.hostname.as_ref().map(lower))).collect()
+            }
             Kind::ClusterIp { hidden: true, .. } | Kind::External(_) => Vec::new(),
         }
     }

@@ -4,7 +4,7 @@
 //! service NAMESPACE/NAME cluster ADDRESS… [ports NAME/PROTOCOL/PORT…]
 //! service NAMESPACE/NAME headless [publish-not-ready] [ports …]
 //! service NAMESPACE/NAME external TARGET
-//! endpoint NAMESPACE/SERVICE ADDRESS [hostname=NAME] [unready] [ports …]
+//! endpoint NAMESPACE/SERVICE ADDRESS[/COUNT] [hostname=NAME] [unready] [ports …]
 //! node NAME CIDR…
 //! namespace NAME
 //! pod NAMESPACE/NAME ADDRESS…
@@ -12,7 +12,7 @@
 #![allow(clippy::unwrap_used, dead_code, reason = "support of tests; not every one uses all of it")]
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use seaway_model::{
@@ -34,8 +34,10 @@ pub fn snapshot(text: &str) -> Snapshot {
             }
             Some("endpoint") => {
                 let key = key(words.next().unwrap());
-                let endpoint = endpoint(words);
-                slices.entry(key.clone()).or_default().push(slice(key, endpoint));
+                for addr in addresses(words.next().unwrap()) {
+                    let endpoint = endpoint(addr, words.clone());
+                    slices.entry(key.clone()).or_default().push(slice(key.clone(), endpoint));
+                }
             }
             Some("node") => {
                 let node = node(words.next().unwrap(), words);
@@ -86,8 +88,14 @@ fn service<'a>(key: ServiceKey, words: impl Iterator<Item = &'a str>) -> Service
     service
 }
 
-fn endpoint<'a>(mut words: impl Iterator<Item = &'a str>) -> Endpoint {
-    let addr: IpAddr = words.next().unwrap().parse().unwrap();
+/// An address, or as many as stand behind the slash, counted up from an IPv4 one.
+fn addresses(text: &str) -> Vec<IpAddr> {
+    let Some((first, count)) = text.split_once('/') else { return vec![text.parse().unwrap()] };
+    let first: Ipv4Addr = first.parse().unwrap();
+    (0..count.parse().unwrap()).map(|n| Ipv4Addr::from_bits(first.to_bits() + n).into()).collect()
+}
+
+fn endpoint<'a>(addr: IpAddr, words: impl Iterator<Item = &'a str>) -> Endpoint {
     let mut endpoint = Endpoint {
         addr,
         hostname: None,

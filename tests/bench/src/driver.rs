@@ -40,6 +40,11 @@ impl Talker {
         self.process.pid()
     }
 
+    /// Says a line to it.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        writeln!(self.input, "{line}").context("a process of the bench ended")
+    }
+
     /// Its next line.
     pub fn line(&mut self) -> Result<String> {
         let mut line = String::new();

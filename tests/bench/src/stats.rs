@@ -37,6 +37,11 @@ pub struct Compared {
 }
 
 impl Pairs {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self { ours: Vec::new(), theirs: Vec::new() }
+    }
+
     /// Takes a block in.
     pub fn push(&mut self, ours: f64, theirs: f64) {
         self.ours.push(ours);

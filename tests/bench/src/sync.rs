@@ -1,8 +1,8 @@
 //! `bench sync`: from the API server to packets. A cold start, one change among many, and memory, of an agent that is a
 //! process of its own with the real watch and the real proxy.
 
-mod footprint;
-mod server;
+pub mod footprint;
+pub mod server;
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::time::Duration;

@@ -4,6 +4,8 @@
 pub mod agent;
 pub mod asker;
 mod backend;
+pub mod footprint;
+pub mod resolver;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -24,6 +26,10 @@ pub enum Role {
     Asker,
     /// Watches an API server, as the agent of a node does
     Agent(agent::Options),
+    /// Answers DNS questions, and says on standard output how many
+    Resolver(resolver::Options),
+    /// Says what memory the zone of a cluster takes
+    Footprint(footprint::Options),
 }
 
 /// Plays the role until it is killed, or standard input ends.
@@ -32,5 +38,7 @@ pub fn run(role: Role) -> Result<()> {
         Role::Backend { port, stream_port } => backend::run(port, stream_port),
         Role::Asker => asker::run(),
         Role::Agent(options) => agent::run(&options),
+        Role::Resolver(options) => resolver::run(&options),
+        Role::Footprint(options) => footprint::run(&options),
     }
 }

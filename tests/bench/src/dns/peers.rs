@@ -1,0 +1,174 @@
+//! Over loopback, server and client (dnsperf) on a core each: CPU time per answer, answers per second, and times at half load,
+//! of our server and of others with the same records, in turn.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use seaway_lab::LabNode;
+
+use super::Effort;
+use super::records::Case;
+use super::server::{Server, pinned};
+use crate::row::{Report, Row, Target};
+use crate::stats::{Pairs, median, percentile};
+
+/// Of CoreDNS's CPU time per answer.
+const COREDNS_TARGET: f64 = 0.8;
+const SCALING_TARGET: f64 = 1.8;
+
+/// What came of a client's run.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// CPU time of the server per answer, in microseconds; seconds per million are the same number.
+    pub cpu_us: f64,
+    /// Answers per second.
+    pub rate: f64,
+}
+
+/// Measures at every size.
+pub fn run(node: &LabNode, effort: Effort, report: &mut Report) -> Result<()> {
+    for &size in effort.peer_sizes {
+        Report::progress(&format!("{size} records over loopback"));
+        let mut servers = vec![Server::ours(node, size, 1, "0")?];
+        servers.extend(Server::peers(node, size)?);
+        for case in Case::ALL {
+            let questions = questions(node, case, size)?;
+            costs(node, &servers, (case, size), &questions, effort, report)?;
+            if case == Case::Hit {
+                times(node, &servers, size, &questions, effort, report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The questions as a file for dnsperf.
+pub fn questions(node: &LabNode, case: Case, size: usize) -> Result<PathBuf> {
+    let file = node.state_dir().join(format!("{}-{size}.txt", case.name()));
+    std::fs::write(&file, case.lines(size))?;
+    Ok(file)
+}
+
+fn costs(
+    node: &LabNode,
+    servers: &[Server],
+    (case, size): (Case, usize),
+    questions: &Path,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let mut pairs = vec![Pairs::new(); servers.len()];
+    let mut rates = vec![Vec::new(); servers.len()];
+    for _ in 0..effort.rounds {
+        let loads = servers.iter().map(|server| load(node, server, "1", questions, effort.seconds));
+        let loads = loads.collect::<Result<Vec<_>>>()?;
+        for (at, load) in loads.iter().enumerate() {
+            pairs[at].push(loads[0].cpu_us, load.cpu_us);
+            rates[at].push(load.rate);
+        }
+    }
+    for (at, server) in servers.iter().enumerate().skip(1) {
+        let target =
+            if server.name == "coredns" { Target::RatioAtMost(COREDNS_TARGET) } else { Target::None };
+        let name = format!("{}-cpu", case.name());
+        let row = Row::beside(&name, size, "us", server.name, pairs[at].compared(), target);
+        let (ours, theirs) = (median(&rates[0]), median(&rates[at]));
+        report.add(row.with_note(format!("answers per second: {ours:.0}, {theirs:.0}")));
+    }
+    Ok(())
+}
+
+/// The server's CPU time while a client asks as fast as it gets answers.
+pub fn load(node: &LabNode, server: &Server, core: &str, questions: &Path, seconds: f64) -> Result<Load> {
+    let before = server.cpu_ns()?;
+    let text = dnsperf(node, core, server.port, questions, &["-l", &seconds.to_string(), "-q", "64"])?;
+    let cpu_ns = server.cpu_ns()? - before;
+    let completed = field(&text, "Queries completed:")?;
+    Ok(Load { cpu_us: cpu_ns / 1e3 / completed, rate: field(&text, "Queries per second:")? })
+}
+
+fn dnsperf(node: &LabNode, core: &str, port: u16, questions: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = pinned(node, core, "dnsperf");
+    command
+        .args(["-s", "127.0.0.1", "-p", &port.to_string(), "-c", "4", "-d"])
+        .arg(questions)
+        .args(arguments);
+    let output = command.output().context("cannot run dnsperf")?;
+    if !output.status.success() {
+        bail!("dnsperf: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn field(text: &str, name: &str) -> Result<f64> {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
+    let word = line.and_then(|line| line.split_whitespace().next());
+    word.and_then(|word| word.parse().ok()).with_context(|| format!("dnsperf does not say {name:?}: {text}"))
+}
+
+/// The slowest hundredth of answers at half of what the slowest server can do.
+fn times(
+    node: &LabNode,
+    servers: &[Server],
+    size: usize,
+    questions: &Path,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let mut slowest = f64::INFINITY;
+    for server in servers {
+        slowest = slowest.min(load(node, server, "1", questions, effort.seconds / 2.0)?.rate);
+    }
+    let rate = (slowest / 2.0).round();
+    let mut pairs = vec![Pairs::new(); servers.len()];
+    for _ in 0..effort.rounds {
+        let p99 = servers.iter().map(|server| p99_us(node, server, questions, rate, effort.seconds));
+        let p99 = p99.collect::<Result<Vec<_>>>()?;
+        for (pairs, theirs) in pairs.iter_mut().zip(&p99) {
+            pairs.push(p99[0], *theirs);
+        }
+    }
+    for (server, pairs) in servers.iter().zip(&pairs).skip(1) {
+        let target = Target::RatioAtMost(1.0);
+        let row = Row::beside("p99-at-half-load", size, "us", server.name, pairs.compared(), target);
+        let row = row.limited_by("the client's own waits, and whoever else runs on this machine");
+        report.add(if row.is_ok() { row.with_note(format!("{rate:.0} questions per second")) } else { row });
+    }
+    Ok(())
+}
+
+fn p99_us(node: &LabNode, server: &Server, questions: &Path, rate: f64, seconds: f64) -> Result<f64> {
+    let (rate, seconds) = (rate.to_string(), seconds.to_string());
+    let text = dnsperf(node, "1", server.port, questions, &["-l", &seconds, "-Q", &rate, "-v"])?;
+    // "> NOERROR name A 0.000123"
+    let times = text.lines().filter(|line| line.starts_with("> "));
+    let times: Vec<f64> = times.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    if times.is_empty() {
+        bail!("dnsperf tells no times: {text}");
+    }
+    Ok(percentile(&times, 0.99) * 1e6)
+}
+
+/// Two threads on two cores beside one on one. The clients need the same cores, so what is compared is the CPU time of an
+/// answer: threads that do not wait for each other spend no more of it than one does.
+pub fn scaling(node: &LabNode, effort: Effort, report: &mut Report) -> Result<()> {
+    const SIZE: usize = 10_000;
+    Report::progress("one core and two");
+    let questions = questions(node, Case::Hit, SIZE)?;
+    let (one, two) = (Server::ours(node, SIZE, 1, "0")?, Server::ours(node, SIZE, 2, "0,1")?);
+    let mut pairs = Pairs::new();
+    for _ in 0..effort.rounds {
+        let single = load(node, &one, "0,1", &questions, effort.seconds)?.cpu_us;
+        let double = load(node, &two, "0,1", &questions, effort.seconds)?.cpu_us;
+        // Answers of two cores and of one, in as much time.
+        pairs.push(2.0 / double, 1.0 / single);
+    }
+    let target = Target::RatioAtLeast(SCALING_TARGET);
+    let row = Row::beside("two-cores", SIZE, "1/us", "one core", pairs.compared(), target);
+    report.add(if row.is_ok() {
+        row.with_note("by the CPU time of an answer: the clients need the cores, too")
+    } else {
+        row.limited_by("clients share the two cores, and the caches with them")
+    });
+    Ok(())
+}
