@@ -42,6 +42,9 @@ pub struct DnsConfig {
     pub namespaces: Vec<String>,
     /// Services with a ClusterIP and without a ready endpoint do not exist.
     pub ignore_empty_services: bool,
+    /// Endpoints of headless Services have names by the topology zone that they are in, as CoreDNS's `zonal` has it:
+    /// `ZONE.pin._zone.SERVICE…`, and `ZONE.prefer._zone.SERVICE…` for all of them where the zone has none.
+    pub zonal: bool,
     /// Walk the search path for pods whose namespace is known, so that a name outside of the cluster costs one round trip.
     pub autopath: bool,
     /// Search domains that pods have after those of the cluster.
@@ -91,6 +94,7 @@ impl Default for DnsConfig {
             reverse: Vec::new(),
             namespaces: Vec::new(),
             ignore_empty_services: false,
+            zonal: false,
             autopath: true,
             search: Vec::new(),
             file: None,

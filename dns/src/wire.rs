@@ -91,7 +91,7 @@ pub(crate) fn decode(packet: &[u8]) -> Result<Request, Reject> {
     if OpCode::from_u8((flags & 0x78) >> 3) != OpCode::Query {
         return Err(reject(ResponseCode::NotImp));
     }
-    let malformed = |_| reject(ResponseCode::FormErr);
+    let malformed = |()| reject(ResponseCode::FormErr);
     // What almost all questions are: one question, and an OPT record or nothing behind it.
     let read = match *counts {
         [0, 1, 0, 0, 0, 0, 0, additionals @ (0 | 1)] => plain(packet, additionals == 1),

@@ -143,6 +143,7 @@ struct Settings {
     reverse: Vec<IpNet>,
     namespaces: Vec<String>,
     ignore_empty_services: bool,
+    zonal: bool,
 }
 
 impl Zone {
@@ -168,6 +169,7 @@ impl Zone {
             reverse: config.reverse.clone(),
             namespaces: config.namespaces.clone(),
             ignore_empty_services: config.ignore_empty_services,
+            zonal: config.zonal,
             origin: origin.clone(),
         };
         let soa = soa(&settings, origin, 0);
@@ -365,11 +367,17 @@ impl Zone {
             (Node::Service(records), RecordType::A | RecordType::AAAA) => {
                 answers.extend(self.addresses(owner, kind, records.addresses(), window));
             }
+            (Node::Part(records, part), RecordType::A | RecordType::AAAA) => {
+                answers.extend(self.addresses(owner, kind, records.addresses_in(part), window));
+            }
             (Node::Service(records), RecordType::SRV) => {
-                self.push_srv(&mut answer, owner, records, None, window);
+                self.push_srv(&mut answer, owner, records.targets(None, None), &records.key, window);
+            }
+            (Node::Part(records, part), RecordType::SRV) => {
+                self.push_srv(&mut answer, owner, records.targets(None, Some(part)), &records.key, window);
             }
             (Node::Port(records, port), RecordType::SRV) => {
-                self.push_srv(&mut answer, owner, records, Some(port), window);
+                self.push_srv(&mut answer, owner, records.targets(Some(port), None), &records.key, window);
             }
             (Node::Endpoint(addrs), RecordType::A | RecordType::AAAA) => {
                 answers.extend(self.addresses(owner, kind, addrs.iter().copied(), window));
@@ -382,22 +390,21 @@ impl Zone {
         answer
     }
 
-    /// SRV records of a Service, of one port or of all, and the addresses of their targets.
+    /// SRV records of a Service that point to `targets`, and the addresses of these.
     fn push_srv(
         &self,
         answer: &mut Answer,
         owner: &Name,
-        records: &ServiceRecords,
-        port: Option<&lookup::Port<'_>>,
+        targets: Vec<service::Target>,
+        key: &ServiceKey,
         window: Window,
     ) {
-        let targets = records.targets(port);
         // As CoreDNS has it: each address and port has the same part of a hundred.
         let count = targets.iter().map(|target| target.addrs.len()).sum::<usize>();
         let weight = u16::try_from(100 / count.max(1)).unwrap_or(1).max(1);
         let mut glued = HashSet::new();
         for target in window.of(targets) {
-            let Some(name) = self.name_of(&records.key, target.label.as_deref()) else { continue };
+            let Some(name) = self.name_of(key, target.label.as_deref()) else { continue };
             let srv = hickory_proto::rr::rdata::SRV::new(0, weight, target.port, name.clone());
             answer.answers.push(self.record(owner, RData::SRV(srv)));
             // An endpoint of several ports has its address told once.

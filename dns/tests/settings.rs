@@ -75,7 +75,7 @@ forward = { to = ["192.0.2.300"] }
         the settings in DIR/dns.toml are refused:
           line 2: want a number from 0 to 3600
           line 3: "all": want disabled, insecure or verified
-          line 4: unknown key "colour": want one of zone, ttl, pods, reverse, namespaces, ignore-empty-services, autopath, search
+          line 4: unknown key "colour": want one of zone, ttl, pods, reverse, namespaces, ignore-empty-services, zonal, autopath, search
           line 8: forward needs "to", a list of resolvers
           line 9: "fastest": want sequential, round_robin or random
           line 10: want a number from 0 to 1000

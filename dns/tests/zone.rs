@@ -62,6 +62,7 @@ fn described(text: &str) -> (DnsConfig, Snapshot) {
         },
         ttl_s: option("ttl ").map_or(5, |ttl| ttl.parse().unwrap()),
         namespaces: option("namespaces ").unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+        zonal: option("zonal").is_some(),
         ignore_empty_services: option("ignore-empty-services").is_some(),
         reverse: option("reverse ")
             .unwrap_or_default()

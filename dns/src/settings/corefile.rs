@@ -246,6 +246,7 @@ impl Reader {
                     }
                 }
                 "namespaces" => self.config.namespaces = args.iter().map(ToString::to_string).collect(),
+                "zonal" if args.is_empty() => self.config.zonal = true,
                 "ignore" if args == ["empty_service"] => self.config.ignore_empty_services = true,
                 "fallthrough" => {
                     // Reverse names that nobody here has go on to upstream.

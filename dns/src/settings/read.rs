@@ -190,6 +190,7 @@ impl Reader<'_> {
                 ),
                 "namespaces" => self.list(value, |text| Ok(text.to_owned()), &mut config.namespaces),
                 "ignore-empty-services" => self.flag(value, &mut config.ignore_empty_services),
+                "zonal" => self.flag(value, &mut config.zonal),
                 "autopath" => self.flag(value, &mut config.autopath),
                 "search" => self.list(
                     value,
@@ -199,7 +200,7 @@ impl Reader<'_> {
                 other => self.unknown(
                     key,
                     other,
-                    "zone, ttl, pods, reverse, namespaces, ignore-empty-services, autopath, search",
+                    "zone, ttl, pods, reverse, namespaces, ignore-empty-services, zonal, autopath, search",
                 ),
             }
         }

@@ -142,7 +142,7 @@ impl<'a> Writer<'a> {
     /// A name without a pointer, as RFC 2782 wants it, to which later ones may point.
     fn whole_name(&mut self, name: &Name) -> Result<(), WriteError> {
         self.remember();
-        for label in name.iter() {
+        for label in name {
             self.label(label)?;
         }
         self.bytes(&[0])

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 use seaway_model::Protocol;
@@ -9,8 +10,8 @@ use seaway_model::Protocol;
 use super::service::{ServiceRecords, parse_dashed};
 use super::{PodRecords, Zone};
 
-/// The deepest names there are: `_port._protocol.service.namespace.svc`, of five levels. One more tells "too deep".
-const LEVELS_MAX: usize = 6;
+/// The deepest names there are: `zone.pin._zone.service.namespace.svc`, of six levels. One more tells "too deep".
+const LEVELS_MAX: usize = 7;
 
 /// The labels of a name below the zone's origin, lower case, the highest one first.
 pub(super) struct Labels<'a> {
@@ -31,6 +32,14 @@ pub(super) struct Port<'a> {
     pub(super) protocol: Protocol,
 }
 
+/// The endpoints that are in one topology zone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) zone: String,
+    /// All endpoints, where there are none in it.
+    pub(super) prefer: bool,
+}
+
 /// A place in the zone's tree.
 pub(super) enum Node<'a> {
     /// No such name.
@@ -45,6 +54,8 @@ pub(super) enum Node<'a> {
     NameServer,
     /// A Service that has something to tell.
     Service(&'a ServiceRecords),
+    /// A part of a headless Service's endpoints.
+    Part(&'a ServiceRecords, Part),
     /// A named port of a Service.
     Port(&'a ServiceRecords, Port<'a>),
     /// An endpoint's name below its Service, and its addresses.
@@ -83,7 +94,7 @@ fn lower(label: &[u8]) -> Cow<'_, str> {
 
 impl Zone {
     pub(super) fn node<'a>(&'a self, labels: &Labels<'_>) -> Node<'a> {
-        let [first, second, third, fourth, fifth, _] = labels.get();
+        let [first, second, third, fourth, fifth, sixth, _] = labels.get();
         match (labels.count, first) {
             (0, _) => Node::Apex,
             (1, "dns-version") => Node::Version,
@@ -99,6 +110,14 @@ impl Zone {
                 Some(records) if labels.count == 4 => below_service(records, fourth),
                 Some(records) => port_of(records, fourth, fifth),
             },
+            (6, "svc") if self.settings.zonal && fourth == "_zone" => {
+                let headless = |records: &&Arc<ServiceRecords>| records.exists() && records.is_headless();
+                let (zone, known) = (sixth.to_owned(), matches!(fifth, "pin" | "prefer"));
+                match self.find(second, third).filter(headless).filter(|_| known) {
+                    Some(records) => Node::Part(records, Part { zone, prefer: fifth == "prefer" }),
+                    None => Node::Missing,
+                }
+            }
             _ => Node::Missing,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hickory_proto::rr::Name;
 use seaway_model::{Endpoint, EndpointSet, Protocol, Service, ServiceKey, ServiceKind, ServicePort};
 
-use super::lookup::Port;
+use super::lookup::{Part, Port};
 
 /// A Service, prepared for questions. Endpoints are shared with the snapshot, not copied.
 #[derive(Debug)]
@@ -133,8 +133,13 @@ impl ServiceRecords {
         self.ports.iter().find(named).map(|port| &*port.name)
     }
 
-    /// What SRV records of one port, or of all, point to.
-    pub(super) fn targets(&self, port: Option<&Port<'_>>) -> Vec<Target> {
+    /// The addresses of the endpoints in a topology zone.
+    pub(super) fn addresses_in(&self, part: &Part) -> impl Iterator<Item = IpAddr> {
+        without_repeats(self.usable_in(Some(part)).map(|endpoint| endpoint.addr))
+    }
+
+    /// What SRV records of one port, or of all, point to, of all endpoints or of a part.
+    pub(super) fn targets(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Vec<Target> {
         let wanted = |name: &str, protocol: Protocol| {
             port.is_none_or(|port| port.protocol == protocol && port.name == name)
         };
@@ -149,7 +154,7 @@ impl ServiceRecords {
         }
         // Endpoints that share a host name are one target with several addresses.
         let mut targets: BTreeMap<(String, u16), Vec<IpAddr>> = BTreeMap::new();
-        for endpoint in self.usable() {
+        for endpoint in self.usable_in(within) {
             for port in endpoint.ports.iter().filter(|port| wanted(&port.name, port.protocol)) {
                 let addrs = targets.entry((label(endpoint), port.port)).or_default();
                 // Endpoints are ordered by address.
@@ -163,6 +168,15 @@ impl ServiceRecords {
 
     fn usable(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.endpoints.iter().filter(|endpoint| self.is_usable(endpoint))
+    }
+
+    fn usable_in(&self, part: Option<&Part>) -> impl Iterator<Item = &Endpoint> {
+        let is_in = |endpoint: &Endpoint, part: &Part| {
+            endpoint.zone.as_deref().is_some_and(|zone| zone.eq_ignore_ascii_case(&part.zone))
+        };
+        // Without a part, or with one that is empty and only preferred, all of them.
+        let part = part.filter(|part| !part.prefer || self.usable().any(|endpoint| is_in(endpoint, part)));
+        self.usable().filter(move |endpoint| part.is_none_or(|part| is_in(endpoint, part)))
     }
 
     fn is_usable(&self, endpoint: &Endpoint) -> bool {

@@ -4,7 +4,7 @@
 //! service NAMESPACE/NAME cluster ADDRESS… [ports NAME/PROTOCOL/PORT…]
 //! service NAMESPACE/NAME headless [publish-not-ready] [ports …]
 //! service NAMESPACE/NAME external TARGET
-//! endpoint NAMESPACE/SERVICE ADDRESS[/COUNT] [hostname=NAME] [unready] [ports …]
+//! endpoint NAMESPACE/SERVICE ADDRESS[/COUNT] [hostname=NAME] [zone=NAME] [unready] [ports …]
 //! node NAME CIDR…
 //! namespace NAME
 //! pod NAMESPACE/NAME ADDRESS…
@@ -113,6 +113,7 @@ fn endpoint<'a>(addr: IpAddr, words: impl Iterator<Item = &'a str>) -> Endpoint 
     for word in words {
         match word.split_once('=') {
             Some(("hostname", name)) => endpoint.hostname = Some(name.into()),
+            Some(("zone", name)) => endpoint.zone = Some(name.into()),
             _ if word == "unready" => (endpoint.ready, endpoint.serving) = (false, false),
             _ if word == "ports" => {}
             _ => ports.push(endpoint_port(word)),

@@ -111,7 +111,7 @@ fn total(registry: &prometheus::Registry, name: &str) -> u64 {
     let families = registry.gather();
     let counted =
         families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
-    counted.map(|metric| metric.get_counter().value()).sum::<f64>() as u64
+    counted.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
 }
 
 fn say(said: &Said) -> Result<()> {
