@@ -16,7 +16,7 @@ use std::sync::Arc;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use imbl::HashMap;
+use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 use seaway_model::{ServiceKey, Snapshot};
 
@@ -125,7 +125,8 @@ pub struct Zone {
     settings: Arc<Settings>,
     snapshot: Arc<Snapshot>,
     namespaces: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceRecords>>>,
-    owners: HashMap<IpAddr, Arc<[Owner]>>,
+    /// Ordered: a tree takes a third of the memory that a hash map does, and few ask for it.
+    owners: OrdMap<IpAddr, Arc<[Owner]>>,
     /// Ranges whose reverse names are ours to deny.
     ranges: Arc<[IpNet]>,
     soa: Record,
@@ -178,7 +179,7 @@ impl Zone {
             settings: Arc::new(settings),
             snapshot: Arc::default(),
             namespaces: HashMap::new(),
-            owners: HashMap::new(),
+            owners: OrdMap::new(),
             soa,
         })
     }

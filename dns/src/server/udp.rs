@@ -21,8 +21,9 @@ use super::exchange::{Outcome, View, answer_later, answer_now};
 use super::queue::Queue;
 use crate::metrics::{Meter, Tally, Transport};
 
-/// Batches that are taken out of the socket for each that is answered when there are too many.
-const INTAKE: usize = 4;
+/// Batches that are taken out of the socket for each that is answered when there are too many. Taking a packet costs a tenth
+/// of answering it: more of them, and sources would take turns more fairly, at the cost of answers to all.
+const INTAKE: usize = 2;
 
 /// The threads of a server. They end when it closes, and when this is dropped.
 pub(super) struct Listeners {

@@ -34,15 +34,15 @@ enum Letters {
 pub(super) struct Writer<'a> {
     packet: &'a mut Vec<u8>,
     limit: usize,
-    /// Where names begin, and ends of names.
-    names: [u16; NAMES_MAX],
+    /// Where names begin, and ends of names, each with the number of its labels: others need not be compared.
+    names: [(u16, u8); NAMES_MAX],
     names_count: usize,
 }
 
 impl<'a> Writer<'a> {
     /// Goes on at the end of `packet`, up to `limit` octets.
     pub(super) fn new(packet: &'a mut Vec<u8>, limit: usize) -> Self {
-        Self { packet, limit, names: [0; NAMES_MAX], names_count: 0 }
+        Self { packet, limit, names: [(0, 0); NAMES_MAX], names_count: 0 }
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {
@@ -141,7 +141,7 @@ impl<'a> Writer<'a> {
 
     /// A name without a pointer, as RFC 2782 wants it, to which later ones may point.
     fn whole_name(&mut self, name: &Name) -> Result<(), WriteError> {
-        self.remember();
+        self.remember(name.iter().len());
         for label in name {
             self.label(label)?;
         }
@@ -149,12 +149,13 @@ impl<'a> Writer<'a> {
     }
 
     fn name(&mut self, name: &Name, letters: Letters) -> Result<(), WriteError> {
+        let labels = name.iter().len();
         for (depth, label) in name.iter().enumerate() {
-            if let Some(at) = self.find(name, depth, letters) {
+            if let Some(at) = self.find(name, labels, depth, letters) {
                 let [high, low] = at.to_be_bytes();
                 return self.bytes(&[POINTER | high, low]);
             }
-            self.remember();
+            self.remember(labels - depth);
             self.label(label)?;
         }
         self.bytes(&[0])
@@ -167,18 +168,21 @@ impl<'a> Writer<'a> {
     }
 
     /// A name, or the end of one, begins here.
-    fn remember(&mut self) {
+    fn remember(&mut self, labels: usize) {
         let at = u16::try_from(self.packet.len()).ok().filter(|at| usize::from(*at) <= POINTER_MAX);
         if let (Some(place), Some(at)) = (self.names.get_mut(self.names_count), at) {
-            *place = at;
+            // A name has 127 labels at most.
+            *place = (at, u8::try_from(labels).unwrap_or(u8::MAX));
             self.names_count += 1;
         }
     }
 
     /// Where the labels of `name` from `depth` on stand already.
-    fn find(&self, name: &Name, depth: usize, letters: Letters) -> Option<u16> {
-        let places = &self.names[..self.names_count];
-        places.iter().copied().find(|&at| self.stands_at(at.into(), name.iter().skip(depth), letters))
+    fn find(&self, name: &Name, labels: usize, depth: usize, letters: Letters) -> Option<u16> {
+        let places = self.names[..self.names_count].iter();
+        let mut alike = places.filter(|(_, count)| usize::from(*count) == labels - depth);
+        let found = alike.find(|(at, _)| self.stands_at((*at).into(), name.iter().skip(depth), letters))?;
+        Some(found.0)
     }
 
     fn stands_at<'n>(&self, mut at: usize, labels: impl Iterator<Item = &'n [u8]>, letters: Letters) -> bool {

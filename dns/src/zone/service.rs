@@ -1,6 +1,6 @@
 //! What DNS tells about one Service.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(super) struct ServiceRecords {
     endpoints: Arc<EndpointSet>,
     publish_not_ready: bool,
     /// Places in `endpoints` of those that have a host name, by that name.
-    hosts: HashMap<Arc<str>, Vec<usize>>,
+    hosts: BTreeMap<Arc<str>, Vec<usize>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) struct Target {
 impl ServiceRecords {
     pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>, ignore_empty: bool) -> Self {
         let usable = |endpoint: &Endpoint| endpoint.ready || service.publish_not_ready;
-        let mut hosts: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
+        let mut hosts: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
         for (at, endpoint) in endpoints.endpoints.iter().enumerate() {
             if let Some(hostname) = endpoint.hostname.as_ref().filter(|_| usable(endpoint)) {
                 hosts.entry(lower(hostname)).or_default().push(at);

@@ -49,7 +49,7 @@ const FULL: Effort = Effort {
     answers: 100_000,
     sizes: &[1_000, 10_000, 50_000],
     peer_sizes: &[1_000, 10_000, 50_000],
-    seconds: 2.0,
+    seconds: 1.0,
     changes: 500,
     overload_s: 60,
 };

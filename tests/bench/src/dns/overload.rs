@@ -23,7 +23,7 @@ use crate::sync::footprint::Footprint;
 
 const SIZE: usize = 10_000;
 /// Others on the server's core.
-const OTHERS: usize = 11;
+const OTHERS: usize = 20;
 /// How many times more is asked than can be answered.
 const TIMES: f64 = 10.0;
 /// From so many sockets.
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_millis(1_000);
 const PAUSE: Duration = Duration::from_millis(20);
 /// All is well when so many answers in a row come within so long.
 const WELL_IN_A_ROW: usize = 5;
-const WELL_WITHIN: Duration = Duration::from_millis(150);
+const WELL_WITHIN: Duration = Duration::from_millis(250);
 
 /// What was seen meanwhile.
 struct Seen {
@@ -154,7 +154,8 @@ fn send(
             thread::sleep(Duration::from_micros(200));
             continue;
         }
-        for _ in count..due.min(count + 256) {
+        let until = due.min(count + 256);
+        while count < until {
             // A full buffer drops it, as a full network would.
             sockets[count as usize % SOCKETS].send(&packets[count as usize % packets.len()]).ok();
             count += 1;

@@ -54,11 +54,13 @@ pub fn run(node: &LabNode, effort: Effort, report: &mut Report) -> Result<()> {
     }
     let p99 = percentile(&times_ms, 0.99);
     let row = Row::alone("change-to-answer-p99", SIZE, "ms", p99, Target::OursAtMost(TARGET_MS));
-    let note = format!("median {:.2}, at most {:.2}", median(&times_ms), percentile(&times_ms, 1.0));
+    let spread = format!("median {:.2}, at most {:.2}", median(&times_ms), percentile(&times_ms, 1.0));
     report.add(if row.is_ok() {
-        row.with_note(note)
+        row.with_note(spread)
     } else {
-        row.with_note(format!("falls short; {note}; API server, server and client share the machine's cores"))
+        row.with_note(format!(
+            "falls short; {spread}; API server, server and client share the machine's cores"
+        ))
     });
     Ok(())
 }
@@ -70,7 +72,7 @@ fn ask_until_there(socket: &UdpSocket, question: &[u8], sent_ns: u64) -> Result<
         socket.send(question)?;
         let length = socket.recv(&mut buffer).context("the server does not answer")?;
         let now = now_ns();
-        if length > 12 && buffer[3] & 0xf == 0 && buffer[7] > 0 {
+        if length > 12 && buffer[3].trailing_zeros() >= 4 && buffer[7] > 0 {
             return Ok(now);
         }
         if now - sent_ns > LIMIT_NS {

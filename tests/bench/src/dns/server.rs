@@ -79,7 +79,7 @@ impl Server {
         talker.tell("count")?;
         match talker.said()? {
             Said::Counted { answers, shed } => Ok((answers, shed)),
-            other => bail!("an answer to something else: {other:?}"),
+            other @ Said::Listening { .. } => bail!("an answer to something else: {other:?}"),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use prometheus::proto::MetricFamily;
 use seaway_dns::{DnsConfig, Metrics, Server};
 use seaway_model::Snapshot;
 use serde::{Deserialize, Serialize};
@@ -109,8 +110,7 @@ fn listen(registry: &prometheus::Registry) -> Result<()> {
 /// The sum over all labels of a counter.
 fn total(registry: &prometheus::Registry, name: &str) -> u64 {
     let families = registry.gather();
-    let counted =
-        families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+    let counted = families.iter().filter(|family| family.name() == name).flat_map(MetricFamily::get_metric);
     counted.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64
 }
 
