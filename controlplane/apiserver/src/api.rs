@@ -126,6 +126,7 @@ pub(crate) async fn handle(
         None => api.documents.answer(&api, &identity, &parts, path),
         Some(resource) => match find(&api, resource) {
             None if identity.is_anonymous() => Err(ApiError::unauthorized()),
+            None if resource.group == CRD_GROUP && parts.method == Method::GET => no_definitions(resource),
             None => Err(no_such_resource(&api, resource)),
             Some(kind) => {
                 let call = Call {
@@ -178,6 +179,22 @@ fn percent_decoded(path: &str) -> Option<String> {
 
 /// What kubectl's commands ask for that reach into a pod.
 const INTO_PODS: [&str; 5] = ["exec", "attach", "portforward", "proxy", "ephemeralcontainers"];
+
+/// The group in which kubectl looks for kinds that nobody told it of.
+const CRD_GROUP: &str = "apiextensions.k8s.io";
+
+/// There are no custom kinds here. kubectl asks before it says that a kind is unknown, and says something else when the
+/// answer is that there is no such question.
+fn no_definitions(path: &ResourcePath<'_>) -> ApiResult {
+    if path.resource != "customresourcedefinitions" || path.name.is_some() {
+        return Err(ApiError::no_such_resource());
+    }
+    let list = serde_json::json!({
+        "kind": "CustomResourceDefinitionList", "apiVersion": format!("{CRD_GROUP}/{}", path.version),
+        "metadata": {}, "items": [],
+    });
+    response::value(200, seaway_kinds::negotiate::Encoding::Json, &list)
+}
 
 /// Not found; what people expect of a pod and this server does not have is said in so many words.
 fn no_such_resource(api: &Api, path: &ResourcePath<'_>) -> ApiError {

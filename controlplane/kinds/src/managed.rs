@@ -134,7 +134,8 @@ pub fn apply(
     let difference = walk.compare(root, Some(live), Some(&object));
     let changed = difference.modified.union(&difference.added);
     if !force && !old.is_null() {
-        refuse_conflicts(&managers, &id, &changed)?;
+        let allowed = kubectls_own(walk, root, live, writer);
+        refuse_conflicts(&managers, &id, &changed.difference(&allowed))?;
     }
     managers.take(&changed.union(&difference.removed), Some(&id));
     if let (true, Some(last), Some(own)) = (unchanged, last, managers.0.get_mut(&id)) {
@@ -238,10 +239,27 @@ fn prune(walk: Walk<'_>, root: Form<'_>, merged: &Value, managers: &Managers, la
     walk.remove(root, merged, &all.difference(&kept(&pruned)).intersection(&last))
 }
 
+/// What kubectl applied on the client's side and nobody has changed since: it may change that now on the server's side,
+/// whoever is written down as the owner.
+fn kubectls_own(walk: Walk<'_>, root: Form<'_>, live: &Value, writer: Writer<'_>) -> FieldSet {
+    let annotation = live["metadata"]["annotations"][LAST_APPLIED].as_str();
+    let applied =
+        annotation.filter(|_| is_kubectl(writer)).and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let Some(applied) = applied.filter(|applied| applied["apiVersion"] == live["apiVersion"]) else {
+        return FieldSet::default();
+    };
+    let since = walk.compare(root, Some(&applied), Some(live));
+    unowned(&walk.fields(root, &applied))
+        .difference(&since.modified.union(&since.added).union(&since.removed))
+}
+
+fn is_kubectl(writer: Writer<'_>) -> bool {
+    writer.manager == "kubectl" && writer.subresource.is_empty()
+}
+
 /// Who goes back to `kubectl apply` without `--server-side` shall find there what was applied last.
 fn keep_last_applied(live: &Value, config: &Value, writer: Writer<'_>, object: &mut Value) {
-    let kubectls = writer.manager == "kubectl" && writer.subresource.is_empty();
-    if !kubectls || live["metadata"]["annotations"].get(LAST_APPLIED).is_none() {
+    if !is_kubectl(writer) || live["metadata"]["annotations"].get(LAST_APPLIED).is_none() {
         return;
     }
     let mut applied = config.clone();

@@ -76,12 +76,12 @@ impl FieldSet {
 
     /// What both have.
     pub(super) fn intersection(&self, other: &Self) -> Self {
-        self.combine(other, |own, other| own && other, |own, other| own.intersection(other), false)
+        self.combine(other, |own, other| own && other, Self::intersection, false)
     }
 
     /// What `other` has not.
     pub(super) fn difference(&self, other: &Self) -> Self {
-        self.combine(other, |own, other| own && !other, |own, other| own.difference(other), true)
+        self.combine(other, |own, other| own && !other, Self::difference, true)
     }
 
     fn combine(

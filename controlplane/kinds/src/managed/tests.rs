@@ -272,6 +272,23 @@ fn the_oldest_of_many_updaters_become_one() {
 }
 
 #[test]
+fn kubectl_may_change_what_it_applied_on_the_clients_side() {
+    let config = |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data});
+    let mut live = Live::new("", "configmaps");
+    let mut old = config(json!({"a": "1", "b": "1"}));
+    old["metadata"]["annotations"] = json!({LAST_APPLIED: old.to_string()});
+    live.create(old, writer("kubectl-client-side-apply", 0));
+    live.update(writer("hand", 1), |object| object["data"]["b"] = "2".into());
+    let wanted = config(json!({"a": "3", "b": "3"}));
+    let error = live.apply(&wanted, writer("kubectl", 2), false).unwrap_err();
+    assert_eq!(error.message, "Apply failed with 1 conflict: conflict with \"hand\" using v1: .data.b");
+    let error = live.apply(&wanted, writer("else", 2), false).unwrap_err();
+    assert!(error.message.starts_with("Apply failed with 2 conflicts"), "{error}");
+    live.apply(&config(json!({"a": "3"})), writer("kubectl", 3), false).unwrap();
+    assert_eq!(live.object["data"], json!({"a": "3", "b": "2"}));
+}
+
+#[test]
 fn kubectls_annotation_follows_its_applies() {
     let mut live = Live::new("", "configmaps");
     let mut config =

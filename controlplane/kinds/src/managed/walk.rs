@@ -68,6 +68,26 @@ fn is_empty(value: Option<&Value>) -> bool {
     }
 }
 
+/// The parts by which a value is owned, each with the step to it; of several equal ones, the first.
+fn parts<'v>(form: Form<'_>, value: Option<&'v Value>) -> BTreeMap<Step, &'v Value> {
+    let mut parts = BTreeMap::new();
+    match (form, value) {
+        (Form::Struct(_) | Form::Map(_), Some(Value::Object(members))) => {
+            parts.extend(members.iter().map(|(name, value)| (format!("f:{name}"), value)));
+        }
+        (Form::Keyed(keys, _), Some(Value::Array(elements))) => {
+            for element in elements {
+                parts.entry(keyed_step(keys, element)).or_insert(element);
+            }
+        }
+        (Form::Set, Some(Value::Array(elements))) => {
+            parts.extend(elements.iter().map(|element| (format!("v:{element}"), element)));
+        }
+        _ => {}
+    }
+    parts
+}
+
 static NULL: Value = Value::Null;
 static NOTHING: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| Value::Object(Map::new()));
 
@@ -107,30 +127,10 @@ impl<'s> Walk<'s> {
         }
     }
 
-    /// The parts by which a value is owned, each with the step to it; of several equal ones, the first.
-    fn parts<'v>(self, form: Form<'s>, value: Option<&'v Value>) -> BTreeMap<Step, &'v Value> {
-        let mut parts = BTreeMap::new();
-        match (form, value) {
-            (Form::Struct(_) | Form::Map(_), Some(Value::Object(members))) => {
-                parts.extend(members.iter().map(|(name, value)| (format!("f:{name}"), value)));
-            }
-            (Form::Keyed(keys, _), Some(Value::Array(elements))) => {
-                for element in elements {
-                    parts.entry(keyed_step(keys, element)).or_insert(element);
-                }
-            }
-            (Form::Set, Some(Value::Array(elements))) => {
-                parts.extend(elements.iter().map(|element| (format!("v:{element}"), element)));
-            }
-            _ => {}
-        }
-        parts
-    }
-
     /// The fields that a value has.
     pub(super) fn fields(self, form: Form<'s>, value: &Value) -> FieldSet {
         let mut set = FieldSet::default();
-        for (step, part) in self.parts(form, Some(value)) {
+        for (step, part) in parts(form, Some(value)) {
             let inner = self.child(form, &step);
             let named = matches!(form, Form::Struct(_));
             let empty = part.is_null() || part.as_object().is_some_and(Map::is_empty);
@@ -161,7 +161,7 @@ impl<'s> Walk<'s> {
             }
             return change;
         }
-        let (had, has) = (self.parts(form, old), self.parts(form, new));
+        let (had, has) = (parts(form, old), parts(form, new));
         for step in had.keys().chain(has.keys().filter(|step| !had.contains_key(*step))) {
             let always = self.always_there(form, step);
             let before = had.get(step).copied().or(always.filter(|_| old.is_some()));
