@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
 use kube::api::{
-    Api, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams,
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
 use kube::core::{ApiResource, Request, discovery::Scope};
 use kube::discovery::{Discovery, verbs};
@@ -38,10 +38,31 @@ struct ContentKind {
     collectively: bool,
 }
 
+/// What a namespace holds of one kind, as far as it matters here: whole metadata, with the owner of every field, take
+/// many times the memory.
+#[derive(Debug, serde::Deserialize)]
+struct Content {
+    items: Vec<Item>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Item {
+    metadata: ItemMeta,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ItemMeta {
+    name: String,
+    #[serde(default)]
+    finalizers: Vec<String>,
+    deletion_timestamp: Option<String>,
+}
+
 impl ContentKind {
-    fn remaining(&self, items: &[PartialObjectMeta<DynamicObject>]) -> Remaining {
+    fn remaining(&self, items: &[Item]) -> Remaining {
         let mut finalizers = BTreeMap::new();
-        for name in items.iter().flat_map(|item| item.metadata.finalizers.iter().flatten()) {
+        for name in items.iter().flat_map(|item| &item.metadata.finalizers) {
             *finalizers.entry(name.clone()).or_default() += 1;
         }
         let resource = format!("{}.{}", self.resource.plural, self.resource.group);
@@ -146,14 +167,13 @@ impl Namespaces {
 
     /// Deletes what there is of one kind; says how much is left.
     async fn empty(&self, namespace: &str, kind: &ContentKind) -> Result<Remaining, WorkError> {
-        let api: Api<PartialObjectMeta<DynamicObject>> =
+        let api: Api<DynamicObject> =
             Api::namespaced_with(self.context.client.clone(), namespace, &kind.resource);
-        let list = |left: &'static str| {
-            let api = api.clone();
-            async move {
-                let listed = api.list(&ListParams::default()).await;
-                listed.map(|list| list.items).map_err(WorkError::api("list", left))
-            }
+        let list = async |what: &str| {
+            let request = Request::new(api.resource_url()).list_metadata(&ListParams::default());
+            let request = request.map_err(kube::Error::BuildRequest).map_err(WorkError::api("list", what))?;
+            let listed = self.context.client.request::<Content>(request).await;
+            listed.map(|list| list.items).map_err(WorkError::api("list", what))
         };
         let items = list("the content of a namespace").await?;
         let params = DeleteParams::background();
@@ -166,14 +186,15 @@ impl Namespaces {
             // The answer holds every object that went: thousands, which are not to be looked at.
             let request = Request::new(api.resource_url());
             let request = request.delete_collection(&params, &ListParams::default());
-            let request = request.map_err(kube::Error::BuildRequest).map_err(WorkError::api("empty", namespace))?;
+            let request =
+                request.map_err(kube::Error::BuildRequest).map_err(WorkError::api("empty", namespace))?;
             let deleted = self.context.client.request_text(request).await;
             deleted.map_err(WorkError::api("empty", namespace))?;
         } else {
             for item in pending {
-                match api.delete(&item.name_any(), &params).await {
+                match api.delete(&item.metadata.name, &params).await {
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    other => drop(other.map_err(WorkError::api("delete", &item.name_any()))?),
+                    other => drop(other.map_err(WorkError::api("delete", &item.metadata.name))?),
                 }
             }
         }
