@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::header::{HeaderValue, USER_AGENT};
 use jiff::Timestamp;
 use prometheus::Registry;
 use seaway_model::Snapshot;
@@ -140,13 +141,20 @@ async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
     let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
     if config.kubeconfig.as_os_str().is_empty() {
         let loaded = kube::Config::incluster().map_err(|e| bad(e.to_string()))?;
-        return kube::Client::try_from(loaded).map_err(|e| bad(e.to_string()));
+        return kube::Client::try_from(named(loaded)).map_err(|e| bad(e.to_string()));
     }
     let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
     let options = kube::config::KubeConfigOptions::default();
     let loaded =
         kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?;
-    kube::Client::try_from(loaded).map_err(|e| bad(e.to_string()))
+    kube::Client::try_from(named(loaded)).map_err(|e| bad(e.to_string()))
+}
+
+/// Objects say in `managedFields` who wrote them, by this name.
+fn named(mut config: kube::Config) -> kube::Config {
+    let agent = HeaderValue::from_static(concat!("seaway-node/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent));
+    config
 }
 
 struct Agent {

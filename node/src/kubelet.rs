@@ -34,6 +34,8 @@ mod logs;
 const CLIENT: &str = "kube-apiserver-kubelet-client";
 /// Pieces of a log that wait for a slow reader.
 const LOG_QUEUE: usize = 64;
+/// Who does not finish the TLS handshake in this time is no client.
+const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Why the endpoint does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +134,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, kubelet: Arc<Kubel
 }
 
 async fn serve(stream: TcpStream, acceptor: TlsAcceptor, kubelet: Arc<Kubelet>) {
-    let Ok(stream) = acceptor.accept(stream).await else { return };
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
     let peer =
         stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(|cert| common_name(cert));
     let allowed = peer.as_deref() == Some(CLIENT);
@@ -200,7 +202,8 @@ fn logs(kubelet: &Kubelet, namespace: &str, pod: &str, container: &str, query: &
         let message = if query.previous {
             format!("previous terminated container {container:?} in pod {pod:?} not found")
         } else {
-            format!("container {container:?} in pod {pod:?} is waiting to start")
+            let why = waits_for(&found, container).map(|why| format!(": {why}")).unwrap_or_default();
+            format!("container {container:?} in pod {pod:?} is waiting to start{why}")
         };
         return text(StatusCode::BAD_REQUEST, message);
     };
@@ -223,8 +226,42 @@ fn logs(kubelet: &Kubelet, namespace: &str, pod: &str, container: &str, query: &
     response
 }
 
+/// What a container that has not run yet waits for, in the kubelet's words.
+fn waits_for(pod: &Pod, container: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let mut all =
+        [&status.container_statuses, &status.init_container_statuses].into_iter().flatten().flatten();
+    let reason = all.find(|one| one.name == container)?.state.as_ref()?.waiting.as_ref()?.reason.clone()?;
+    Some(match reason.as_str() {
+        "ErrImagePull" => "image can't be pulled".to_owned(),
+        "ImagePullBackOff" => "trying and failing to pull image".to_owned(),
+        _ => reason,
+    })
+}
+
 fn text(status: StatusCode, text: String) -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_waits_says_for_what() {
+        let pod = |waiting: serde_json::Value| -> Pod {
+            serde_json::from_value(
+                json!({"status": {"containerStatuses": [{"name": "a", "image": "", "imageID": "",
+                "ready": false, "restartCount": 0, "state": waiting}]}}),
+            )
+            .unwrap()
+        };
+        let waiting = |reason: &str| waits_for(&pod(json!({"waiting": {"reason": reason}})), "a");
+        assert_eq!(waiting("ErrImagePull").as_deref(), Some("image can't be pulled"));
+        assert_eq!(waiting("ContainerCreating").as_deref(), Some("ContainerCreating"));
+        assert_eq!(waits_for(&pod(json!({"running": {}})), "a"), None);
+        assert_eq!(waits_for(&pod(json!({})), "b"), None);
+    }
 }

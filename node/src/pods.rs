@@ -22,6 +22,7 @@ use worker::Desired;
 mod backoff;
 pub(crate) mod env;
 pub(crate) mod etc;
+mod hook;
 pub(crate) mod memory;
 mod plan;
 mod probe;

@@ -415,6 +415,46 @@ fn what_cannot_run_says_why() {
 }
 
 #[test]
+fn hooks_run_and_say_when_they_fail() {
+    in_namespace(|| async {
+        let lab = Lab::new("hooks").await;
+        let with = |hooks: Value| {
+            json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 20,
+                "containers": [{"name": "a", "image": "seaway/echo", "lifecycle": hooks}]})
+        };
+        let here = |port: u16| json!({"exec": {"command": ["/probe", "tcp", format!("localhost:{port}")]}});
+        lab.create("started", with(json!({"postStart": {"exec": {"command": ["ls"]}}}))).await;
+        // It is told to end: perhaps before it knows how to do that well.
+        lab.pod("started", "the failed hook ends it", |pod| {
+            matches!(pod.status.as_ref()?.phase.as_deref()?, "Succeeded" | "Failed").then_some(())
+        })
+        .await;
+        lab.create("stopped", with(json!({"preStop": here(9)}))).await;
+        lab.create("slept", with(json!({"preStop": {"sleep": {"seconds": 1}}}))).await;
+        for name in ["stopped", "slept"] {
+            lab.ready(name).await;
+            lab.pods().delete(name, &DeleteParams::default()).await.unwrap();
+            lab.gone(name).await;
+        }
+        let events: Api<Event> = Api::namespaced(lab.client.clone(), "default");
+        let told = eventually("both failures are told", || async {
+            let list = events.list(&kube::api::ListParams::default()).await.unwrap();
+            let hooks =
+                list.items.into_iter().filter(|event| event.reason.iter().any(|r| r.ends_with("Hook")));
+            let told: BTreeMap<_, _> = hooks
+                .map(|e| (e.involved_object.name.unwrap(), (e.reason.unwrap(), e.message.unwrap())))
+                .collect();
+            (told.len() >= 2).then_some(told)
+        })
+        .await;
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["started", "stopped"]);
+        let (reason, message) = &told["started"];
+        assert!(reason == "FailedPostStartHook" && message.contains("can execute only /probe"), "{message}");
+        assert_eq!(told["stopped"].0, "FailedPreStopHook");
+    });
+}
+
+#[test]
 fn jobs_init_containers_environment_volumes_and_probes() {
     in_namespace(|| async {
         let lab = Lab::new("whole").await;

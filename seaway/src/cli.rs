@@ -7,8 +7,10 @@ use std::sync::LazyLock;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use seaway_node::ProxyMode;
+use tracing_subscriber::EnvFilter;
 
 pub use self::proxy::Proxy;
+use crate::cluster::spec::check_name;
 use crate::place::Place;
 
 mod proxy;
@@ -18,7 +20,7 @@ mod proxy;
 #[command(name = "seaway", version, about, max_term_width = 110, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to log, e.g. `debug` or `warn,seaway_proxy=debug`
-    #[arg(long, global = true, env = "SEAWAY_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "SEAWAY_LOG", value_name = "FILTER", value_parser = log_filter)]
     pub log: Option<String>,
     #[command(subcommand)]
     pub command: Command,
@@ -34,6 +36,20 @@ static PROXY_MODES: LazyLock<String> = LazyLock::new(|| {
     let names: Vec<&str> = ProxyMode::NAMES.iter().map(|(name, _)| *name).collect();
     format!("The service proxy's backend: {}", names.join(", "))
 });
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    check_name(text).map_err(|error| error.to_string()).map(|()| text.to_owned())
+}
+
+fn cidr(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| {
+        "want an address and the length of its prefix, such as 10.244.0.0/16 or fd00::/56".into()
+    })
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map_err(|error| error.to_string()).map(|_| text.to_owned())
+}
 
 fn proxy_mode(text: &str) -> Result<ProxyMode, String> {
     text.parse()
@@ -114,7 +130,7 @@ pub const STATES: &str = "/var/lib/seaway/clusters";
 #[derive(Debug, Clone, Args)]
 pub struct Which {
     /// The cluster's name
-    #[arg(long, default_value = "seaway")]
+    #[arg(long, default_value = "seaway", value_parser = cluster_name)]
     pub name: String,
     /// Where clusters keep their state
     #[arg(long, default_value = STATES, env = "SEAWAY_STATE_DIR", value_name = "DIR")]
@@ -136,10 +152,10 @@ pub struct Up {
     #[arg(long)]
     pub detach: bool,
     /// Pod addresses, one range per address family
-    #[arg(long = "pod-cidr", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long = "pod-cidr", value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     pub pod_cidrs: Vec<IpNet>,
     /// Service addresses, one range per address family
-    #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long = "service-cidr", value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     pub service_cidrs: Vec<IpNet>,
     /// How pod packets travel between nodes
     #[arg(long, value_enum, default_value_t = OverlayKind::None)]
@@ -238,13 +254,13 @@ pub struct Server {
     #[arg(long, value_name = "NAME")]
     pub san: Vec<String>,
     /// Service addresses, one range per address family
-    #[arg(long, value_name = "CIDR", default_values = ["10.96.0.0/16", "fd00:10:96::/112"], value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", default_values = ["10.96.0.0/16", "fd00:10:96::/112"], value_delimiter = ',', value_parser = cidr)]
     pub service_cidr: Vec<IpNet>,
     /// Pod addresses, one range per address family
-    #[arg(long, value_name = "CIDR", default_values = ["10.244.0.0/16", "fd00:10:244::/56"], value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", default_values = ["10.244.0.0/16", "fd00:10:244::/56"], value_delimiter = ',', value_parser = cidr)]
     pub cluster_cidr: Vec<IpNet>,
     /// Addresses for LoadBalancer Services
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     pub load_balancer_pool: Vec<IpNet>,
     /// Ports for NodePort Services
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767")]
@@ -341,7 +357,7 @@ pub struct Node {
     #[arg(long, value_name = "FILE")]
     pub dns_config: Option<PathBuf>,
     /// Ranges of Service addresses, whose reverse names are answered for
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112", value_parser = cidr)]
     pub service_cidr: Vec<IpNet>,
     /// topology.kubernetes.io/zone
     #[arg(long)]
@@ -368,7 +384,7 @@ pub struct Dns {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Ranges of Service addresses, whose reverse names are answered for
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112", value_parser = cidr)]
     pub service_cidr: Vec<IpNet>,
     /// Walk the search path for pods (watches every pod of the cluster)
     #[arg(long)]
@@ -376,4 +392,27 @@ pub struct Dns {
     /// Where to serve /health, /ready and /metrics
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_refused_by_every_command() {
+        for command in ["up", "down", "check", "status", "services"] {
+            for name in ["", "..", "x/../y", "/etc", "-x", "a.b"] {
+                let flag = format!("--name={name}");
+                assert!(Cli::try_parse_from(["seaway", command, &flag]).is_err(), "{command} {flag}");
+            }
+            assert!(Cli::try_parse_from(["seaway", command, "--name=blue-2"]).is_ok(), "{command}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_is_none_is_told_what_one_looks_like() {
+        let error =
+            Cli::try_parse_from(["seaway", "up", "--pod-cidr", "10.0.0.0/33"]).unwrap_err().to_string();
+        assert!(error.contains("such as 10.244.0.0/16"), "{error}");
+    }
 }

@@ -4,6 +4,7 @@
 //! links inside them, one cgroup subtree with every process, one bpffs directory, one state directory. `down` needs
 //! nothing but the name to find them all, whatever crashed before.
 
+pub mod bpffs;
 pub mod bringup;
 pub mod component;
 pub mod demo;

@@ -176,6 +176,28 @@ impl Allocations {
         check(&self.load_balancer_ips, &ip, key, in_range)
     }
 
+    /// Why the Service at `key` gets no load balancer address of the family, or not the one that it wants.
+    pub(crate) fn why_no_load_balancer_ip(&self, key: &str, wanted: Option<IpAddr>, ipv4: bool) -> String {
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        let pools = self.pools.iter().filter(|pool| pool.is_ipv4() == ipv4);
+        let pools: Vec<String> = pools.map(|pool| pool.net().to_string()).collect();
+        if pools.is_empty() {
+            return format!("there is no pool of {family} addresses");
+        }
+        let pools = pools.join(", ");
+        match wanted.map(|ip| (ip, self.check_load_balancer_ip(key, ip))) {
+            Some((ip, Err(Refusal::OutOfRange))) => format!("{ip} is in none of the pools ({pools})"),
+            Some((ip, Err(Refusal::Taken))) => {
+                let holder =
+                    self.load_balancer_ips.get(&ip).map(|holder| holder.rsplit('/').take(2).collect());
+                let mut holder: Vec<&str> = holder.unwrap_or_default();
+                holder.reverse();
+                format!("{ip} is taken by the Service {}", holder.join("/"))
+            }
+            _ => format!("no {family} address is free in the pools ({pools})"),
+        }
+    }
+
     pub(crate) fn check_port(&self, key: &str, port: u16) -> Result<(), Refusal> {
         check(&self.taken_ports, &port, key, self.ports.contains(&port))
     }

@@ -7,6 +7,7 @@ use hyper::body::Incoming;
 use seaway_kinds::{
     ApiError, Kind, Registry,
     decode::BodyType,
+    managed::Writer,
     path::{self, ResourcePath},
 };
 use seaway_store::Store;
@@ -23,8 +24,11 @@ use crate::{
     node_client::NodeClient,
     query::Query,
     response::{self, ApiResult},
-    scale, services, watch, write,
+    review, scale, services, watch, write,
 };
+
+/// The name of a field manager may be this long.
+const MANAGER_MAX: usize = 128;
 
 /// Everything that handlers share.
 pub(crate) struct Api {
@@ -66,6 +70,18 @@ impl Call<'_> {
 
     pub(crate) fn header(&self, name: header::HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Who writes: the `fieldManager` of the request, else what its `User-Agent` begins with, else the user.
+    pub(crate) fn writer(&self) -> Writer<'_> {
+        let agent =
+            || self.header(header::USER_AGENT).unwrap_or_default().split('/').next().unwrap_or_default();
+        let named = self.query.get("fieldManager").filter(|name| !name.is_empty());
+        let manager = Some(named.unwrap_or_else(agent)).filter(|name| !name.is_empty());
+        let manager = manager.unwrap_or(&self.identity.user);
+        let manager = manager.get(..MANAGER_MAX).unwrap_or(manager);
+        let subresource = self.path.subresource.unwrap_or_default();
+        Writer { manager, subresource, now: jiff::Timestamp::now() }
     }
 
     pub(crate) fn negotiate(
@@ -110,7 +126,8 @@ pub(crate) async fn handle(
         None => api.documents.answer(&api, &identity, &parts, path),
         Some(resource) => match find(&api, resource) {
             None if identity.is_anonymous() => Err(ApiError::unauthorized()),
-            None => Err(ApiError::no_such_resource()),
+            None if resource.group == CRD_GROUP && parts.method == Method::GET => no_definitions(resource),
+            None => Err(no_such_resource(&api, resource)),
             Some(kind) => {
                 let call = Call {
                     api: &api,
@@ -160,6 +177,35 @@ fn percent_decoded(path: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// What kubectl's commands ask for that reach into a pod.
+const INTO_PODS: [&str; 5] = ["exec", "attach", "portforward", "proxy", "ephemeralcontainers"];
+
+/// The group in which kubectl looks for kinds that nobody told it of.
+const CRD_GROUP: &str = "apiextensions.k8s.io";
+
+/// There are no custom kinds here. kubectl asks before it says that a kind is unknown, and says something else when the
+/// answer is that there is no such question.
+fn no_definitions(path: &ResourcePath<'_>) -> ApiResult {
+    if path.resource != "customresourcedefinitions" || path.name.is_some() {
+        return Err(ApiError::no_such_resource());
+    }
+    let list = serde_json::json!({
+        "kind": "CustomResourceDefinitionList", "apiVersion": format!("{CRD_GROUP}/{}", path.version),
+        "metadata": {}, "items": [],
+    });
+    response::value(200, seaway_kinds::negotiate::Encoding::Json, &list)
+}
+
+/// Not found; what people expect of a pod and this server does not have is said in so many words.
+fn no_such_resource(api: &Api, path: &ResourcePath<'_>) -> ApiError {
+    let pods = path.resource == "pods" && path.group.is_empty();
+    let asked = path.subresource.filter(|name| pods && INTO_PODS.contains(name));
+    let kind = asked.and_then(|_| api.registry.resource(path.group, path.version, path.resource));
+    let (Some(asked), Some(kind)) = (asked, kind) else { return ApiError::no_such_resource() };
+    let why = format!("{asked} is not supported: this API server does not reach into pods, except for logs");
+    ApiError { message: why, ..ApiError::method_not_allowed(kind, asked) }
+}
+
 fn find(api: &Api, path: &ResourcePath<'_>) -> Option<Arc<Kind>> {
     let kind = api.registry.resource(path.group, path.version, path.resource)?;
     if path.subresource.is_some_and(|name| kind.subresource(name).is_none()) {
@@ -207,6 +253,9 @@ async fn dispatch(call: &Call<'_>, verb: &'static str, body: &mut Incoming) -> A
         namespace: call.namespace().unwrap_or_default(),
         name: call.name(),
     };
+    if !call.kind.is_stored() {
+        return review::create(call, &body::read(body).await?);
+    }
     if !call.identity.may(&attributes) {
         return Err(auth::forbidden(call.identity, call.kind, &attributes));
     }

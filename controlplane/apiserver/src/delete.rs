@@ -19,6 +19,8 @@ use crate::{
 const ATTEMPTS: usize = 256;
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
+/// Namespaces without which a cluster is none.
+const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 /// What becomes of the objects that the deleted one owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +131,9 @@ async fn delete_one(
     options: &Options,
 ) -> Result<(Value, bool), ApiError> {
     let (api, kind) = (call.api, call.kind);
+    if kind.plural == "namespaces" && IMMORTAL.contains(&name) {
+        return Err(ApiError::forbidden(kind, name, "this namespace may not be deleted"));
+    }
     for _ in 0..ATTEMPTS {
         let entry = list::entry(api, kind, key, name).await?;
         let old = objects::shown(kind, &entry.value)?;
@@ -262,15 +267,13 @@ pub(crate) async fn delete_collection(call: &Call<'_>, body: &[u8]) -> ApiResult
     let mut items = Vec::with_capacity(listed.entries.len());
     for entry in listed.entries {
         match delete_one(call, &entry.key, objects::name_of(&entry), &options).await {
-            Ok((object, _)) => items.push(object),
+            Ok((object, _)) => items.push(list::json_bytes(&object)),
             // Somebody else was faster.
             Err(error) if error.code == 404 => {}
             Err(error) => return Err(error),
         }
     }
-    let list = json!({
-        "kind": format!("{}List", call.kind.kind), "apiVersion": call.kind.api_version(),
-        "metadata": {"resourceVersion": call.api.store.revision().to_string()}, "items": items,
-    });
-    response::value(200, encoding, &list)
+    let metadata = json!({"resourceVersion": call.api.store.revision().to_string()});
+    let list = list::list_of(&call.kind.kind, &call.kind.api_version(), &metadata, items.into_iter())?;
+    response::json(200, encoding, list)
 }

@@ -66,10 +66,13 @@ impl Documents {
             "/version" => response::value(200, negotiate::Encoding::Json, &version()),
             "/metrics" => self.metrics(api),
             "/api" | "/apis" => self.discovery_root(api, request, path),
-            "" => self.document(request, "application/json", path, || Some(paths(api))),
+            "/openapi/v2" => self.openapi_v2(api, request, path),
+            "" => self.document(request, "application/json", path, || json_bytes(&paths(api))),
             _ => match health_check(path) {
                 Some(check) => self.health(api, request, path, check),
-                None => self.document(request, "application/json", path, || Self::find(api, path)),
+                None => {
+                    self.document(request, "application/json", path, || json_bytes(&Self::find(api, path)?))
+                }
             },
         }
     }
@@ -92,7 +95,7 @@ impl Documents {
         let output = negotiate::negotiate_discovery(accept);
         let name = format!("{path} {}", output.content_type());
         let mut response = self.document(request, &output.content_type(), &name, || {
-            Some(match (path, output) {
+            json_bytes(&match (path, output) {
                 ("/api", DiscoveryOutput::Legacy) => discovery::api_versions(&self.address),
                 ("/api", DiscoveryOutput::Aggregated(version)) => {
                     discovery::aggregated_core(&api.registry, version)
@@ -107,19 +110,34 @@ impl Documents {
         Ok(response)
     }
 
+    /// As protobuf to whom asks for it, as JSON to people.
+    fn openapi_v2(&self, api: &Api, request: &Parts, path: &str) -> ApiResult {
+        let accept = request.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        let mut response = if negotiate::wants_openapi_protobuf(accept)? {
+            let name = format!("{path} protobuf");
+            self.document(request, openapi::v2::PROTOBUF_ANSWER, &name, || {
+                Some(openapi::v2::protobuf(&api.registry))
+            })
+        } else {
+            self.document(request, "application/json", path, || json_bytes(&openapi::v2::json(&api.registry)))
+        }?;
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+        Ok(response)
+    }
+
     /// A document with an ETag, or 304 for who has it already.
     fn document(
         &self,
         request: &Parts,
         content_type: &str,
         name: &str,
-        content: impl FnOnce() -> Option<Value>,
+        content: impl FnOnce() -> Option<Vec<u8>>,
     ) -> ApiResult {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let document = if let Some(document) = made.get(name) {
             document.clone()
         } else {
-            let document = Document::of(&content().ok_or_else(ApiError::no_such_resource)?)?;
+            let document = Document::of(content().ok_or_else(ApiError::no_such_resource)?)?;
             made.insert(name.to_owned(), document.clone());
             document
         };
@@ -207,14 +225,19 @@ fn health_text(
 }
 
 impl Document {
-    fn of(value: &Value) -> Result<Self, ApiError> {
-        let content = Bytes::from(serde_json::to_vec(value).map_err(ApiError::internal)?);
+    fn of(content: Vec<u8>) -> Result<Self, ApiError> {
+        let content = Bytes::from(content);
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
         let etag =
             HeaderValue::try_from(format!("\"{:016X}\"", hasher.finish())).map_err(ApiError::internal)?;
         Ok(Self { content, etag })
     }
+}
+
+fn json_bytes(value: &Value) -> Option<Vec<u8>> {
+    // Writing JSON into memory does not fail.
+    serde_json::to_vec(value).ok()
 }
 
 fn version() -> Value {
@@ -239,7 +262,7 @@ fn paths(api: &Api) -> Value {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
     }
-    let more = ["/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"];
+    let more = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
     paths.extend(more.map(str::to_owned));
     json!({"paths": paths})
 }

@@ -1,16 +1,43 @@
-//! Events are news: after an hour they go, so that a long-running cluster does not fill its store with them.
+//! Events: those that the server itself has to tell, and the end of all of them. They are news: after an hour they go, so
+//! that a long-running cluster does not fill its store with them.
 
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use seaway_kinds::{ApiError, CreateContext};
 use seaway_store::{Expect, ListOptions, Store as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::Api, objects};
+use crate::{api::Api, objects, write};
 
 const KEPT: SignedDuration = SignedDuration::from_hours(1);
 const SWEEP: Duration = Duration::from_secs(5 * 60);
+
+/// Who says it.
+const COMPONENT: &str = "seaway-apiserver";
+
+/// Records a warning about an object that lives in a namespace.
+pub(crate) async fn warn(api: &Api, about: &Value, reason: &str, message: &str) -> Result<(), ApiError> {
+    let Some(kind) = api.registry.resource("", "v1", "events") else { return Ok(()) };
+    let now = Timestamp::now();
+    let (namespace, name) = (objects::meta(about, "namespace"), objects::meta(about, "name"));
+    let time = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let event = json!({
+        "metadata": {"name": format!("{name}.{:016x}", now.as_nanosecond())},
+        "involvedObject": {
+            "apiVersion": about["apiVersion"], "kind": about["kind"], "namespace": namespace, "name": name,
+            "uid": objects::meta(about, "uid"), "resourceVersion": objects::meta(about, "resourceVersion"),
+        },
+        "type": "Warning", "reason": reason, "message": message, "count": 1,
+        "firstTimestamp": time, "lastTimestamp": time,
+        "source": {"component": COMPONENT}, "reportingComponent": COMPONENT, "reportingInstance": "",
+    });
+    let uid = uuid::Uuid::new_v4().to_string();
+    let context = CreateContext { namespace: Some(namespace), uid: &uid, suffix: "", now };
+    let mut prepared = kind.prepare_create(event, &context)?;
+    write::insert(api, kind, Some(namespace), &mut prepared, false).await.map(drop)
+}
 
 /// Removes old Events until `shutdown`.
 pub(crate) async fn expire(api: Arc<Api>, shutdown: CancellationToken) {

@@ -24,6 +24,7 @@ mod pending;
 pub mod pki;
 mod query;
 mod response;
+mod review;
 mod scale;
 mod server;
 mod services;

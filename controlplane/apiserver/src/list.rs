@@ -120,45 +120,47 @@ pub(crate) async fn list(call: &Call<'_>) -> ApiResult {
     let selection = Selection::parse(call.kind, call.query)?;
     let listed = select(call, &query, &selection).await?;
     let metadata = listed.metadata();
-    if output == Output::Object {
-        let content = list_bytes(call.kind, &listed.entries, &metadata)?;
-        return response::json(200, encoding, content);
-    }
-    let objects: Vec<Value> = listed
-        .entries
-        .iter()
-        .map(|entry| objects::shown(call.kind, &entry.value))
-        .collect::<Result<_, _>>()?;
-    let shown = match output {
-        Output::Table(version) => {
-            table::render(call.kind, &objects, metadata, &table_options(call, version)?)
+    let shown = |entry: &Arc<Entry>| objects::shown(call.kind, &entry.value);
+    let content = match output {
+        Output::Object => {
+            let items = listed.entries.iter().map(|entry| objects::shown_bytes(call.kind, &entry.value));
+            list_of(&call.kind.kind, &call.kind.api_version(), &metadata, items)?
         }
         Output::Metadata(version) => {
-            let items = objects.iter().map(|object| partial::metadata(object, version)).collect();
-            partial::list(items, metadata, version)
+            // One at a time: a parsed object takes many times the memory of its text.
+            let items =
+                listed.entries.iter().map(|entry| json_bytes(&partial::metadata(&shown(entry)?, version)));
+            list_of(partial::KIND, &partial::api_version(version), &metadata, items)?
         }
-        Output::Object => Value::Null,
+        Output::Table(version) => {
+            let objects: Vec<Value> = listed.entries.iter().map(shown).collect::<Result<_, _>>()?;
+            let table = table::render(call.kind, &objects, metadata, &table_options(call, version)?);
+            return response::value(200, encoding, &table);
+        }
     };
-    response::value(200, encoding, &shown)
+    response::json(200, encoding, content)
 }
 
-/// The list object around entries that are JSON already.
-fn list_bytes(kind: &Kind, entries: &[Arc<Entry>], metadata: &Value) -> Result<Bytes, ApiError> {
-    let size: usize = entries.iter().map(|entry| entry.value.len() + 1).sum();
-    let mut bytes = BytesMut::with_capacity(size + 256);
-    bytes.put(
-        format!(
-            r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
-            kind.kind,
-            kind.api_version()
-        )
-        .as_bytes(),
-    );
-    for (at, entry) in entries.iter().enumerate() {
+/// A value as JSON.
+pub(crate) fn json_bytes(value: &Value) -> Result<Bytes, ApiError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(ApiError::internal)
+}
+
+/// The list object around items that are JSON already.
+pub(crate) fn list_of(
+    kind: &str,
+    api_version: &str,
+    metadata: &Value,
+    items: impl Iterator<Item = Result<Bytes, ApiError>>,
+) -> Result<Bytes, ApiError> {
+    let head =
+        format!(r#"{{"kind":"{kind}List","apiVersion":"{api_version}","metadata":{metadata},"items":["#);
+    let mut bytes = BytesMut::from(head.as_bytes());
+    for (at, item) in items.enumerate() {
         if at > 0 {
             bytes.put_u8(b',');
         }
-        bytes.put(objects::shown_bytes(kind, &entry.value)?);
+        bytes.put(item?);
     }
     bytes.put(&b"]}"[..]);
     Ok(bytes.freeze())

@@ -346,5 +346,9 @@ pub fn write_secret(path: &Path, content: &str) -> Result<(), PkiError> {
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
-    write().map_err(|source| PkiError::File { action: "write", path: path.to_owned(), source })
+    write().map_err(|source| {
+        // What there is of it helps nobody, and may be all that fits on the disk.
+        drop(fs::remove_file(&temporary));
+        PkiError::File { action: "write", path: path.to_owned(), source }
+    })
 }

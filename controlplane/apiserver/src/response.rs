@@ -49,7 +49,8 @@ pub(crate) fn text(code: u16, content: impl Into<Bytes>) -> Response<Body> {
 pub(crate) fn error(error: &ApiError) -> Response<Body> {
     let mut status = error.status();
     // The token for going on with an expired list belongs into the Status' own metadata.
-    if let Some(token) = status["details"].as_object_mut().and_then(|details| details.remove("continue")) {
+    let details = status.get_mut("details").and_then(Value::as_object_mut);
+    if let Some(token) = details.and_then(|details| details.remove("continue")) {
         status["metadata"]["continue"] = token;
     }
     let content = serde_json::to_vec(&status).unwrap_or_default();

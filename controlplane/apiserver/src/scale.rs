@@ -34,7 +34,8 @@ pub(crate) async fn write(call: &Call<'_>, verb: &str, body: &[u8]) -> ApiResult
             return Err(ApiError::modified(call.kind, call.name()));
         }
         let scaled = scale::write(&old, &wanted)?;
-        let prepared = call.kind.prepare_update(scaled, &old, Timestamp::now())?;
+        let mut prepared = call.kind.prepare_update(scaled, &old, Timestamp::now())?;
+        write::own(call, &old, &mut prepared, None, None);
         match write::store_change(call, &entry, &old, prepared).await? {
             Outcome::Raced => {}
             Outcome::Stored(value) => {

@@ -1,6 +1,11 @@
 //! Starts and stops the server: certificates, store, what must be there, then connections until told to stop.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{Method, Request, Response, body::Incoming};
 use hyper_util::{
@@ -44,7 +49,7 @@ const STREAMS: u32 = 2000;
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Keys or certificates.
-    #[error("cannot prepare the certificates: {0}")]
+    #[error("cannot prepare the certificates")]
     Pki(#[from] PkiError),
     /// The TLS library refuses the certificates.
     #[error("cannot use the certificates")]
@@ -53,10 +58,10 @@ pub enum ServerError {
     #[error("cannot verify client certificates")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
     /// The store cannot be opened.
-    #[error("cannot open the store: {0}")]
+    #[error("cannot open the store")]
     Store(#[from] StoreError),
     /// What must be there at the start cannot be made.
-    #[error("cannot prepare the cluster: {0}")]
+    #[error("cannot prepare the cluster")]
     Bootstrap(#[source] ApiError),
     /// A listener cannot be used.
     #[error("cannot listen on {address}")]
@@ -102,7 +107,7 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
     drop(engine);
     prepare(&api, &config).await.map_err(ServerError::Bootstrap)?;
     let admin = pki.kubeconfig(&server_url, "kubernetes-admin", &[MASTERS])?;
-    pki::write_secret(&data_dir.join("admin.kubeconfig"), &admin)?;
+    keep_admin(&data_dir.join("admin.kubeconfig"), &admin)?;
 
     let tasks = TaskTracker::new();
     for listener in config.listeners {
@@ -119,6 +124,19 @@ pub async fn run(config: ServerConfig, shutdown: CancellationToken) -> Result<()
         tracing::warn!(timeout = ?config.drain_timeout, "some requests did not finish in time");
     }
     Ok(())
+}
+
+/// Writes the administrator's kubeconfig. On a full disk the one of an earlier run does as well: the server must start, or
+/// nobody can make room through it.
+fn keep_admin(path: &Path, kubeconfig: &str) -> Result<(), PkiError> {
+    match pki::write_secret(path, kubeconfig) {
+        Err(error) if path.exists() => {
+            let path = path.display();
+            tracing::warn!(error = &error as &dyn std::error::Error, %path, "the file of an earlier run stays");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 async fn open_store(dir: PathBuf, history_events: usize) -> Result<Engine, StoreError> {
@@ -279,4 +297,22 @@ fn http_builder() -> Builder<TokioExecutor> {
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_room_for_a_new_kubeconfig_the_old_one_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.kubeconfig");
+        keep_admin(&path, "first").unwrap();
+        // A directory is in the way of the new file.
+        std::fs::create_dir(dir.path().join("admin.kubeconfig.tmp")).unwrap();
+        keep_admin(&path, "second").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
+        std::fs::remove_file(&path).unwrap();
+        assert!(keep_admin(&path, "third").is_err());
+    }
 }

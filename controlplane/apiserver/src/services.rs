@@ -16,7 +16,7 @@ use crate::{
 /// The allocations behind their lock.
 pub(crate) struct Services {
     allocations: Arc<Mutex<Allocations>>,
-    freed: Arc<Notify>,
+    unsettled: Arc<Notify>,
 }
 
 /// What a write will hold once it has succeeded. Dropped without [`Claim::confirm`], nothing changes.
@@ -27,7 +27,9 @@ struct Pending {
     allocations: OwnedMutexGuard<Allocations>,
     key: String,
     claims: Claims,
-    freed: Arc<Notify>,
+    /// The Service does not get every load balancer address that it waits for.
+    waits: bool,
+    unsettled: Arc<Notify>,
 }
 
 impl Claim {
@@ -35,8 +37,9 @@ impl Claim {
     pub(crate) fn confirm(&mut self) {
         if let Some(mut pending) = self.0.take() {
             let held = pending.allocations.held(&pending.key).map(|held| &held.load_balancer_ips);
-            if held.is_some_and(|held| !held.is_subset(&pending.claims.load_balancer_ips)) {
-                pending.freed.notify_one();
+            let frees = held.is_some_and(|held| !held.is_subset(&pending.claims.load_balancer_ips));
+            if frees || pending.waits {
+                pending.unsettled.notify_one();
             }
             for double in pending.allocations.set(&pending.key, pending.claims) {
                 tracing::error!(double, "an address is held twice");
@@ -51,7 +54,7 @@ fn is_service(kind: &Kind) -> bool {
 
 impl Services {
     pub(crate) fn new(allocations: Allocations) -> Self {
-        Self { allocations: Arc::new(Mutex::new(allocations)), freed: Arc::new(Notify::new()) }
+        Self { allocations: Arc::new(Mutex::new(allocations)), unsettled: Arc::new(Notify::new()) }
     }
 
     /// Takes what the stored Services hold. Called once, before anything is served.
@@ -68,9 +71,29 @@ impl Services {
         Ok(())
     }
 
-    /// Returns when a load balancer address has been given back since it last returned.
-    pub(crate) async fn freed(&self) {
-        self.freed.notified().await;
+    /// Returns when, since it last returned, a load balancer address was given back or a Service did not get one.
+    pub(crate) async fn unsettled(&self) {
+        self.unsettled.notified().await;
+    }
+
+    /// Why the Service at `key` still waits for a load balancer address; `None` when it does not, or when there are no
+    /// pools and somebody else may give it one.
+    pub(crate) async fn why_pending(&self, key: &str, service: &Value) -> Option<String> {
+        let allocations = self.allocations.lock().await;
+        if allocations.pools.is_empty() || !is_pending(service) {
+            return None;
+        }
+        let given = claims_of(service).load_balancer_ips;
+        let missing = strings(&service["spec"]["ipFamilies"]);
+        let missing = missing.iter().map(|family| family == "IPv4");
+        let missing = missing.filter(|ipv4| !given.iter().any(|ip| ip.is_ipv4() == *ipv4));
+        let wanted: Option<IpAddr> =
+            service["spec"]["loadBalancerIP"].as_str().and_then(|ip| ip.parse().ok());
+        let whys = missing.map(|ipv4| {
+            let wanted = wanted.filter(|ip| ip.is_ipv4() == ipv4);
+            allocations.why_no_load_balancer_ip(key, wanted, ipv4)
+        });
+        Some(whys.collect::<Vec<_>>().join("; "))
     }
 
     /// The first address of each service range: that of Service `default/kubernetes`.
@@ -94,6 +117,7 @@ impl Services {
         let mut planner =
             Planner { allocations: &mut allocations, key, old, errors: &mut errors, full: None };
         let claims = planner.plan(object);
+        let waits = is_pending(object);
         let full = planner.full.take();
         let errors = errors.into_vec();
         if !errors.is_empty() {
@@ -102,7 +126,8 @@ impl Services {
         if let Some(what) = full {
             return Err(ApiError::internal(format!("failed to allocate {what}: range is full")));
         }
-        Ok(Claim(Some(Pending { allocations, key: key.to_owned(), claims, freed: Arc::clone(&self.freed) })))
+        let (key, unsettled) = (key.to_owned(), Arc::clone(&self.unsettled));
+        Ok(Claim(Some(Pending { allocations, key, claims, waits, unsettled })))
     }
 
     /// Gives back what the Service at `key` holds, once it is confirmed that it is gone.
@@ -111,8 +136,8 @@ impl Services {
             return Claim(None);
         }
         let allocations = Arc::clone(&self.allocations).lock_owned().await;
-        let (key, freed) = (key.to_owned(), Arc::clone(&self.freed));
-        Claim(Some(Pending { allocations, key, claims: Claims::default(), freed }))
+        let (key, unsettled) = (key.to_owned(), Arc::clone(&self.unsettled));
+        Claim(Some(Pending { allocations, key, claims: Claims::default(), waits: false, unsettled }))
     }
 }
 

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use http::header;
 use jiff::Timestamp;
 use seaway_kinds::{
-    ApiError, CreateContext, Decoded, Kind,
+    ApiError, CreateContext, Decoded, Kind, decode,
+    field::Errors,
+    managed,
     patch::{self, PatchType},
 };
 use seaway_store::{Entry, Store, StoreError};
@@ -27,20 +29,36 @@ const NAME_ATTEMPTS: usize = 8;
 /// POST.
 pub(crate) async fn create(call: &Call<'_>, body: &[u8]) -> ApiResult {
     let Decoded { object, warnings } = call.decode(&call.kind.body(), body)?;
-    create_object(call, object, warnings, 201).await
+    create_object(call, Decided { object, warnings, managed: None }).await
 }
 
-async fn create_object(call: &Call<'_>, object: Value, warnings: Vec<String>, code: u16) -> ApiResult {
+/// What a write makes of an object.
+pub(crate) struct Decided {
+    pub(crate) object: Value,
+    pub(crate) warnings: Vec<String>,
+    /// Who owns its fields then, where that is decided already; otherwise the writer gets what it changes.
+    pub(crate) managed: Option<Value>,
+}
+
+impl From<Decoded> for Decided {
+    fn from(decoded: Decoded) -> Self {
+        Self { object: decoded.object, warnings: decoded.warnings, managed: None }
+    }
+}
+
+async fn create_object(call: &Call<'_>, wanted: Decided) -> ApiResult {
     let (output, encoding) = call.negotiate()?;
     let dry_run = call.query.dry_run()?;
+    let Decided { object, warnings, managed } = wanted;
     for attempt in 1.. {
         let mut prepared = prepare_new(call, object.clone()).await?;
+        own(call, &Value::Null, &mut prepared, object["metadata"].get("managedFields"), managed.as_ref());
         let name = objects::meta(&prepared, "name").to_owned();
         match insert(call.api, call.kind, call.namespace(), &mut prepared, dry_run).await {
             Ok(entry) => {
                 let mut response = match entry {
-                    Some(entry) => list::one(call, output, encoding, code, &entry.value)?,
-                    None => list::value_as(call, output, encoding, code, &prepared)?,
+                    Some(entry) => list::one(call, output, encoding, 201, &entry.value)?,
+                    None => list::value_as(call, output, encoding, 201, &prepared)?,
                 };
                 response::warn(&mut response, &warnings);
                 return Ok(response);
@@ -69,6 +87,26 @@ async fn prepare_new(call: &Call<'_>, object: Value) -> Result<Value, ApiError> 
         check_namespace(call.api, call.kind, namespace, objects::meta(&prepared, "name")).await?;
     }
     Ok(prepared)
+}
+
+/// Says in `new` who owns its fields, now that it is made out of `old`.
+pub(crate) fn own(
+    call: &Call<'_>,
+    old: &Value,
+    new: &mut Value,
+    requested: Option<&Value>,
+    decided: Option<&Value>,
+) {
+    let managed = match decided {
+        Some(decided) => decided.clone(),
+        None => managed::updated(call.kind, old, new, requested, call.writer()),
+    };
+    let Some(metadata) = new["metadata"].as_object_mut() else { return };
+    if managed.as_array().is_some_and(|list| !list.is_empty()) {
+        metadata.insert("managedFields".to_owned(), managed);
+    } else {
+        metadata.remove("managedFields");
+    }
 }
 
 /// Five random characters without vowels, so that they make no words.
@@ -135,39 +173,81 @@ pub(crate) async fn update(call: &Call<'_>, body: &[u8]) -> ApiResult {
             format!("the name of the object ({name}) does not match the name on the URL ({})", call.name());
         return Err(ApiError::bad_request(why));
     }
-    change(call, warnings, |_| Ok(Decoded { object: object.clone(), warnings: Vec::new() })).await
+    let decide = |_: &Value| Ok(Decided { object: object.clone(), warnings: Vec::new(), managed: None });
+    change(call, warnings, decide).await
 }
 
 /// PATCH of an object or of its status.
 pub(crate) async fn patch(call: &Call<'_>, body: &[u8]) -> ApiResult {
     let patch_type = PatchType::parse(call.header(header::CONTENT_TYPE))?;
     let validation = call.query.field_validation()?;
-    if patch_type != PatchType::Apply {
-        return change(call, Vec::new(), |old| patch::apply_to(call.kind, patch_type, old, body, validation))
-            .await;
+    if patch_type == PatchType::Apply {
+        return apply(call, body).await;
     }
-    let applied = yaml(body)?;
+    let decide =
+        |old: &Value| patch::apply_to(call.kind, patch_type, old, body, validation).map(Decided::from);
+    change(call, Vec::new(), decide).await
+}
+
+/// PATCH with the fields that an applier wants to own.
+async fn apply(call: &Call<'_>, body: &[u8]) -> ApiResult {
     if call.query.get("fieldManager").is_none() {
-        return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+        let mut errors = Errors::default();
+        errors.required("fieldManager", "is required for apply patch");
+        return Err(ApiError::invalid_as("meta.k8s.io", "PatchOptions", "", &errors.into_vec()));
     }
-    let warnings = vec!["server-side apply merges fields here without tracking who owns them".to_owned()];
+    let config = applied(call, body)?;
+    let force = call.query.flag("force");
+    let make = |old: &Value| {
+        let made = managed::apply(call.kind, old, &config.object, call.writer(), force)?;
+        let conformed = decode::conform(&call.kind.body(), made.object, decode::FieldValidation::Ignore)?;
+        Ok(Decided { object: conformed.object, warnings: Vec::new(), managed: Some(made.managed) })
+    };
     let exists = call.api.store.get(&call.key()).await.is_ok_and(|entry| entry.is_some());
     if !exists && call.path.subresource.is_none() {
-        let mut decoded = seaway_kinds::decode::conform(&call.kind.body(), applied, validation)?;
-        decoded.object["metadata"]["name"] = call.name().into();
-        decoded.warnings.extend(warnings);
-        return create_object(call, decoded.object, decoded.warnings, 201).await;
+        if !objects::meta(&config.object, "uid").is_empty() {
+            let why = "uid mismatch: the provided object specified a uid, and no existing object was found";
+            return Err(ApiError::conflict(call.kind, call.name(), why));
+        }
+        let created =
+            create_object(call, Decided { warnings: config.warnings.clone(), ..make(&Value::Null)? }).await;
+        match created {
+            // Somebody else made it in between.
+            Err(error) if error.reason == "AlreadyExists" => {}
+            other => return other,
+        }
     }
-    let merged = serde_json::to_vec(&applied).map_err(ApiError::internal)?;
-    change(call, warnings, |old| patch::apply_to(call.kind, PatchType::Strategic, old, &merged, validation))
-        .await
+    change(call, config.warnings.clone(), make).await
+}
+
+/// The body of an apply: an object that says what it is, and nothing about who owns what.
+fn applied(call: &Call<'_>, body: &[u8]) -> Result<Decoded, ApiError> {
+    let object = yaml(body)?;
+    for field in ["apiVersion", "kind"] {
+        if object[field].as_str().is_none_or(str::is_empty) {
+            return Err(ApiError::bad_request(format!("an apply patch must say its {field}")));
+        }
+    }
+    let mut config = decode::conform(&call.kind.body(), object, call.query.field_validation()?)?;
+    let metadata = &mut config.object["metadata"];
+    if metadata["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
+    let name = metadata["name"].as_str().unwrap_or_default();
+    if !name.is_empty() && name != call.name() {
+        let why =
+            format!("the name of the object ({name}) does not match the name on the URL ({})", call.name());
+        return Err(ApiError::bad_request(why));
+    }
+    metadata["name"] = call.name().into();
+    Ok(config)
 }
 
 /// Reads, decides and writes until nobody was in between. `decide` makes the wanted object out of the current one.
 pub(crate) async fn change(
     call: &Call<'_>,
     mut warnings: Vec<String>,
-    decide: impl Fn(&Value) -> Result<Decoded, ApiError>,
+    decide: impl Fn(&Value) -> Result<Decided, ApiError>,
 ) -> ApiResult {
     let (output, encoding) = call.negotiate()?;
     let key = call.key();
@@ -184,7 +264,7 @@ pub(crate) async fn change(
         if !uid.is_empty() && uid != objects::meta(&old, "uid") {
             return Err(ApiError::modified(call.kind, call.name()));
         }
-        match replace(call, &entry, &old, decided.object).await? {
+        match replace(call, &entry, &old, decided.object, decided.managed.as_ref()).await? {
             Outcome::Raced => {}
             Outcome::Stored(value) => {
                 warnings.extend(decided.warnings);
@@ -214,10 +294,12 @@ async fn replace(
     entry: &Arc<Entry>,
     old: &Value,
     mut new: Value,
+    managed: Option<&Value>,
 ) -> Result<Outcome, ApiError> {
     let (kind, now) = (call.kind, Timestamp::now());
     call.identity.check_write(kind, old)?;
-    let prepared = match call.path.subresource {
+    let requested = new["metadata"].get("managedFields").cloned();
+    let mut prepared = match call.path.subresource {
         Some("status") => kind.prepare_status_update(new, old, now)?,
         Some("finalize") => finalized(old, &new),
         _ => {
@@ -225,6 +307,7 @@ async fn replace(
             kind.prepare_update(new, old, now)?
         }
     };
+    own(call, old, &mut prepared, requested.as_ref(), managed);
     store_change(call, entry, old, prepared).await
 }
 

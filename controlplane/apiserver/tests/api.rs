@@ -387,7 +387,6 @@ async fn malformed_requests_get_a_status() {
         ("GET", "/api/v1/unicorns", "", b"".to_vec(), 404),
         ("GET", "/apis/example.com/v1/unicorns", "", b"".to_vec(), 404),
         ("GET", "/nothing/here", "", b"".to_vec(), 404),
-        ("GET", "/openapi/v2", "", b"".to_vec(), 404),
         ("PUT", "/api/v1/pods", json, b"{}".to_vec(), 405),
         ("DELETE", "/version", "", b"".to_vec(), 405),
     ];

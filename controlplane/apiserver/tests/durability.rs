@@ -96,6 +96,7 @@ async fn two_servers_do_not_share_a_directory() {
     let _child = ChildServer::start(dir.path(), free_address()).await;
     let config = server::config(dir.path(), TcpListener::bind("127.0.0.1:0").unwrap());
     let refused = seaway_apiserver::run(config, tokio_util::sync::CancellationToken::new()).await;
-    let message = refused.unwrap_err().to_string();
-    assert!(message.contains("in use by another server"), "{message}");
+    let error = refused.unwrap_err();
+    let why = std::error::Error::source(&error).unwrap().to_string();
+    assert!(why.contains("in use by another server"), "{error}: {why}");
 }

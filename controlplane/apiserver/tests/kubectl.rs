@@ -94,6 +94,12 @@ const WALK: &[(&str, &str)] = &[
     ("!-n nowhere create configmap c", "namespaces \"nowhere\" not found"),
     ("create configmap dry --from-literal=a=b --dry-run=server", "server dry run"),
     ("!get configmap dry", "not found"),
+    ("auth can-i create pods", "yes"),
+    ("auth whoami", "kubernetes-admin"),
+    ("explain deployment.spec.replicas --output=plaintext-openapiv2", "replicas <integer>"),
+    ("!exec p -- ls", "exec is not supported"),
+    ("!attach p", "attach is not supported"),
+    ("!delete namespace kube-system", "this namespace may not be deleted"),
     ("get events -A", "No resources found"),
     ("get --raw /readyz?verbose", "[+]store ok"),
     ("get --raw /metrics", "apiserver_request_total"),
@@ -121,6 +127,48 @@ async fn what_people_type() {
     }
 }
 
+/// The Deployment of [`MANIFEST`] alone.
+fn deployment(replicas: &str) -> String {
+    let found = MANIFEST.split("---").find(|part| part.contains("kind: Deployment")).unwrap();
+    found.replace("replicas: 2", replicas).replace("namespace: shop", "namespace: default")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_side_apply_knows_who_owns_what() {
+    let server = Server::start().await;
+    let apply = async |args: &str, manifest: &str| server.try_kubectl(args, manifest).await;
+    let (two, three) = (deployment("replicas: 2"), deployment("replicas: 3"));
+    let owners = "get deployment web -o jsonpath={range.metadata.managedFields[*]}{.manager}/{.operation}/{.subresource},{end}";
+    // From client-side to server-side apply without a conflict, as kubectl migrates it.
+    assert!(apply("apply -f -", &two).await.0);
+    let (ok, text) = apply("apply --server-side -f -", &three).await;
+    assert!(ok && text.contains("serverside-applied"), "{text}");
+    let text = server.kubectl(owners).await;
+    assert!(text.contains("kubectl/Apply/,") && !text.contains("kubectl-client-side-apply"), "{text}");
+    let text = server.kubectl("get deployment web -o yaml --show-managed-fields").await;
+    assert!(text.contains(r#"k:{"containerPort":8080,"protocol":"TCP"}:"#), "{text}");
+    assert!(!server.kubectl("get deployment web -o yaml").await.contains("managedFields"));
+    // What somebody else set since is not overwritten by accident, but by force.
+    server.kubectl("scale deployment web --replicas=5 --v=0").await;
+    let (ok, text) = apply("apply --server-side -f -", &three).await;
+    assert!(!ok && text.contains("Apply failed with 1 conflict: conflict with"), "{text}");
+    assert!(text.contains("with subresource \"scale\" using apps/v1: .spec.replicas"), "{text}");
+    assert!(apply("apply --server-side --force-conflicts -f -", &three).await.0);
+    assert_eq!(server.kubectl("get deployment web -o jsonpath={.spec.replicas}").await, "3");
+    // An applier of its own adds, and takes away again what it no longer says.
+    let labels = |labels: &str| {
+        format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web, labels: {{{labels}}}}}\n")
+    };
+    let other = "apply --server-side --field-manager=other -f -";
+    assert!(apply(other, &labels("tier: front, app: web")).await.0);
+    let shown = "get deployment web -o jsonpath={.metadata.labels}";
+    assert_eq!(server.kubectl(shown).await, r#"{"app":"web","tier":"front"}"#);
+    assert!(apply(other, &labels("")).await.0);
+    assert_eq!(server.kubectl(shown).await, r#"{"app":"web"}"#, "the other one owned app as well");
+    let (ok, text) = apply("apply --server-side --field-manager=third -f -", &labels("app: db")).await;
+    assert!(!ok && text.contains("conflict with \"kubectl\": .metadata.labels.app"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_follows() {
     let server = Server::start().await;
@@ -141,6 +189,18 @@ async fn a_watch_follows() {
     child.wait().unwrap();
     let words: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(words, ["ADDED", "MODIFIED", "DELETED"], "{lines:?}");
+}
+
+const UNKNOWN_KIND: &str =
+    "no matches for kind \"Foo\" in version \"example.com/v1\"\nensure CRDs are installed first";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_is_made_item_by_item() {
+    let server = Server::start().await;
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: one}}\n\
+                - {apiVersion: v1, kind: ConfigMap, metadata: {name: two}}\n";
+    let (ok, text) = server.try_kubectl("apply -f -", list).await;
+    assert!(ok && text == "configmap/one created\nconfigmap/two created\n", "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,6 +231,18 @@ async fn bad_input_is_refused_with_one_clear_sentence() {
             "create -f -",
             "kind: ConfigMap\napiVersion: v1\nmetadata: {name: c, namespace: nowhere}",
             "namespaces \"nowhere\" not found",
+        ),
+        ("apply -f -", "kind: Foo\napiVersion: example.com/v1\nmetadata: {name: x}", UNKNOWN_KIND),
+        ("create -f -", "kind: Foo\napiVersion: example.com/v1\nmetadata: {name: x}", UNKNOWN_KIND),
+        (
+            "apply --server-side -f -",
+            "kind: Foo\napiVersion: v1\nmetadata: {name: x}",
+            "no matches for kind \"Foo\"",
+        ),
+        (
+            "apply --server-side -f -",
+            "kind: ConfigMap\napiVersion: v1\nmetadata: {name: c, managedFields: [{manager: x, operation: Apply}]}",
+            "managedFields must be nil",
         ),
     ];
     for (args, manifest, wanted) in table {

@@ -9,7 +9,7 @@ mod server;
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Event, Service};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -106,6 +106,55 @@ async fn who_waits_for_a_load_balancer_address_gets_the_next_free_one() {
     };
     let given = tokio::time::timeout(Duration::from_secs(10), given).await.unwrap();
     assert_eq!(Some(given), address(&made[2]));
+}
+
+/// What the Service was told, once it was.
+async fn told(client: &kube::Client, name: &str) -> String {
+    let events: Api<Event> = Api::default_namespaced(client.clone());
+    let about = ListParams::default().fields(&format!("involvedObject.name={name},reason=AllocationFailed"));
+    let told = async {
+        loop {
+            match &events.list(&about).await.unwrap().items[..] {
+                [] => tokio::time::sleep(Duration::from_millis(5)).await,
+                [event] => return event.message.clone().unwrap_or_default(),
+                more => panic!("told {} times", more.len()),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), told).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_gets_no_address_is_told_why() {
+    let server = Server::start_with(|config| {
+        config.load_balancer_pools = vec!["192.0.2.8/32".parse().unwrap()];
+    })
+    .await;
+    let client = server.client().await;
+    let api: Api<Service> = Api::default_namespaced(client.clone());
+    let create = async |name: &str, more: Value| {
+        let mut spec = json!({"type": "LoadBalancer", "ports": [{"port": 80}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        api.create(&PostParams::default(), &service(name, spec)).await.unwrap();
+    };
+    create("first", json!({})).await;
+    create("late", json!({})).await;
+    create("wants", json!({"loadBalancerIP": "192.0.2.8"})).await;
+    create("far", json!({"loadBalancerIP": "203.0.113.1"})).await;
+    create("six", json!({"ipFamilies": ["IPv6"]})).await;
+    create("other", json!({"loadBalancerClass": "example.com/other"})).await;
+    for (name, why) in [
+        ("late", "no IPv4 address is free in the pools (192.0.2.8/32)"),
+        ("wants", "192.0.2.8 is taken by the Service default/first"),
+        ("far", "203.0.113.1 is in none of the pools (192.0.2.8/32)"),
+        ("six", "there is no pool of IPv6 addresses"),
+    ] {
+        let told = told(&client, name).await;
+        assert_eq!(told, format!("Failed to allocate a load balancer address: {why}"), "{name}");
+    }
+    // Somebody else's, and one that has all it wants: nothing is said.
+    let events: Api<Event> = Api::default_namespaced(client.clone());
+    assert_eq!(events.list(&ListParams::default()).await.unwrap().items.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

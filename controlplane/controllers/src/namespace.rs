@@ -1,23 +1,28 @@
-//! Empties namespaces that are being deleted, then lets them go.
+//! Empties namespaces that are being deleted, then lets them go; those that do not go say why.
 
+mod conditions;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PartialObjectMeta, PostParams};
-use kube::core::{ApiResource, discovery::Scope};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, Request, discovery::Scope};
 use kube::discovery::{Discovery, verbs};
 use seaway_client::{Informer, Key, Queue, WorkError, work};
 use tokio::task::JoinSet;
 
+use self::conditions::{Remaining, conditions, look_again};
 use crate::context::Context;
 
 /// What keeps a namespace until it is empty.
 const FINALIZER: &str = "kubernetes";
-/// How soon to look again while things in it are ending.
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
+/// A namespace that goes within this time does not say what it waits for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 struct Namespaces {
     context: Arc<Context>,
@@ -29,6 +34,38 @@ struct Namespaces {
 struct ContentKind {
     resource: ApiResource,
     collectively: bool,
+}
+
+/// What a namespace holds of one kind, as far as it matters here: whole metadata, with the owner of every field, take
+/// many times the memory.
+#[derive(Debug, serde::Deserialize)]
+struct Content {
+    items: Vec<Item>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Item {
+    metadata: ItemMeta,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ItemMeta {
+    name: String,
+    #[serde(default)]
+    finalizers: Vec<String>,
+    deletion_timestamp: Option<String>,
+}
+
+impl ContentKind {
+    fn remaining(&self, items: &[Item]) -> Remaining {
+        let mut finalizers = BTreeMap::new();
+        for name in items.iter().flat_map(|item| &item.metadata.finalizers) {
+            *finalizers.entry(name.clone()).or_default() += 1;
+        }
+        let resource = format!("{}.{}", self.resource.plural, self.resource.group);
+        Remaining { resource, count: items.len(), finalizers }
+    }
 }
 
 /// Starts the controller.
@@ -67,12 +104,15 @@ impl Namespaces {
         };
         let kinds = self.kinds().await?;
         let emptied = join_all(kinds.iter().map(|kind| self.empty(&key.name, kind))).await;
-        let mut left = 0;
-        for remaining in emptied {
-            left += remaining?;
-        }
-        if left > 0 {
-            return Ok(Some(LOOK_AGAIN));
+        let remaining = emptied.into_iter().collect::<Result<Vec<Remaining>, _>>()?;
+        if remaining.iter().any(|kind| kind.count > 0) {
+            let now = Timestamp::now();
+            let since = namespace.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
+            let age = now.duration_since(since).try_into().unwrap_or_default();
+            if age >= PATIENCE {
+                self.tell(&namespace, &remaining, now).await?;
+            }
+            return Ok(Some(look_again(age)));
         }
         self.finalize(&namespace).await.map(|()| None)
     }
@@ -102,36 +142,61 @@ impl Namespaces {
         Ok(kinds)
     }
 
+    /// Writes into the status what is left.
+    async fn tell(
+        &self,
+        namespace: &Namespace,
+        remaining: &[Remaining],
+        now: Timestamp,
+    ) -> Result<(), WorkError> {
+        let known =
+            namespace.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let conditions = conditions(remaining, known, now);
+        if conditions == known {
+            return Ok(());
+        }
+        let patch = Patch::Merge(serde_json::json!({"status": {"conditions": conditions}}));
+        let name = namespace.name_any();
+        match self.context.cluster::<Namespace>().patch_status(&name, &PatchParams::default(), &patch).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            other => other.map(drop).map_err(WorkError::api("tell what is left in namespace", &name)),
+        }
+    }
+
     /// Deletes what there is of one kind; says how much is left.
-    async fn empty(&self, namespace: &str, kind: &ContentKind) -> Result<usize, WorkError> {
-        let api: Api<PartialObjectMeta<DynamicObject>> =
+    async fn empty(&self, namespace: &str, kind: &ContentKind) -> Result<Remaining, WorkError> {
+        let api: Api<DynamicObject> =
             Api::namespaced_with(self.context.client.clone(), namespace, &kind.resource);
-        let list = |left: &'static str| {
-            let api = api.clone();
-            async move {
-                let listed = api.list(&ListParams::default()).await;
-                listed.map(|list| list.items).map_err(WorkError::api("list", left))
-            }
+        let list = async |what: &str| {
+            let request = Request::new(api.resource_url()).list_metadata(&ListParams::default());
+            let request = request.map_err(kube::Error::BuildRequest).map_err(WorkError::api("list", what))?;
+            let listed = self.context.client.request::<Content>(request).await;
+            listed.map(|list| list.items).map_err(WorkError::api("list", what))
         };
         let items = list("the content of a namespace").await?;
         let params = DeleteParams::background();
         let pending = items.iter().filter(|item| item.metadata.deletion_timestamp.is_none());
         let pending: Vec<_> = pending.collect();
         if pending.is_empty() {
-            return Ok(items.len());
+            return Ok(kind.remaining(&items));
         }
         if kind.collectively {
-            let deleted = api.delete_collection(&params, &ListParams::default()).await;
+            // The answer holds every object that went: thousands, which are not to be looked at.
+            let request = Request::new(api.resource_url());
+            let request = request.delete_collection(&params, &ListParams::default());
+            let request =
+                request.map_err(kube::Error::BuildRequest).map_err(WorkError::api("empty", namespace))?;
+            let deleted = self.context.client.request_text(request).await;
             deleted.map_err(WorkError::api("empty", namespace))?;
         } else {
             for item in pending {
-                match api.delete(&item.name_any(), &params).await {
+                match api.delete(&item.metadata.name, &params).await {
                     Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    other => drop(other.map_err(WorkError::api("delete", &item.name_any()))?),
+                    other => drop(other.map_err(WorkError::api("delete", &item.metadata.name))?),
                 }
             }
         }
-        Ok(list("the rest of a namespace").await?.len())
+        Ok(kind.remaining(&list("the rest of a namespace").await?))
     }
 
     async fn finalize(&self, namespace: &Namespace) -> Result<(), WorkError> {

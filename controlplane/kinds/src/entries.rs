@@ -253,9 +253,23 @@ const ENTRIES: &[Entry] = &[
     },
 ];
 
+/// Kinds that are questions: made to be answered, and never stored.
+const REVIEWS: [(&str, &str, &str); 3] = [
+    ("authentication.k8s.io/v1", "SelfSubjectReview", "selfsubjectreviews selfsubjectreview"),
+    (
+        "authorization.k8s.io/v1",
+        "SelfSubjectAccessReview",
+        "selfsubjectaccessreviews selfsubjectaccessreview",
+    ),
+    ("authorization.k8s.io/v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews selfsubjectrulesreview"),
+];
+
 /// Builds every built-in kind.
 pub(crate) fn builtin() -> Vec<Kind> {
-    ENTRIES.iter().map(Entry::build).collect()
+    let review =
+        |(api, kind, names)| Entry { api, kind, names, namespaced: false, verbs: &["create"], ..PLAIN };
+    let reviews = REVIEWS.into_iter().map(|named| review(named).build());
+    ENTRIES.iter().map(Entry::build).chain(reviews).collect()
 }
 
 impl Entry {

@@ -124,6 +124,29 @@ impl ApiError {
         )
     }
 
+    /// 409 because a server-side apply changes fields of others: for each manager, in words, their paths.
+    pub fn apply_conflict(conflicts: &[(String, Vec<String>)]) -> Self {
+        let count: usize = conflicts.iter().map(|(_, paths)| paths.len()).sum();
+        let message = match conflicts {
+            [(manager, paths)] if count == 1 => {
+                format!("Apply failed with 1 conflict: conflict with {manager}: {}", paths.join(""))
+            }
+            _ => {
+                let list = |(manager, paths): &(String, Vec<String>)| {
+                    format!("conflicts with {manager}:\n- {}", paths.join("\n- "))
+                };
+                let words: Vec<String> = conflicts.iter().map(list).collect();
+                format!("Apply failed with {count} conflicts: {}", words.join("\n"))
+            }
+        };
+        let cause = |manager: &str, path: &str| json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": path});
+        let causes: Vec<Value> = conflicts
+            .iter()
+            .flat_map(|(manager, paths)| paths.iter().map(|path| cause(manager, path)))
+            .collect();
+        Self { details: Some(json!({"causes": causes})), ..Self::new(409, "Conflict", message) }
+    }
+
     /// 410: the resource version that a list or watch asked for is no longer there.
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)

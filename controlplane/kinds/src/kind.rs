@@ -73,6 +73,11 @@ impl Kind {
         self.verbs.iter().any(|known| known == verb)
     }
 
+    /// Whether objects of the kind are kept. Reviews are answered and forgotten.
+    pub fn is_stored(&self) -> bool {
+        self.has_verb("get")
+    }
+
     /// The subresource of that name.
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|known| known.name == name)

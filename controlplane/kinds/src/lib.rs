@@ -18,6 +18,7 @@ mod entries;
 pub mod error;
 pub mod field;
 pub mod kind;
+pub mod managed;
 pub mod names;
 pub mod negotiate;
 pub mod openapi;

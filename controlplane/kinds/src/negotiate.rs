@@ -1,6 +1,7 @@
 //! Which representation a client asked for in its `Accept` header.
 
 use crate::ApiError;
+use crate::openapi::v2;
 
 /// How objects are to be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,23 @@ impl DiscoveryOutput {
             }
         }
     }
+}
+
+/// Whether `/openapi/v2` is wanted as protobuf; 406 where neither that nor JSON will do.
+pub fn wants_openapi_protobuf(accept: Option<&str>) -> Result<bool, ApiError> {
+    let accept = accept.unwrap_or("*/*");
+    let known = |media: &str| match media {
+        v2::PROTOBUF | v2::PROTOBUF_ANSWER => Some(true),
+        "application/json" | "application/*" | "*/*" => Some(false),
+        _ => None,
+    };
+    let wanted = alternatives(accept).find_map(|wanted| known(wanted.media));
+    wanted.ok_or_else(|| {
+        ApiError::not_acceptable(format!(
+            "only the following media types are accepted: application/json, {}",
+            v2::PROTOBUF
+        ))
+    })
 }
 
 struct Wanted<'a> {

@@ -1,6 +1,8 @@
 //! OpenAPI v3 documents, made from the schema and the registry. kubectl reads them for `apply`, `explain` and to learn
 //! whether the server validates fields.
 
+pub mod v2;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
@@ -11,8 +13,12 @@ use crate::schema::{self, Container, Field, Presence, Schema, Shape, Type};
 use crate::{Kind, Registry};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
-const PATCH_TYPES: [&str; 3] =
-    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+const PATCH_TYPES: [&str; 4] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
 
 /// The group versions that have a document, with the path below `/openapi/v3/`.
 fn group_versions(registry: &Registry) -> Vec<(String, &str, &str)> {
@@ -188,6 +194,9 @@ fn type_schema(schema: &Schema, owner: &Type) -> Value {
         }
     }
     let mut object = json!({"type": "object", "properties": properties});
+    if owner.atomic {
+        object["x-kubernetes-map-type"] = "atomic".into();
+    }
     if !required.is_empty() {
         object["required"] = json!(required);
     }
@@ -254,6 +263,10 @@ fn add_paths(kind: &Kind, schema: &Schema, paths: &mut Map<String, Value>) {
     let body = kind.body();
     let make = |action: &str, query: &[&str]| operation(action, kind, &body, schema, query);
     let parameters = |names: &[&str]| -> Value { names.iter().map(|name| parameter(name, "path")).collect() };
+    if !kind.is_stored() {
+        paths.insert(format!("{base}/{plural}"), json!({"post": make("post", &WRITE_QUERY)}));
+        return;
+    }
     if kind.namespaced {
         paths.insert(format!("{base}/{plural}"), json!({"get": make("list", &LIST_QUERY)}));
     }

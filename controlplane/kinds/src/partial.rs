@@ -2,21 +2,19 @@
 
 use serde_json::{Value, json};
 
+/// The kind of what [`metadata`] makes; its lists are of this kind with `List` behind it.
+pub const KIND: &str = "PartialObjectMetadata";
+
+/// Its `apiVersion`, by the version of `meta.k8s.io`.
+pub fn api_version(version: &str) -> String {
+    format!("meta.k8s.io/{version}")
+}
+
 /// The metadata of one object as `PartialObjectMetadata`.
 pub fn metadata(object: &Value, version: &str) -> Value {
     json!({
-        "kind": "PartialObjectMetadata",
-        "apiVersion": format!("meta.k8s.io/{version}"),
+        "kind": KIND,
+        "apiVersion": api_version(version),
         "metadata": object.get("metadata").cloned().unwrap_or_else(|| json!({})),
-    })
-}
-
-/// Items made by [`metadata`] as a `PartialObjectMetadataList`; `list_metadata` is the list's own.
-pub fn list(items: Vec<Value>, list_metadata: Value, version: &str) -> Value {
-    json!({
-        "kind": "PartialObjectMetadataList",
-        "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": list_metadata,
-        "items": items,
     })
 }

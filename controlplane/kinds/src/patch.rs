@@ -36,6 +36,7 @@ impl PatchType {
                     "application/json-patch+json",
                     "application/merge-patch+json",
                     "application/strategic-merge-patch+json",
+                    "application/apply-patch+yaml",
                 ],
             )),
         }

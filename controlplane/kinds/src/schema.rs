@@ -85,6 +85,8 @@ pub(crate) struct Type {
     pub(crate) api: &'static str,
     /// Whether it carries `apiVersion` and `kind`.
     pub(crate) is_kind: bool,
+    /// Replaced as a whole.
+    pub(crate) atomic: bool,
     pub(crate) fields: Vec<Field>,
 }
 
@@ -209,11 +211,19 @@ fn parse_field(line: &'static str, names: &HashMap<&str, usize>) -> Option<Field
     Some(field)
 }
 
+/// The name of a type, and whether it is replaced as a whole.
+fn head_name(head: &str) -> (&str, bool) {
+    match head.split_once(' ') {
+        Some((name, flag)) => (name, flag == "atomic"),
+        None => (head, false),
+    }
+}
+
 /// Reads the table. A line that is wrong is left out; a test holds that none is.
 fn parse(text: &'static str) -> Schema {
     let lines = || text.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let heads = lines().filter_map(|line| line.strip_prefix("kind ").or_else(|| line.strip_prefix("type ")));
-    let names: HashMap<&str, usize> = heads.enumerate().map(|(at, name)| (name, at)).collect();
+    let names: HashMap<&str, usize> = heads.enumerate().map(|(at, head)| (head_name(head).0, at)).collect();
     let (mut package, mut api) = ("", "");
     let mut types: Vec<Type> = Vec::with_capacity(names.len());
     for line in lines() {
@@ -221,7 +231,8 @@ fn parse(text: &'static str) -> Schema {
         match word {
             "package" => (package, api) = rest.split_once(' ').unwrap_or((rest, "")),
             "kind" | "type" => {
-                types.push(Type { name: rest, package, api, is_kind: word == "kind", fields: Vec::new() });
+                let (name, atomic) = head_name(rest);
+                types.push(Type { name, package, api, is_kind: word == "kind", atomic, fields: Vec::new() });
             }
             _ => {
                 if let (Some(owner), Some(field)) = (types.last_mut(), parse_field(line, &names)) {

@@ -253,8 +253,9 @@ impl Server {
                 table::render(kind, items, metadata, &options)
             }
             negotiate::Output::Metadata(version) => {
-                let items = items.into_iter().map(|item| partial::metadata(item, version)).collect();
-                partial::list(items, metadata, version)
+                let items: Vec<Value> =
+                    items.into_iter().map(|item| partial::metadata(item, version)).collect();
+                json!({"kind": "PartialObjectMetadataList", "apiVersion": partial::api_version(version), "metadata": metadata, "items": items})
             }
             negotiate::Output::Object => json!({
                 "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(), "metadata": metadata,

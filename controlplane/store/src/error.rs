@@ -58,7 +58,7 @@ pub enum StoreError {
         limit: usize,
     },
     /// The disk is full; nothing was written. Free some space and try again.
-    #[error("no space left for {path}; the write was not made")]
+    #[error("no space left for {path}; the write was not made: make room on its disk and try again")]
     DiskFull {
         /// The file being written.
         path: PathBuf,

@@ -92,6 +92,11 @@ pub(crate) fn spawn(
     }))
 }
 
+/// What `probe` says, carried out a single time.
+pub(crate) async fn once(target: &Target, probe: &Probe, limit: Duration) -> Result<(), String> {
+    run(&check(target, probe), target, limit).await
+}
+
 fn check(target: &Target, probe: &Probe) -> Check {
     let pod = target.ip.map(|ip| ip.to_string()).unwrap_or_default();
     let host_or_pod = |host: Option<&String>| host.filter(|h| !h.is_empty()).cloned().unwrap_or(pod);

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ExecAction, LifecycleHandler, ObjectReference, Pod, PodStatus};
 use kube::api::Api;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::hook::{self, HookKind};
 use super::memory::{Goal, Memory, Stopping, elapsed, init_containers, later, main_containers};
 use super::plan::{Action, SandboxView, StopReason, plan};
 use super::probe::ProbeKind;
@@ -25,6 +26,8 @@ use crate::runtime::{Refusal, Runtime, Sandbox};
 
 /// After a start that failed for a reason outside, it is tried again.
 const RETRY_START: Duration = Duration::from_secs(2);
+/// A hook after the start may take this long.
+const POST_START: Duration = Duration::from_secs(300);
 
 /// What a worker is told.
 #[derive(Debug, Clone)]
@@ -303,6 +306,10 @@ impl<R: Runtime> Worker<R> {
                 self.note(pod, Some(name), Severity::Normal, "Pulled", pulled);
                 self.note(pod, Some(name), Severity::Normal, "Created", format!("Created container: {name}"));
                 self.note(pod, Some(name), Severity::Normal, "Started", format!("Started container {name}"));
+                if let Some(handler) = container.lifecycle.as_ref().and_then(|all| all.post_start.clone()) {
+                    let deadline = later(Timestamp::now(), POST_START);
+                    self.hook(pod, name, HookKind::PostStart, handler, deadline);
+                }
             }
             Err((reason, message)) => {
                 let known = self.memory.container(name);
@@ -329,7 +336,12 @@ impl<R: Runtime> Worker<R> {
     fn stop(&mut self, pod: &Pod, name: &str, force: bool, deadline: Timestamp, reason: StopReason) {
         let Some(sandbox) = self.sandbox.clone() else { return };
         self.memory.container(name).stopping = Some(Stopping { deadline, forced: force });
-        sandbox.stop(name, force);
+        let container = find(pod, name);
+        let hook = container.and_then(|c| c.lifecycle.as_ref()?.pre_stop.clone()).filter(|_| !force);
+        match hook {
+            Some(handler) => self.hook(pod, name, HookKind::PreStop, handler, deadline),
+            None => sandbox.stop(name, force),
+        }
         let why = match reason {
             StopReason::PodEnds => format!("Stopping container {name}"),
             StopReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
@@ -338,6 +350,47 @@ impl<R: Runtime> Worker<R> {
             StopReason::Overdue => format!("Container {name} did not end in time, killing it"),
         };
         self.note(pod, Some(name), Severity::Normal, "Killing", why);
+    }
+
+    /// Runs a hook beside everything else, then ends the container, after `PostStart` only if that failed.
+    fn hook(&self, pod: &Pod, name: &str, kind: HookKind, handler: LifecycleHandler, deadline: Timestamp) {
+        let (Some(sandbox), Some(container)) = (self.sandbox.clone(), find(pod, name).cloned()) else {
+            return;
+        };
+        let run = sandbox.state.borrow().containers.get(name).map(|run| run.id.clone());
+        let Some(id) = run else { return };
+        let target = self.target(container, id.clone(), &sandbox, handler.exec.as_ref());
+        let (recorder, about) = (self.runner.recorder.clone(), about(pod, Some(name)));
+        let (name, limit) = (name.to_owned(), elapsed(Timestamp::now(), deadline));
+        tokio::spawn(async move {
+            let done = hook::run(&handler, &target, limit).await;
+            if let Err(failure) = &done {
+                let message = format!("{} failed: {failure}", kind.as_str());
+                recorder.note(about, Severity::Warning, kind.failure(), message);
+            }
+            let ends = kind == HookKind::PreStop || done.is_err();
+            if ends && hook::is_current(&sandbox, &name, &id) {
+                sandbox.stop(&name, false);
+            }
+        });
+    }
+
+    fn target(
+        &self,
+        container: Container,
+        id: String,
+        sandbox: &Arc<Sandbox>,
+        exec: Option<&ExecAction>,
+    ) -> Target {
+        let exec = exec.map(|exec| {
+            let image = container.image.as_deref().unwrap_or_default();
+            let command = exec.command.as_deref().unwrap_or_default();
+            self.runner.runtime.accept_exec(image, command).map_err(|refusal| match refusal {
+                Refusal::Image(why) | Refusal::Settings(why) => why,
+            })
+        });
+        let ip = self.memory.ips.first().copied();
+        Target { container, id, ip, sandbox: Arc::clone(sandbox), exec }
     }
 
     /// Starts probes of containers that run and drops those of others.
@@ -375,15 +428,7 @@ impl<R: Runtime> Worker<R> {
             if self.probes.contains_key(&key) {
                 continue;
             }
-            let exec = probe.exec.as_ref().map(|exec| {
-                let image = container.image.as_deref().unwrap_or_default();
-                let command = exec.command.as_deref().unwrap_or_default();
-                self.runner.runtime.accept_exec(image, command).map_err(|refusal| match refusal {
-                    Refusal::Image(why) | Refusal::Settings(why) => why,
-                })
-            });
-            let ip = self.memory.ips.first().copied();
-            let target = Target { container, id: id.clone(), ip, sandbox: Arc::clone(&sandbox), exec };
+            let target = self.target(container, id.clone(), &sandbox, probe.exec.as_ref());
             let task = prober::spawn(target, kind, probe, self.news_sender.clone());
             self.probes.insert(key, (id, task));
         }
@@ -466,16 +511,20 @@ impl<R: Runtime> Worker<R> {
         reason: &'static str,
         message: String,
     ) {
-        let about = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
-            field_path: container.map(|name| format!("spec.containers{{{name}}}")),
-            resource_version: None,
-        };
-        self.runner.recorder.note(about, severity, reason, message);
+        self.runner.recorder.note(about(pod, container), severity, reason, message);
+    }
+}
+
+/// What an event is about.
+fn about(pod: &Pod, container: Option<&str>) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        field_path: container.map(|name| format!("spec.containers{{{name}}}")),
+        resource_version: None,
     }
 }
 

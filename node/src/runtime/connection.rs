@@ -128,13 +128,14 @@ impl Link {
                 state.containers = records.into_iter().map(|r| (r.name.clone(), r)).collect();
             }),
             Ok(Report::Container(record)) => {
+                // The state first: who hears that it has started finds it there.
+                self.state.send_modify(|state| {
+                    state.containers.insert(record.name.clone(), record.clone());
+                });
                 if let Some(answer) = self.starting.remove(&record.name) {
                     // Whoever asked may have given up.
-                    let _unheard = answer.send(Ok(record.clone()));
+                    let _unheard = answer.send(Ok(record));
                 }
-                self.state.send_modify(|state| {
-                    state.containers.insert(record.name.clone(), record);
-                });
             }
             Ok(Report::StartFailed { name, message }) => {
                 if let Some(answer) = self.starting.remove(&name) {

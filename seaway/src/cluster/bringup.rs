@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use http::header::{HeaderValue, USER_AGENT};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -14,7 +15,9 @@ use rustix::fs::{FlockOperation, flock};
 use seaway_apiserver::pki::Pki;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{ClusterSpec, Layout, component, demo, preflight, publish, supervisor, teardown, topology};
+use super::{
+    ClusterSpec, Layout, bpffs, component, demo, preflight, publish, supervisor, teardown, topology,
+};
 use crate::cli::STATES;
 use crate::telemetry::{say, say_err};
 
@@ -85,10 +88,12 @@ impl Interrupt {
     }
 }
 
-/// A running supervisor holds the cluster's lock.
+/// A running supervisor holds the cluster's lock; one that was just killed comes back as long as anything else runs.
 fn refuse_second(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
-    let Ok(lock) = File::open(layout.lock_file()) else { return Ok(()) };
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let supervised = File::open(layout.lock_file())
+        .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err());
+    let pids = fs::read_dir(layout.pids()).into_iter().flatten().flatten();
+    if supervised || pids.into_iter().any(|file| component::running(&file.path()).is_some()) {
         let name = layout.root().file_name().unwrap_or_default().to_string_lossy();
         bail!(
             "a cluster named {name:?} is already running: look at it with `seaway check{which}`, remove it with \
@@ -107,7 +112,7 @@ fn make(spec: &ClusterSpec, layout: &Layout) -> Result<()> {
     fs::write(layout.spec_file(), text)
         .with_context(|| format!("cannot write {}", layout.spec_file().display()))?;
     install_binary(layout)?;
-    preflight::ensure_bpffs()?;
+    bpffs::prepare(layout)?;
     fs::create_dir_all(layout.cgroup())
         .with_context(|| format!("cannot make {}", layout.cgroup().display()))?;
     let step = Step::begin("network");
@@ -198,7 +203,9 @@ async fn nodes_ready(client: &Client, spec: &ClusterSpec) -> Result<Progress> {
 pub async fn client(kubeconfig: PathBuf) -> Result<Client> {
     let read = Kubeconfig::read_from(&kubeconfig)
         .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
-    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
+    let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
+    let agent = HeaderValue::from_static(concat!("seaway/", env!("CARGO_PKG_VERSION")));
+    config.headers.push((USER_AGENT, agent));
     Ok(Client::try_from(config)?)
 }
 

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::spec::BPFFS;
-
 /// Space that a fresh cluster needs for logs, store and state, beside its copy of the binary.
 const MIN_FREE_BYTES: u64 = 64 << 20;
 
@@ -54,16 +52,6 @@ fn mount_of(mountinfo: &str, fs_type: &str) -> Option<PathBuf> {
             .then(|| before.split(' ').nth(4).map(PathBuf::from))
             .flatten()
     })
-}
-
-/// Mounts bpffs where the system has not.
-pub fn ensure_bpffs() -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    if mount_of(&mounts, "bpf").is_some() {
-        return Ok(());
-    }
-    rustix::mount::mount("bpf", BPFFS, "bpf", rustix::mount::MountFlags::empty(), None)
-        .with_context(|| format!("cannot mount bpffs at {BPFFS}"))
 }
 
 fn kernel_gaps() -> Vec<String> {

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use super::topology;
+
 /// The most nodes that fit between the first node's address and the outside client's.
 pub const MAX_NODES: u8 = 64;
 /// The API server's port.
@@ -120,16 +122,7 @@ impl ClusterSpec {
             vec![("the node network", self.lan_v4.into()), ("the node network", self.lan_v6.into())];
         ranges.extend(self.pod_cidrs.iter().map(|cidr| ("--pod-cidr", *cidr)));
         ranges.extend(self.service_cidrs.iter().map(|cidr| ("--service-cidr", *cidr)));
-        for (at, (what, range)) in ranges.iter().enumerate() {
-            for (other_what, other) in &ranges[at + 1..] {
-                if range.contains(&other.addr()) || other.contains(&range.addr()) {
-                    bail!(
-                        "{what} {range} overlaps {other_what} {other}: choose ranges apart from each other"
-                    );
-                }
-            }
-        }
-        Ok(())
+        check_apart(&ranges)
     }
 
     /// The name of node `index` (from 0).
@@ -174,7 +167,20 @@ impl ClusterSpec {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
+/// Refuses ranges that have an address in common; each comes with the words that name it.
+pub fn check_apart(ranges: &[(&str, IpNet)]) -> Result<()> {
+    for (at, (what, range)) in ranges.iter().enumerate() {
+        for (other_what, other) in &ranges[at + 1..] {
+            if range.contains(&other.addr()) || other.contains(&range.addr()) {
+                bail!("{what} {range} overlaps {other_what} {other}: choose ranges apart from each other");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what cannot be a cluster's name. Paths are made of it: every command that takes one must ask here first.
+pub fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 32 || !name.chars().all(plain) || name.starts_with('-') {
         bail!("--name {name:?} must be 1 to 32 of a-z, 0-9 and '-', and not begin with '-'");
@@ -182,7 +188,8 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn one_per_family(flag: &str, cidrs: &[IpNet]) -> Result<()> {
+/// Refuses more than one range of an address family, and ranges that are none.
+pub fn one_per_family(flag: &str, cidrs: &[IpNet]) -> Result<()> {
     if cidrs.is_empty() {
         bail!("{flag} is missing: give one range per address family");
     }
@@ -271,9 +278,14 @@ impl Layout {
         Path::new(NETNS_DIR).join(self.netns_name(what))
     }
 
-    /// The prefix of all of the cluster's namespaces.
-    pub fn netns_prefix(&self) -> String {
-        format!("{}-", self.name)
+    /// Whether a namespace of this name is the cluster's own. Of clusters `blue` and `blue-2` neither takes the other's.
+    pub fn owns_netns(&self, name: &str) -> bool {
+        let what = name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('-'));
+        what.is_some_and(|what| {
+            let index = what.strip_prefix("node").unwrap_or_default();
+            let is_node = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
+            is_node || [topology::LAN, topology::CLIENT].contains(&what)
+        })
     }
 
     /// The cgroup that holds every process of the cluster.
@@ -329,6 +341,19 @@ mod tests {
         ];
         for (message, wanted) in cases {
             assert!(message.contains(wanted), "{message:?} should contain {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_owns_no_namespace_of_one_whose_name_begins_with_its_own() {
+        let layout = |name: &str| Layout::new(name, Path::new("/state"), Path::new("/cg"));
+        for what in ["lan", "client", "node1", "node64"] {
+            assert!(layout("blue").owns_netns(&layout("blue").netns_name(what)), "{what}");
+            assert!(!layout("blue").owns_netns(&layout("blue-2").netns_name(what)), "{what}");
+            assert!(!layout("blue-2").owns_netns(&layout("blue").netns_name(what)), "{what}");
+        }
+        for foreign in ["blue", "blue-", "blue-node", "blue-node1x", "blue-other", "blues-lan"] {
+            assert!(!layout("blue").owns_netns(foreign), "{foreign}");
         }
     }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::Layout;
 use super::spec::NETNS_DIR;
+use super::{Layout, bpffs};
 use crate::cli::STATES;
 
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ pub fn remove(layout: &Layout) -> Result<bool> {
     let steps: [(&str, Step); 5] = [
         ("processes", kill_all),
         ("mounts", unmount_all),
-        ("eBPF pins", |layout| remove_tree(&layout.bpffs())),
+        ("eBPF pins", bpffs::remove),
         ("cgroups", |layout| remove_cgroups(&layout.cgroup())),
         ("state directory", |layout| remove_tree(layout.root())),
     ];
@@ -109,10 +109,9 @@ fn namespaces(layout: &Layout) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {NETNS_DIR}")),
     };
-    let prefix = layout.netns_prefix();
     Ok(entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)))
+        .filter(|path| path.file_name().is_some_and(|name| layout.owns_netns(&name.to_string_lossy())))
         .collect())
 }
 
@@ -138,7 +137,7 @@ fn remove_cgroups(dir: &Path) -> Result<()> {
 
 /// The directories that all clusters share go with the last of them; where one is still in use that fails, as it should.
 fn remove_empty_parents(layout: &Layout) {
-    for shared in [layout.cgroup(), layout.bpffs(), layout.root().to_owned()] {
+    for shared in [layout.cgroup(), layout.root().to_owned()] {
         if let Some(parent) = shared.parent() {
             drop(fs::remove_dir(parent));
         }

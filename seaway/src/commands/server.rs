@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use seaway_apiserver::ServerConfig;
 use seaway_apiserver::pki::Pki;
@@ -16,6 +17,7 @@ use tracing::error;
 
 use super::{Usage, install_crypto, serve};
 use crate::cli::Server;
+use crate::cluster::spec::{check_apart, one_per_family};
 use crate::cluster::supervisor;
 
 const WORKER_THREADS: usize = 2;
@@ -25,6 +27,7 @@ pub fn run(args: Server) -> Result<ExitCode> {
     install_crypto();
     let node_port_range = port_range(&args.node_port_range).context(Usage)?;
     let disabled = disabled(&args.disable_controllers).context(Usage)?;
+    check_ranges(&args).context(Usage)?;
     let mut listeners = listen(&args.host_listen)?;
     args.place.enter()?;
     let own = listen(&args.listen)?;
@@ -44,6 +47,20 @@ pub fn run(args: Server) -> Result<ExitCode> {
     config.node_port_range = node_port_range;
     config.load_balancer_pools = args.load_balancer_pool.clone();
     serve(WORKER_THREADS, |shutdown| control_plane(args, disabled, config, local, shutdown))
+}
+
+/// Services, pods and load balancers must not share addresses.
+fn check_ranges(args: &Server) -> Result<()> {
+    one_per_family("--service-cidr", &args.service_cidr)?;
+    one_per_family("--cluster-cidr", &args.cluster_cidr)?;
+    let named =
+        |flag: &'static str, cidrs: &[IpNet]| cidrs.iter().map(|cidr| (flag, *cidr)).collect::<Vec<_>>();
+    let ranges = [
+        named("--service-cidr", &args.service_cidr),
+        named("--cluster-cidr", &args.cluster_cidr),
+        named("--load-balancer-pool", &args.load_balancer_pool),
+    ];
+    check_apart(&ranges.concat())
 }
 
 fn listen(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>> {
@@ -80,14 +97,15 @@ async fn control_plane(
     let pki = Pki::open_or_create(args.data_dir.join("pki"))?;
     let url = format!("https://{}", reachable(local));
     if !args.no_scheduler {
-        let client = component_client(&pki, &url, "system:kube-scheduler").await?;
+        let client = component_client(&pki, &url, "system:kube-scheduler", "seaway-scheduler").await?;
         spawn(
             "scheduler",
             seaway_scheduler::run(client, seaway_scheduler::SchedulerConfig::default(), shutdown.clone()),
         );
     }
     if let Some(named) = disabled {
-        let client = component_client(&pki, &url, "system:kube-controller-manager").await?;
+        let client =
+            component_client(&pki, &url, "system:kube-controller-manager", "seaway-controllers").await?;
         let controllers = ControllersConfig {
             cluster_cidrs: args.cluster_cidr.clone(),
             service_cidrs: args.service_cidr.clone(),
@@ -110,10 +128,13 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, addr.port())
 }
 
-async fn component_client(pki: &Pki, url: &str, user: &str) -> Result<kube::Client> {
+async fn component_client(pki: &Pki, url: &str, user: &str, agent: &str) -> Result<kube::Client> {
     let yaml = pki.kubeconfig(url, user, &[])?;
     let kubeconfig = Kubeconfig::from_yaml(&yaml)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // Objects say in `managedFields` who wrote them, by this name.
+    let agent = format!("{agent}/{}", env!("CARGO_PKG_VERSION"));
+    config.headers.push((http::header::USER_AGENT, agent.try_into()?));
     Ok(kube::Client::try_from(config)?)
 }
 
@@ -130,7 +151,35 @@ fn spawn<E: std::error::Error + Send>(
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn ranges_are_apart() {
+        let refused = |more: &[&str]| {
+            let words = ["seaway", "server"].iter().chain(more);
+            let Command::Server(args) = Cli::try_parse_from(words).unwrap().command else {
+                panic!("no server")
+            };
+            check_ranges(&args).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused(&[]), None);
+        assert_eq!(refused(&["--load-balancer-pool", "192.0.2.0/28,192.0.2.16/28"]), None);
+        for (flags, wanted) in [
+            (
+                ["--service-cidr", "10.244.0.0/24"],
+                "--service-cidr 10.244.0.0/24 overlaps --cluster-cidr 10.244.0.0/16",
+            ),
+            (["--load-balancer-pool", "10.96.3.0/24"], "overlaps --load-balancer-pool 10.96.3.0/24"),
+            (["--service-cidr", "10.96.0.1/16"], "did you mean 10.96.0.0/16?"),
+            (["--cluster-cidr", "10.1.0.0/16,10.2.0.0/16"], "twice for one address family"),
+        ] {
+            let message = refused(&flags).unwrap_or_default();
+            assert!(message.contains(wanted), "{message:?} should contain {wanted:?}");
+        }
+    }
 
     #[test]
     fn a_port_range_has_two_ends_in_order() {

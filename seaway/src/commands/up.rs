@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::install_crypto;
 use crate::cli::{Balancing, OverlayKind, Up, Which};
@@ -56,6 +56,9 @@ pub fn layout(which: &Which) -> Result<Layout> {
 /// Removes a cluster.
 pub fn down(which: &Which) -> Result<ExitCode> {
     let layout = layout(which)?;
+    if teardown::exists(&layout) && !rustix::process::geteuid().is_root() {
+        bail!("`down` ends processes and removes network namespaces: run it as root (sudo)");
+    }
     if teardown::remove(&layout)? {
         say(&format!("cluster {:?} is removed", which.name));
     } else {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use seaway_e2e::{Cluster, require_root, run, seaway};
+use seaway_e2e::{Cluster, free_port, require_root, run, seaway};
 
 /// Everything on the machine that a cluster could leave behind.
 fn traces() -> BTreeSet<String> {
@@ -58,8 +58,6 @@ fn left_behind(before: &BTreeSet<String>) -> Vec<String> {
 #[test]
 fn up_check_down_leaves_nothing() {
     require_root();
-    // bpffs stays mounted once it is; that is the system's, not the cluster's.
-    drop(Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).output());
     let before = traces();
     let cluster = Cluster::up("e2e-cluster", &[]);
     assert!(cluster.up.stderr.contains("is up in"), "up prints how long it took: {}", cluster.up.stderr);
@@ -90,6 +88,39 @@ fn up_check_down_leaves_nothing() {
     assert!(again.contains("nothing to remove"), "{again}");
 }
 
+/// Runs in a mount namespace of its own, in which no bpffs is mounted at first.
+const BPFFS_SCRIPT: &str = r#"
+    set -eu
+    up() { "$BIN" up --detach --no-demo --nodes 1 --state-dir "$STATES" --name "$1" --api-listen "$2"; }
+    down() { "$BIN" down --state-dir "$STATES" --name "$1"; }
+    trap 'down e2e-bpffs; down e2e-bpffs-2' EXIT
+    while mountpoint -q /sys/fs/bpf; do umount /sys/fs/bpf; done
+    up e2e-bpffs "$FIRST"
+    up e2e-bpffs-2 "$SECOND"
+    down e2e-bpffs
+    mountpoint -q /sys/fs/bpf || { echo "the other cluster lost its bpffs"; exit 1; }
+    "$BIN" status --state-dir "$STATES" --name e2e-bpffs-2
+    down e2e-bpffs-2
+    ! mountpoint -q /sys/fs/bpf || { echo "bpffs stays mounted"; exit 1; }
+    mount -t bpf bpf /sys/fs/bpf
+    up e2e-bpffs "$FIRST"
+    down e2e-bpffs
+    mountpoint -q /sys/fs/bpf || { echo "the system's own bpffs is gone"; exit 1; }
+"#;
+
+#[test]
+fn a_bpffs_that_up_mounted_goes_with_the_last_cluster() {
+    require_root();
+    let states = std::env::temp_dir().join(format!("seaway-e2e-bpffs-{}", std::process::id()));
+    let listen = || format!("127.0.0.1:{}", free_port());
+    let mut script = Command::new("unshare");
+    script.args(["--mount", "sh", "-c", BPFFS_SCRIPT]).env("BIN", seaway_e2e::seaway_bin());
+    script.env("STATES", &states).env("FIRST", listen()).env("SECOND", listen());
+    let ran = run(&mut script);
+    drop(std::fs::remove_dir(&states));
+    ran.ok();
+}
+
 #[test]
 fn vxlan_carries_pods_as_routes_do() {
     let cluster = Cluster::up("e2e-vxlan", &["--overlay", "vxlan", "--nodes", "2"]);
@@ -102,12 +133,15 @@ fn vxlan_carries_pods_as_routes_do() {
 #[test]
 fn what_cannot_work_is_said_in_one_line() {
     require_root();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["up", "--no-such-flag"], "unexpected argument '--no-such-flag'"),
         (&["up", "--pod-cidr", "10.96.0.0/12"], "overlaps --service-cidr"),
         (&["up", "--pod-cidr", "10.0.0/8"], "invalid value '10.0.0/8'"),
         (&["up", "--nodes", "0"], "0 is not in 1..=64"),
+        (&["up", "--pod-cidr", "10.0.0.0/33"], "such as 10.244.0.0/16"),
         (&["server", "--node-port-range", "9-1"], "FIRST-LAST"),
+        (&["server", "--service-cidr", "10.244.0.0/24"], "overlaps --cluster-cidr"),
+        (&["down", "--name", ".."], "must be 1 to 32 of a-z"),
         (&["status", "--name", "e2e-no-such-cluster"], "there is no cluster"),
     ];
     for (args, wanted) in cases {

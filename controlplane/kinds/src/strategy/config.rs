@@ -80,7 +80,8 @@ fn validate_config_map(object: &Value, errors: &mut Errors) {
         }
     }
     if bytes > DATA_BYTES_MAX {
-        errors.too_long("", DATA_BYTES_MAX);
+        // Upstream writes the object itself so.
+        errors.too_long("[]", DATA_BYTES_MAX);
     }
 }
 
