@@ -15,6 +15,8 @@ pub enum Name {
     Service,
     /// From the API server to packets: cold, one change, memory
     Sync,
+    /// ADD and DEL of the CNI plugin, packets between pods, thousands of nodes
+    Cni,
 }
 
 /// What to measure, and how.
@@ -32,7 +34,12 @@ pub struct Options {
 }
 
 /// A package of a peer and a file that it brings.
-const PEERS: &[(&str, &str)] = &[("nftables", "/usr/sbin/nft"), ("iptables", "/usr/sbin/iptables-restore")];
+const PEERS: &[(&str, &str)] = &[
+    ("nftables", "/usr/sbin/nft"),
+    ("iptables", "/usr/sbin/iptables-restore"),
+    ("containernetworking-plugins", "/usr/lib/cni/bridge"),
+    ("iproute2", "/usr/sbin/ip"),
+];
 
 /// Sets up, builds, measures.
 pub fn run(options: Options) -> Result<()> {
@@ -41,10 +48,28 @@ pub fn run(options: Options) -> Result<()> {
     }
     install_peers()?;
     process::run(cargo().args(["build", "--release", "--package", "seaway-bench"]))?;
+    if options.name == Name::Cni {
+        // As a release carries it: see seaway/build.rs.
+        process::run(
+            cargo()
+                .args([
+                    "rustc",
+                    "--profile",
+                    "plugin",
+                    "--package",
+                    "seaway-cni",
+                    "--bin",
+                    "seaway-cni",
+                    "--",
+                ])
+                .args(["-C", "target-feature=+crt-static", "-C", "relocation-model=static"]),
+        )?;
+    }
     let mut bench = Command::new(target_dir().join("release/seaway-bench"));
     bench.arg(match options.name {
         Name::Service => "service",
         Name::Sync => "sync",
+        Name::Cni => "cni",
     });
     bench.args(options.quick.then_some("--quick")).args(options.json.then_some("--json"));
     process::run(&mut bench)

@@ -1,4 +1,4 @@
-//! The project's own chores: `cargo xtask setup | test | lint | tidy | ebpf | bench`.
+//! The project's own chores: `cargo xtask setup | test | lint | tidy | ebpf | bench | fuzz`.
 //!
 //! They are Rust, not shell, so that they need nothing but cargo and behave alike on every machine.
 
@@ -9,6 +9,7 @@
 
 mod bench;
 mod ebpf;
+mod fuzz;
 mod lint;
 mod process;
 mod setup;
@@ -52,6 +53,8 @@ enum Task {
     },
     /// Measure against peers, both sides in turn
     Bench(bench::Options),
+    /// Feed what nobody should send, for a given time
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Ebpf { check } => ebpf::build(check),
         Task::Bench(options) => bench::run(options),
+        Task::Fuzz(options) => fuzz::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

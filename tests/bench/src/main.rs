@@ -16,6 +16,7 @@
 
 mod clock;
 mod cluster;
+mod cni;
 mod driver;
 mod objects;
 mod row;
@@ -47,6 +48,8 @@ enum Command {
     Service(Options),
     /// Cold sync, one change, and memory, from the API server to packets
     Sync(Options),
+    /// ADD and DEL of the CNI plugin, and packets between pods
+    Cni(Options),
     /// A process of a bench: started by it in a namespace, not by people
     #[command(subcommand, hide = true)]
     Worker(Role),
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::Worker(role) => worker::run(role).map(|()| true),
         Command::Service(options) => measure("service", options, service::run),
         Command::Sync(options) => measure("sync", options, sync::run),
+        Command::Cni(options) => measure("cni", options, cni::run),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,7 +1,7 @@
 //! `bench sync`: from the API server to packets. A cold start, one change among many, and memory, of an agent that is a
 //! process of its own with the real watch and the real proxy.
 
-mod footprint;
+pub mod footprint;
 mod server;
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod asker;
 mod backend;
+pub mod network;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -24,6 +25,8 @@ pub enum Role {
     Asker,
     /// Watches an API server, as the agent of a node does
     Agent(agent::Options),
+    /// Keeps the ways to many other nodes
+    Network(network::Options),
 }
 
 /// Plays the role until it is killed, or standard input ends.
@@ -32,5 +35,6 @@ pub fn run(role: Role) -> Result<()> {
         Role::Backend { port, stream_port } => backend::run(port, stream_port),
         Role::Asker => asker::run(),
         Role::Agent(options) => agent::run(&options),
+        Role::Network(options) => network::run(&options),
     }
 }
