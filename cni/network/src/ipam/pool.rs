@@ -15,22 +15,22 @@ const FOUND_AT_ONCE: usize = 256;
 /// How many addresses can wait in a queue. What does not fit is found again when there is nothing else left.
 const QUEUE: u64 = 1 << 16;
 /// The record of a pool's file that says what stands in the others.
-const HEAD: u64 = 0;
+const MARK: u64 = 0;
 
 /// An address that is free, and what has to be remembered when it is taken.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) addr: IpAddr,
     pool: String,
-    /// What the pool's head says from now on, if that changes.
-    head: Option<Head>,
+    /// What the pool's mark says from now on, if that changes.
+    mark: Option<Mark>,
     /// Addresses that were lost from the queue and go back to it.
     found: Vec<IpAddr>,
 }
 
 /// What is known about a pool in one record.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Head {
+struct Mark {
     /// The first number of the queue.
     first: u64,
     /// One after the last number.
@@ -42,7 +42,7 @@ struct Head {
 impl Choice {
     /// An address that was asked for by name.
     pub(super) fn wanted(pool: &[Range], addr: IpAddr) -> Self {
-        Self { addr, pool: key(pool), head: None, found: Vec::new() }
+        Self { addr, pool: key(pool), mark: None, found: Vec::new() }
     }
 }
 
@@ -59,11 +59,11 @@ pub(super) fn choose<F: Files>(
     state: impl Fn(IpAddr) -> FilesResult<AddressState>,
 ) -> FilesResult<Option<Choice>> {
     let name = key(pool);
-    let before = read_head(files, &name)?;
-    let mut head = before;
+    let before = read_mark(files, &name)?;
+    let mut mark = before;
     let mut waiting = None;
-    while waiting.is_none() && head.first < head.end {
-        waiting = match freed(files, &name, head.first)?.filter(|addr| contains(pool, *addr)) {
+    while waiting.is_none() && mark.first < mark.end {
+        waiting = match freed(files, &name, mark.first)?.filter(|addr| contains(pool, *addr)) {
             Some(addr) => match state(addr)? {
                 // Somebody asked for it by name in the meantime, or a crash left it here.
                 AddressState::Held => None,
@@ -72,22 +72,22 @@ pub(super) fn choose<F: Files>(
             },
             None => None,
         };
-        head.first += 1;
+        mark.first += 1;
     }
-    let choice = |addr, head| Choice { addr, pool: name.clone(), head: Some(head), found: Vec::new() };
+    let choice = |addr, mark| Choice { addr, pool: name.clone(), mark: Some(mark), found: Vec::new() };
     if let Some((addr, rested_ms)) = waiting
         && rested_ms >= REST_MS
     {
-        return Ok(Some(choice(addr, head)));
+        return Ok(Some(choice(addr, mark)));
     }
     let mut reached = before.last;
     for addr in range::onward(pool, before.last) {
         if state(addr)? == AddressState::Free {
-            return Ok(Some(choice(addr, Head { last: Some(addr), ..before })));
+            return Ok(Some(choice(addr, Mark { last: Some(addr), ..before })));
         }
         reached = Some(addr);
     }
-    Ok(waiting.map(|(addr, _)| choice(addr, Head { last: reached, ..head })))
+    Ok(waiting.map(|(addr, _)| choice(addr, Mark { last: reached, ..mark })))
 }
 
 /// Looks through the whole pool for addresses that nobody holds. For when there seem to be none: it costs what the
@@ -109,16 +109,16 @@ pub(super) fn lost<F: Files>(
     let mut found = found.into_iter().map(|(_, addr)| addr);
     let Some(addr) = found.next() else { return Ok(None) };
     let name = key(pool);
-    let before = read_head(files, &name)?;
+    let before = read_mark(files, &name)?;
     // What stands in the queue now is held by somebody.
-    let head = Some(Head { first: before.end, ..before });
-    Ok(Some(Choice { addr, pool: name, head, found: found.collect() }))
+    let mark = Some(Mark { first: before.end, ..before });
+    Ok(Some(Choice { addr, pool: name, mark, found: found.collect() }))
 }
 
 /// Remembers that a choice was taken. Cut short, the queue keeps what is held by now, and it is passed over.
 pub(super) fn commit<F: Files>(files: &mut F, choice: &Choice) -> FilesResult<()> {
-    if let Some(head) = choice.head {
-        write_head(files, &choice.pool, head)?;
+    if let Some(mark) = choice.mark {
+        write_mark(files, &choice.pool, mark)?;
     }
     for addr in &choice.found {
         enqueue(files, &choice.pool, *addr)?;
@@ -131,12 +131,12 @@ pub(super) fn enqueue<F: Files>(files: &mut F, pool: &str, addr: IpAddr) -> File
     if pool.is_empty() || pool.contains('/') {
         return Ok(());
     }
-    let head = read_head(files, pool)?;
-    if head.end - head.first >= QUEUE {
+    let mark = read_mark(files, pool)?;
+    if mark.end - mark.first >= QUEUE {
         return Ok(());
     }
-    files.set_record(&file_name(pool), record_of(head.end), &addr.to_string())?;
-    write_head(files, pool, Head { end: head.end + 1, ..head })
+    files.set_record(&file_name(pool), record_of(mark.end), &addr.to_string())?;
+    write_mark(files, pool, Mark { end: mark.end + 1, ..mark })
 }
 
 fn contains(pool: &[Range], addr: IpAddr) -> bool {
@@ -147,27 +147,27 @@ fn freed<F: Files>(files: &F, pool: &str, number: u64) -> FilesResult<Option<IpA
     Ok(files.record(&file_name(pool), record_of(number))?.and_then(|text| text.parse().ok()))
 }
 
-/// A head that cannot be read is that of a new pool: what waited in its queue is found when nothing else is left.
-fn read_head<F: Files>(files: &F, pool: &str) -> FilesResult<Head> {
-    let text = files.record(&file_name(pool), HEAD)?.unwrap_or_default();
+/// A mark that cannot be read is that of a new pool: what waited in its queue is found when nothing else is left.
+fn read_mark<F: Files>(files: &F, pool: &str) -> FilesResult<Mark> {
+    let text = files.record(&file_name(pool), MARK)?.unwrap_or_default();
     let mut words = text.split(' ');
     let mut number = || words.next().and_then(|word| word.parse().ok());
     Ok(match (number(), number()) {
         (Some(first), Some(end)) if first <= end => {
-            Head { first, end, last: words.next().and_then(|word| word.parse().ok()) }
+            Mark { first, end, last: words.next().and_then(|word| word.parse().ok()) }
         }
-        _ => Head::default(),
+        _ => Mark::default(),
     })
 }
 
-fn write_head<F: Files>(files: &mut F, pool: &str, head: Head) -> FilesResult<()> {
-    let last = head.last.map_or_else(|| "-".to_owned(), |addr| addr.to_string());
-    files.set_record(&file_name(pool), HEAD, &format!("{} {} {last}", head.first, head.end))
+fn write_mark<F: Files>(files: &mut F, pool: &str, mark: Mark) -> FilesResult<()> {
+    let last = mark.last.map_or_else(|| "-".to_owned(), |addr| addr.to_string());
+    files.set_record(&file_name(pool), MARK, &format!("{} {} {last}", mark.first, mark.end))
 }
 
 /// The queue goes round in its records.
 fn record_of(number: u64) -> u64 {
-    HEAD + 1 + number % QUEUE
+    MARK + 1 + number % QUEUE
 }
 
 fn file_name(pool: &str) -> String {

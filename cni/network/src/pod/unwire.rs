@@ -33,21 +33,13 @@ impl Attachment {
         } else {
             addresses.iter().map(|addr| host_route(*addr, host.index)).collect()
         };
-        self.cut(&mut outer, &host, &routes)?;
+        cut(&mut outer, &host, &routes)?;
         if let (Some(pod), Some(index)) = (pod, host.peer) {
             // Whatever still runs there stops speaking as an address that is another pod's soon. If its namespace is on
             // its way out, that does it, too.
             drop(self.strip(pod, index, host.index));
         }
         Ok(true)
-    }
-
-    /// In one go: no packet finds the way to the pod, and its link is done with.
-    fn cut(&self, outer: &mut Netlink, host: &Link, routes: &[Route]) -> Result<(), NetlinkError> {
-        let mut requests: Vec<Request> = routes.iter().map(Request::delete_route).collect();
-        requests.push(Request::set_group(host.index, RETIRED_GROUP));
-        let refused = outer.execute_each(requests)?.into_iter().filter_map(Result::err);
-        refused.into_iter().find(|error| !error.is_missing()).map_or(Ok(()), Err)
     }
 
     /// Takes the addresses of the pod's end away, and with them its routes.
@@ -62,6 +54,14 @@ impl Attachment {
         let requests = held.iter().map(|address| Request::delete_address(index, address.net));
         inner.execute_each(requests.collect()).map(drop)
     }
+}
+
+/// In one go: no packet finds the way to the pod, and its link is done with.
+fn cut(outer: &mut Netlink, host: &Link, routes: &[Route]) -> Result<(), NetlinkError> {
+    let mut requests: Vec<Request> = routes.iter().map(Request::delete_route).collect();
+    requests.push(Request::set_group(host.index, RETIRED_GROUP));
+    let mut refused = outer.execute_each(requests)?.into_iter().filter_map(Result::err);
+    refused.find(|error| !error.is_missing()).map_or(Ok(()), Err)
 }
 
 /// Removes the wiring of many attachments, in a fraction of the time that it takes one by one. Goes on after an

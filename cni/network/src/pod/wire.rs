@@ -179,8 +179,13 @@ fn await_operation(netlink: &mut Netlink, link: u32) -> Result<(), NetlinkError>
 /// The link-local address that follows from an Ethernet address (modified EUI-64), set by hand since the kernel would
 /// look for duplicates of its own.
 fn link_local(mac: Mac) -> IpNet {
-    let [a, b, c, d, e, f] = mac.0.map(u16::from);
-    let addr = Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f);
+    let mut octets = [0; 16];
+    octets[..2].copy_from_slice(&[0xfe, 0x80]);
+    octets[8..11].copy_from_slice(&mac.0[..3]);
+    octets[11..13].copy_from_slice(&[0xff, 0xfe]);
+    octets[13..].copy_from_slice(&mac.0[3..]);
+    octets[8] ^= 2;
+    let addr = Ipv6Addr::from(octets);
     Ipv6Net::new_assert(addr, 64).into()
 }
 

@@ -63,20 +63,19 @@ fn by_batch(node: &LabNode, peers: u16) -> Result<f64> {
     let local = node.address_v4();
     let device = format!("link add peers type vxlan id 9 dstport 4790 local {local} dev eth0 nolearning\n");
     feed(node, &["ip", "-batch", "-"], &format!("{device}link set peers up\n"))?;
-    let (mut entries, mut fdb, mut routes) = (String::new(), String::new(), String::new());
+    let (mut entries, mut fdb, mut routes) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..peers {
         let [high, low] = number.to_be_bytes();
         let mac = format!("02:00:00:00:{high:02x}:{low:02x}");
         let remote = IpAddr::from(Ipv4Addr::new(172, 31, high, low));
-        let [four, six] = crate::worker::network::subnets(number).map(|net| (net.network(), net));
-        for (gateway, net) in [four, six] {
-            let family = if net.addr().is_ipv4() { "-4" } else { "-6" };
-            entries.push_str(&format!("neigh replace {gateway} lladdr {mac} dev peers nud permanent\n"));
-            routes.push_str(&format!("{family} route replace {net} via {gateway} dev peers onlink\n"));
+        for net in crate::worker::network::subnets(number) {
+            let gateway = net.network();
+            entries.push(format!("neigh replace {gateway} lladdr {mac} dev peers nud permanent"));
+            routes.push(format!("route replace {net} via {gateway} dev peers onlink"));
         }
-        fdb.push_str(&format!("fdb replace {mac} dev peers dst {remote} self permanent\n"));
+        fdb.push(format!("fdb replace {mac} dev peers dst {remote} self permanent"));
     }
-    let routes: String = routes.lines().map(|line| format!("{}\n", &line[3..])).collect();
+    let [entries, fdb, routes] = [entries, fdb, routes].map(|lines| lines.join("\n"));
     let begun = Instant::now();
     feed(node, &["ip", "-batch", "-"], &entries)?;
     feed(node, &["bridge", "-batch", "-"], &fdb)?;
