@@ -222,10 +222,13 @@ impl Agent {
             });
         }
         if config.cni {
-            let network = self.network_config();
+            let (network, options) = (self.network_config(), self.network_options());
+            let metrics = seaway_cni_network::Metrics::new(&self.registry)
+                .map_err(|source| NodeError::Metrics { part: "network", source })?;
             let (snapshots, shutdown) = (snapshots.clone(), shutdown.clone());
             self.part(tasks, "network", move || {
-                seaway_cni_network::run(network.clone(), snapshots.clone(), shutdown.clone())
+                let (network, options, metrics) = (network.clone(), options.clone(), Some(metrics.clone()));
+                seaway_cni_network::run_with(network, options, metrics, snapshots.clone(), shutdown.clone())
             });
         }
         if config.dns {
@@ -275,6 +278,9 @@ impl Agent {
             overlay: match config.overlay {
                 Overlay::None => seaway_cni_network::Overlay::None,
                 Overlay::Vxlan { vni, port } => seaway_cni_network::Overlay::Vxlan { vni, port },
+                Overlay::VxlanAcrossLinks { vni, port } => {
+                    seaway_cni_network::Overlay::VxlanAcrossLinks { vni, port }
+                }
             },
             uplink: config.uplink.clone(),
             cni_conf_dir: config.cni_conf_dir.clone(),
@@ -283,6 +289,14 @@ impl Agent {
             plugin_source: config.plugin_source.clone(),
             masquerade: config.masquerade,
             resync_interval: Duration::from_secs(5),
+        }
+    }
+
+    fn network_options(&self) -> seaway_cni_network::NodeNetworkOptions {
+        seaway_cni_network::NodeNetworkOptions {
+            not_masqueraded: self.config.not_masqueraded.clone(),
+            vxlan_device: self.config.vxlan_device.clone(),
+            ..seaway_cni_network::NodeNetworkOptions::default()
         }
     }
 

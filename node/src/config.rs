@@ -21,6 +21,13 @@ pub enum Overlay {
         /// The UDP port that carries it.
         port: u16,
     },
+    /// By routes to nodes on one link with this one, inside VXLAN to all others.
+    VxlanAcrossLinks {
+        /// The virtual network's number.
+        vni: u32,
+        /// The UDP port that carries it.
+        port: u16,
+    },
 }
 
 pub use seaway_proxy::Mode as ProxyMode;
@@ -78,8 +85,12 @@ pub struct NodeConfig {
     pub overlay: Overlay,
     /// The link towards the other nodes; `None`: the one that carries the node's first address.
     pub uplink: Option<String>,
+    /// The name of the VXLAN device.
+    pub vxlan_device: String,
     /// Masquerade pod traffic that leaves the cluster.
     pub masquerade: bool,
+    /// Destinations outside of the cluster that see the pods' own addresses nevertheless.
+    pub not_masqueraded: Vec<IpNet>,
     /// The executable that is installed as `seaway-cni`.
     pub plugin_source: PathBuf,
     /// The cluster's DNS zone.
@@ -148,7 +159,9 @@ impl NodeConfig {
             devices: Vec::new(),
             overlay: Overlay::None,
             uplink: None,
+            vxlan_device: seaway_cni_network::VXLAN_DEVICE.to_owned(),
             masquerade: true,
+            not_masqueraded: Vec::new(),
             plugin_source: self_exe.clone(),
             cluster_domain: "cluster.local".to_owned(),
             cluster_dns: Vec::new(),

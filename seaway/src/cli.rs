@@ -202,6 +202,28 @@ pub enum OverlayKind {
     Vxlan,
 }
 
+/// How pod packets travel from a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NodeOverlay {
+    /// By routes: all nodes share a link
+    None,
+    /// Inside VXLAN
+    Vxlan,
+    /// By routes to nodes on one link with this one, inside VXLAN to all others
+    VxlanAcrossLinks,
+}
+
+/// A name that a link can have.
+fn link_name(text: &str) -> Result<String, String> {
+    let bad = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
+    match text {
+        "" | "." | ".." => Err("no link can be called that".to_owned()),
+        text if text.len() > 15 => Err("a link's name has at most 15 characters".to_owned()),
+        text if text.contains(bad) => Err("'/', ':', '%' and blanks are not allowed".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Check {
     #[command(flatten)]
@@ -336,17 +358,26 @@ pub struct Node {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub device: Vec<String>,
     /// How pod packets travel between nodes
-    #[arg(long, value_enum, default_value_t = OverlayKind::None)]
-    pub overlay: OverlayKind,
+    #[arg(long, value_enum, default_value_t = NodeOverlay::None)]
+    pub overlay: NodeOverlay,
     /// VXLAN's network number
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
     pub vxlan_vni: u32,
     /// VXLAN's UDP port
-    #[arg(long, default_value_t = 8472)]
+    #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
     pub vxlan_port: u16,
+    /// The name of the VXLAN device
+    #[arg(long, default_value = seaway_cni_network::VXLAN_DEVICE, value_name = "NAME", value_parser = link_name)]
+    pub vxlan_device: String,
+    /// The link towards the other nodes (default: the one that carries the node's address)
+    #[arg(long, value_name = "NAME", value_parser = link_name)]
+    pub uplink: Option<String>,
     /// Leave the source address of pod traffic that leaves the cluster
     #[arg(long)]
     pub no_masquerade: bool,
+    /// Destinations outside of the cluster that see the pods' own addresses
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub no_masquerade_to: Vec<IpNet>,
     /// The DNS zone of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,

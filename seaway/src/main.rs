@@ -11,6 +11,7 @@ mod cli;
 mod cluster;
 mod commands;
 mod place;
+mod plugin;
 mod telemetry;
 
 use std::path::Path;

@@ -15,6 +15,8 @@ pub enum Name {
     Service,
     /// From the API server to packets: cold, one change, memory
     Sync,
+    /// ADD and DEL of the CNI plugin, packets between pods, thousands of nodes
+    Cni,
     /// DNS answers, beside other servers with the same records
     Dns,
 }
@@ -26,6 +28,11 @@ impl Name {
             Self::Service | Self::Sync => {
                 &[("nftables", "/usr/sbin/nft"), ("iptables", "/usr/sbin/iptables-restore")]
             }
+            Self::Cni => &[
+                ("containernetworking-plugins", "/usr/lib/cni/bridge"),
+                ("iproute2", "/usr/sbin/ip"),
+                ("nftables", "/usr/sbin/nft"),
+            ],
             Self::Dns => &[
                 ("dnsperf", "/usr/bin/dnsperf"),
                 ("unbound", "/usr/sbin/unbound"),
@@ -57,11 +64,29 @@ pub fn run(options: Options) -> Result<()> {
     }
     install_peers(options.name)?;
     process::run(cargo().args(["build", "--release", "--package", "seaway-bench"]))?;
+    if options.name == Name::Cni {
+        // As a release carries it: see seaway/build.rs.
+        process::run(
+            cargo()
+                .args([
+                    "rustc",
+                    "--profile",
+                    "plugin",
+                    "--package",
+                    "seaway-cni",
+                    "--bin",
+                    "seaway-cni",
+                    "--",
+                ])
+                .args(["-C", "target-feature=+crt-static", "-C", "relocation-model=static"]),
+        )?;
+    }
     let mut bench = Command::new(target_dir().join("release/seaway-bench"));
     bench.arg(match options.name {
         Name::Service => "service",
         Name::Sync => "sync",
         Name::Dns => "dns",
+        Name::Cni => "cni",
     });
     bench.args(options.quick.then_some("--quick")).args(options.json.then_some("--json"));
     process::run(&mut bench)

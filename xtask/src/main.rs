@@ -53,7 +53,7 @@ enum Task {
     },
     /// Measure against peers, both sides in turn
     Bench(bench::Options),
-    /// Feed packets that are nearly right, from a corpus
+    /// Feed what nobody should send, for a given time
     Fuzz(fuzz::Options),
 }
 

@@ -71,7 +71,12 @@ pub struct NodeNetworkOptions {
     pub withdraw_after: Duration,
     /// Destinations outside of the cluster that see the pod's own address.
     pub not_masqueraded: Vec<IpNet>,
+    /// The name of the VXLAN device.
+    pub vxlan_device: String,
 }
+
+/// The name of the VXLAN device, unless another is chosen.
+pub const VXLAN_DEVICE: &str = "seaway-vxlan";
 
 impl Default for NodeNetworkOptions {
     fn default() -> Self {
@@ -79,6 +84,7 @@ impl Default for NodeNetworkOptions {
             leak_grace: Duration::from_secs(300),
             withdraw_after: Duration::from_secs(60),
             not_masqueraded: Vec::new(),
+            vxlan_device: VXLAN_DEVICE.to_owned(),
         }
     }
 }

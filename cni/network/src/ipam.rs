@@ -9,9 +9,8 @@
 //!                     boot             the boot that the reservations belong to
 //!                     owners/<key>     a reservation: {"addresses": […]}          <- the truth
 //!                     addresses/<addr> "held KEY" or "freed MILLISECONDS"         <- an index of it
-//!                     pools/<pool>.last    the newest of the addresses that were given for the first time
-//!                     pools/<pool>.queue   "HEAD TAIL": which of the freed ones wait
-//!                     freed/<pool>-<n>     an address that waits in that queue
+//!                     pools/<pool>     records: which of the freed ones wait, and the newest of the addresses that
+//!                                      were given for the first time; then the queue of freed ones, in a ring
 //! ```
 //!
 //! **Invariant:** an address is held if and only if an owner's file lists it. An owner's file appears and goes in one

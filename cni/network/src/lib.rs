@@ -3,18 +3,24 @@
 //!
 //! Two callers with opposite needs share it: the CNI plugin, which lives for a few milliseconds and does everything
 //! synchronously, and the node agent, which reconciles for as long as it runs ([`run`]). Everything here is
-//! therefore synchronous; [`run`] alone knows tokio.
+//! therefore synchronous; [`run`] alone knows tokio. The plugin is built without the agent's part (feature `node`).
 
+#[cfg(feature = "node")]
 mod config;
 pub mod fault;
 mod hash;
 pub mod ipam;
+#[cfg(feature = "node")]
 mod metrics;
 pub mod netlink;
 pub mod netns;
+#[cfg(feature = "node")]
 mod node;
 pub mod pod;
 
-pub use config::{NodeNetworkConfig, NodeNetworkOptions, Overlay};
+#[cfg(feature = "node")]
+pub use config::{NodeNetworkConfig, NodeNetworkOptions, Overlay, VXLAN_DEVICE};
+#[cfg(feature = "node")]
 pub use metrics::Metrics;
+#[cfg(feature = "node")]
 pub use node::{MASQUERADE_TABLE, NftError, NodeNetworkError, cleanup, run, run_with, vtep_mac};

@@ -9,16 +9,18 @@
 
 mod address;
 mod link;
+#[cfg(feature = "node")]
 mod monitor;
 mod neighbour;
 mod qdisc;
+mod request;
 mod route;
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE,
     NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla, NlasIterator, Parseable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
@@ -27,10 +29,12 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 pub use address::Address;
-pub use link::{Bridge, Link, Mac, Veth, VethPeer, Vxlan, VxlanInfo};
+pub use link::{Bridge, Ipv6Settings, Link, Mac, Veth, VethPeer, Vxlan, VxlanInfo};
+#[cfg(feature = "node")]
 pub use monitor::{Monitor, MonitorGroups};
 pub use neighbour::{FdbEntry, Neighbour, NeighbourKind};
 pub use qdisc::TokenBucket;
+pub use request::Request;
 pub use route::{Route, RouteKind, RouteQuery};
 
 use crate::netns::{Namespace, NetnsError};
@@ -172,16 +176,21 @@ impl Netlink {
     }
 
     /// Sends a request and waits for its acknowledgement.
-    fn execute(
-        &mut self,
-        message: RouteNetlinkMessage,
-        write: Write,
-        action: &'static str,
-        object: &dyn std::fmt::Display,
-    ) -> Result<()> {
+    pub fn execute(&mut self, request: Request) -> Result<()> {
         crate::fault::step();
+        let Request { message, write, action, object } = request;
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | write.flags())?;
-        self.receive(action, object, &mut |_| {}).map(|_| ())
+        self.receive(action, &object, &mut |_| {}).map(|_| ())
+    }
+
+    /// As [`Self::execute`], and returns what the kernel says that it made. Older ones say nothing.
+    fn execute_echoed(&mut self, request: Request) -> Result<Option<RouteNetlinkMessage>> {
+        crate::fault::step();
+        let Request { message, write, action, object } = request;
+        self.send(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO | write.flags())?;
+        let mut echo = None;
+        self.receive(action, &object, &mut |message| echo = Some(message))?;
+        Ok(echo)
     }
 
     /// Sends a query for one object and returns the answer.
@@ -221,18 +230,29 @@ impl Netlink {
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+        let length = self.put(message, flags, 0);
+        self.flush(length)
+    }
+
+    /// Writes a message into the buffer behind what stands there already. Returns where the next one begins.
+    fn put(&mut self, message: RouteNetlinkMessage, flags: u16, at: usize) -> usize {
         self.sequence = self.sequence.wrapping_add(1);
         let mut packet = NetlinkMessage::from(message);
         packet.header.flags = flags;
         packet.header.sequence_number = self.sequence;
         packet.finalize();
         let length = packet.buffer_len();
-        if self.buffer.len() < length {
-            self.buffer.resize(length, 0);
+        let end = at + length.next_multiple_of(4);
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
         }
         // Attributes are padded to four bytes, and the padding is not written.
-        self.buffer[..length].fill(0);
-        packet.serialize(&mut self.buffer[..length]);
+        self.buffer[at..end].fill(0);
+        packet.serialize(&mut self.buffer[at..at + length]);
+        end
+    }
+
+    fn flush(&mut self, length: usize) -> Result<()> {
         self.socket
             .send(&self.buffer[..length], 0)
             .map_err(|source| NetlinkError::Socket { action: "send", source })?;

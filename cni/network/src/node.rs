@@ -151,9 +151,7 @@ pub fn cleanup(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
     install::uninstall(config)?;
     let mut netlink = Netlink::open()?;
     let actual = kernel::read(&mut netlink, None)?;
-    for op in plan::plan(&desired::Desired::default(), &actual, None, true) {
-        kernel::apply(&mut netlink, &op)?;
-    }
+    kernel::apply(&mut netlink, &plan::plan(&desired::Desired::default(), &actual, None, true))?;
     kernel::remove_vxlan(&mut netlink)?;
     masquerade::ensure(None)?;
     Ok(())

@@ -1,15 +1,22 @@
 //! Mutates a corpus of configurations and environments and feeds them to the plugin, for a given number of seconds
-//! (`cargo xtask fuzz cni`). Deterministic for a seed. Arguments: `[SECONDS] [SEED]`.
+//! (`cargo xtask fuzz cni`). Deterministic for a seed. Arguments: `SECONDS SEED [DIRECTORY]`; inputs that get an answer
+//! of a new kind are kept in the directory.
 //!
-//! Whatever comes, there is an answer: success, or an error with a known code and a sentence. It runs in a network
-//! namespace of its own; a mutated configuration is carried out only if its data stays in a directory of this run.
+//! What guides it is the answers: an input whose answer differs from all others (verb, code, the sentence without what
+//! was quoted) joins those that are mutated. Whatever comes, there is an answer: success, or an error with a known code
+//! and a sentence, and after an error the node is as it was before. What an ADD has made a DEL takes away.
+//!
+//! It runs in a network namespace of its own; a mutated configuration is carried out only if its data stays in a
+//! directory of this run.
 #![allow(clippy::unwrap_used, reason = "a finding ends the run")]
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use seaway_cni::{Environment, call};
+use seaway_cni::{CniError, Environment, call};
+use seaway_cni_network::netlink::Netlink;
 use seaway_cni_network::netns::Namespace;
 use serde_json::Value;
 
@@ -103,11 +110,13 @@ fn mutate_value(random: &mut Random, value: &mut Value) {
     }
 }
 
-fn environment(random: &mut Random) -> Environment {
+/// The variables of a call; now and then the namespace exists.
+fn environment(random: &mut Random, netns: &str) -> HashMap<String, String> {
     let mut map = HashMap::new();
     map.insert("CNI_COMMAND".to_owned(), (*random.pick(&VERBS)).to_owned());
+    let netns = if random.below(16) == 0 { netns } else { "/nowhere" };
     for (name, value) in
-        [("CNI_CONTAINERID", "pod"), ("CNI_NETNS", "/nowhere"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/p")]
+        [("CNI_CONTAINERID", "pod"), ("CNI_NETNS", netns), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/p")]
     {
         let mut bytes = value.as_bytes().to_vec();
         if random.below(6) == 0 {
@@ -115,7 +124,7 @@ fn environment(random: &mut Random) -> Environment {
         }
         map.insert(name.to_owned(), String::from_utf8_lossy(&bytes).into_owned());
     }
-    Environment::from_map(&map)
+    map
 }
 
 /// Only what keeps its data in `directory` may be carried out; all else must not get past reading.
@@ -129,63 +138,140 @@ fn is_confined(input: &[u8], directory: &Path) -> bool {
     }
 }
 
-fn main() {
-    let mut arguments = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
-    let (seconds, seed) = (arguments.next().unwrap_or(30), arguments.next().unwrap_or(1));
-    let directory = tempfile::tempdir().unwrap();
-    let corpus: Vec<Vec<u8>> = corpus(directory.path());
-    let own = Namespace::anonymous().unwrap();
-    let counts = own.run(|| run(Duration::from_secs(seconds), seed, &corpus, directory.path())).unwrap();
-    let total: u64 = counts.values().sum();
-    println!("{total} inputs in {seconds} s from seed {seed}; answers by code: {counts:?}");
+/// What can be seen of a node: its links, and who holds addresses.
+fn node(netlink: &mut Netlink, directory: &Path) -> BTreeSet<String> {
+    let mut seen: BTreeSet<String> = netlink.links().unwrap().into_iter().map(|link| link.name).collect();
+    for network in std::fs::read_dir(directory).unwrap().flatten() {
+        let owners = std::fs::read_dir(network.path().join("owners"));
+        let owners = owners.into_iter().flatten().flatten().map(|owner| owner.path().display().to_string());
+        seen.extend(owners);
+    }
+    seen
 }
 
-fn run(limit: Duration, seed: u64, corpus: &[Vec<u8>], directory: &Path) -> BTreeMap<u64, u64> {
-    let mut random = Random(seed);
-    let mut counts = BTreeMap::new();
-    let end = Instant::now() + limit;
-    while Instant::now() < end {
-        let mut input = random.pick(corpus).clone();
-        match random.below(3) {
-            0 => mutate(&mut random, &mut input),
+/// The kind of an answer: what the same mistake with other words in it has in common.
+fn kind(verb: &str, outcome: &Result<Option<Value>, CniError>) -> String {
+    let Err(error) = outcome else { return format!("{verb} 0") };
+    let words = error.message.split(['"', '\'']).step_by(2).collect::<String>();
+    let letters: String = words.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').take(60).collect();
+    format!("{verb} {} {letters}", error.to_json()["code"])
+}
+
+/// One run.
+struct Fuzz<'a> {
+    random: Random,
+    corpus: Vec<Vec<u8>>,
+    directory: &'a Path,
+    keep: Option<PathBuf>,
+    netns: String,
+    netlink: Netlink,
+    kinds: BTreeMap<String, u64>,
+}
+
+impl Fuzz<'_> {
+    fn input(&mut self) -> Vec<u8> {
+        let mut input = self.random.pick(&self.corpus).clone();
+        match self.random.below(3) {
+            0 => mutate(&mut self.random, &mut input),
             1 => {
                 let mut value: Value = serde_json::from_slice(&input).unwrap_or(Value::Null);
-                mutate_value(&mut random, &mut value);
+                mutate_value(&mut self.random, &mut value);
                 input = value.to_string().into_bytes();
             }
             _ => {}
         }
-        let environment = environment(&mut random);
-        if !is_confined(&input, directory) {
-            continue;
+        input
+    }
+
+    fn step(&mut self) {
+        let input = self.input();
+        let variables = environment(&mut self.random, &self.netns);
+        if !is_confined(&input, self.directory) {
+            return;
         }
-        let code = match call(&environment, &input) {
-            Ok(_) => 0,
+        let environment = Environment::from_map(&variables);
+        let verb = environment.command.clone().unwrap_or_default();
+        let before = node(&mut self.netlink, self.directory);
+        let outcome = call(&environment, &input);
+        let said = || format!("{outcome:?} for {variables:?} {}", String::from_utf8_lossy(&input));
+        match &outcome {
+            Ok(_) if verb == "ADD" => self.undo(&variables, &input, &before),
+            Ok(_) => {}
             Err(error) => {
                 let json = error.to_json();
-                let code = json["code"].as_u64().unwrap();
                 let told = json["msg"].as_str().is_some_and(|message| !message.is_empty());
-                assert!(
-                    CODES.contains(&code) && told,
-                    "{json} for {environment:?} {}",
-                    String::from_utf8_lossy(&input)
-                );
-                code
+                assert!(CODES.contains(&json["code"].as_u64().unwrap()) && told, "{}", said());
+                // DEL and GC go as far as they can.
+                if !matches!(verb.as_str(), "DEL" | "GC") {
+                    assert_eq!(node(&mut self.netlink, self.directory), before, "{}", said());
+                }
             }
-        };
-        *counts.entry(code).or_insert(0) += 1;
+        }
+        let kind = kind(&verb, &outcome);
+        let seen = self.kinds.entry(kind.clone()).or_insert(0);
+        *seen += 1;
+        if *seen == 1 {
+            self.learn(&kind, input);
+        }
     }
-    counts
+
+    fn undo(&mut self, variables: &HashMap<String, String>, input: &[u8], before: &BTreeSet<String>) {
+        let mut variables = variables.clone();
+        variables.insert("CNI_COMMAND".to_owned(), "DEL".to_owned());
+        call(&Environment::from_map(&variables), input).unwrap();
+        assert_eq!(node(&mut self.netlink, self.directory), *before, "{variables:?}");
+    }
+
+    fn learn(&mut self, kind: &str, input: Vec<u8>) {
+        if let Some(keep) = &self.keep {
+            let name: String =
+                kind.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(50).collect();
+            let text = String::from_utf8_lossy(&input).replace(self.directory.to_str().unwrap(), "DATA_DIR");
+            std::fs::write(keep.join(format!("{name}.json")), text).unwrap();
+        }
+        self.corpus.push(input);
+    }
 }
 
-/// The files beside this one, with the run's directory in them.
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |place: usize, default| {
+        arguments.get(place).map_or(default, |text| text.parse::<u64>().expect("a number"))
+    };
+    let (seconds, seed) = (number(0, 30), number(1, 1));
+    let directory = tempfile::tempdir().unwrap();
+    let (own, pod) = (Namespace::anonymous().unwrap(), Namespace::anonymous().unwrap());
+    let mut fuzz = Fuzz {
+        random: Random(seed),
+        corpus: corpus(directory.path()),
+        directory: directory.path(),
+        keep: arguments.get(2).map(PathBuf::from),
+        netns: format!("/proc/self/fd/{}", pod.as_fd().as_raw_fd()),
+        netlink: Netlink::open_in(&own).unwrap(),
+        kinds: BTreeMap::new(),
+    };
+    let end = Instant::now() + Duration::from_secs(seconds);
+    own.run(|| {
+        while Instant::now() < end {
+            fuzz.step();
+        }
+    })
+    .unwrap();
+    let total: u64 = fuzz.kinds.values().sum();
+    println!("{total} inputs in {seconds} s from seed {seed}, {} kinds of answers:", fuzz.kinds.len());
+    for (kind, count) in &fuzz.kinds {
+        println!("{count:>8} {kind}");
+    }
+}
+
+/// The files of the corpus, with the run's directory in them.
 fn corpus(directory: &Path) -> Vec<Vec<u8>> {
-    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/corpus");
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let files = std::fs::read_dir(place).unwrap().flatten();
     let mut corpus: Vec<(String, Vec<u8>)> = files
         .map(|file| {
-            let text = std::fs::read_to_string(file.path()).unwrap();
-            let text = text.replace("DATA_DIR", directory.to_str().unwrap());
+            let text = std::fs::read(file.path()).unwrap();
+            let text = String::from_utf8_lossy(&text).replace("DATA_DIR", directory.to_str().unwrap());
             (file.file_name().to_string_lossy().into_owned(), text.into_bytes())
         })
         .collect();

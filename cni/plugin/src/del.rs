@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use seaway_cni_network::ipam::Ipam;
+use seaway_cni_network::ipam::{Ipam, IpamError, Owner};
 use seaway_cni_network::netns::Namespace;
 
 use crate::attachment::{attachment, owner, refuse_own_netns};
@@ -11,16 +11,31 @@ use crate::env::Environment;
 use crate::error::CniError;
 
 /// Detaches the container. What is missing is no error, nor is a namespace that is gone: the names of links and
-/// files follow from the ids. The addresses are freed last, when nothing leads to them any more.
-pub(crate) fn del(environment: &Environment, config: &Config) -> Result<(), CniError> {
-    attachment(environment, config).unwire()?;
-    if let Some(mut ipam) = Ipam::open_if_there(&config.data_dir, &config.name)? {
-        ipam.release(&owner(environment))?;
+/// files follow from the ids. The addresses are freed last, when nothing leads to them any more. The links are left to
+/// `bury`, which is given the directory that whoever deletes them is known by.
+pub(crate) fn del(
+    environment: &Environment,
+    config: &Config,
+    bury: &dyn Fn(&Path) -> Result<(), CniError>,
+) -> Result<(), CniError> {
+    let (owner, namespace) = (owner(environment), open_if_there(environment));
+    let held = Ipam::peek(&config.data_dir, &config.name, &owner).unwrap_or_default();
+    let retired = attachment(environment, config).retire(&held.addresses, namespace.as_ref())?;
+    free(config, &owner)?;
+    if retired {
+        bury(&config.data_dir)?;
     }
     // What was ours is gone in any case; that the runtime is mistaken, it should know.
-    match open_if_there(environment) {
-        Some(namespace) => refuse_own_netns(environment, &namespace),
-        None => Ok(()),
+    namespace.map_or(Ok(()), |namespace| refuse_own_netns(environment, &namespace))
+}
+
+/// Frees the addresses. If somebody keeps them locked for longer than a runtime waits, that is left to the agent, to which
+/// a reservation without wiring is a leak.
+fn free(config: &Config, owner: &Owner) -> Result<(), CniError> {
+    let opened = Ipam::open_if_there(&config.data_dir, &config.name);
+    match opened.and_then(|ipam| ipam.map_or(Ok(None), |mut ipam| ipam.release(owner))) {
+        Ok(_) | Err(IpamError::Locked { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

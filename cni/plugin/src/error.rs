@@ -155,3 +155,16 @@ impl From<CheckError> for CniError {
         Self::from_cause(code, &error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_finds_the_addresses_locked_is_to_try_again_later() {
+        let locked = IpamError::Locked { path: "/d/net/lock".into(), waited_ms: 30_000 };
+        let error = CniError::from(locked).to_json();
+        assert_eq!(error["code"], 11);
+        assert!(error["msg"].as_str().unwrap().contains("/d/net/lock"), "{error}");
+    }
+}

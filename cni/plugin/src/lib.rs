@@ -8,6 +8,7 @@
 
 mod add;
 mod attachment;
+mod bury;
 mod capability;
 mod check;
 mod config;
@@ -20,6 +21,7 @@ mod status;
 mod version;
 
 use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -32,6 +34,12 @@ const MAX_STDIN: u64 = 4 << 20;
 
 /// What `seaway-cni` does when it is executed.
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if let (Some(bury::ARGUMENT), Some(data_dir)) =
+        (arguments.next().as_deref().and_then(std::ffi::OsStr::to_str), arguments.next())
+    {
+        return if bury::now(Path::new(&data_dir)).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let environment = Environment::from_process();
     if environment.command.is_none() {
         eprintln!("seaway-cni {}: CNI plugin of Seaway", env!("CARGO_PKG_VERSION"));
@@ -41,7 +49,7 @@ pub fn main() -> ExitCode {
     // Who asks for the version may give nothing, and leave the pipe open.
     let given = environment.command.as_deref() != Some(Command::Version.as_str()) || is_readable();
     let stdin = if given { read_stdin() } else { Ok(Vec::new()) };
-    let (output, succeeded) = match stdin.and_then(|stdin| call(&environment, &stdin)) {
+    let (output, succeeded) = match stdin.and_then(|stdin| carry_out(&environment, &stdin, &bury::later)) {
         Ok(output) => (output, true),
         Err(error) => (Some(error.to_json()), false),
     };
@@ -78,26 +86,35 @@ fn read_stdin() -> Result<Vec<u8>, CniError> {
     Ok(bytes)
 }
 
-/// Carries out one call. `Ok(Some(…))` goes to stdout.
+/// Carries out one call. `Ok(Some(…))` goes to stdout. Nothing is left for after the answer, as the executable does.
 pub fn call(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, CniError> {
+    carry_out(environment, stdin, &bury::now)
+}
+
+fn carry_out(
+    environment: &Environment,
+    stdin: &[u8],
+    bury: &dyn Fn(&Path) -> Result<(), CniError>,
+) -> Result<Option<Value>, CniError> {
     let command = environment.validate()?;
     if command == Command::Version {
         return Ok(Some(version::answer(stdin)));
     }
     let config = config::Config::parse(stdin)?;
     let version = config.version;
-    dispatch(command, environment, &config).map_err(|error| error.at_version(version))
+    dispatch(command, environment, &config, bury).map_err(|error| error.at_version(version))
 }
 
 fn dispatch(
     command: Command,
     environment: &Environment,
     config: &config::Config,
+    bury: &dyn Fn(&Path) -> Result<(), CniError>,
 ) -> Result<Option<Value>, CniError> {
     version::require(command, config.version)?;
     match command {
         Command::Add => add::add(environment, config).map(Some),
-        Command::Del => del::del(environment, config).map(|()| None),
+        Command::Del => del::del(environment, config, bury).map(|()| None),
         Command::Check => check::check(environment, config).map(|()| None),
         Command::Status => status::status(config).map(|()| None),
         Command::Gc => gc::gc(config).map(|()| None),

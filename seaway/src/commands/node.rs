@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use seaway_node::{NodeConfig, Overlay, kube_proxy};
 
 use super::{Usage, install_crypto, serve};
-use crate::cli::{Balancing, Node, OverlayKind};
+use crate::cli::{Balancing, Node, NodeOverlay};
 use crate::cluster::preflight;
+use crate::plugin;
 
 pub(super) const WORKER_THREADS: usize = 2;
 
@@ -37,6 +38,11 @@ fn config(args: Node) -> Result<NodeConfig> {
         bail!("no kubeconfig at {}", args.kubeconfig.display());
     }
     let mut config = NodeConfig::new(&name, args.kubeconfig, args.node_ip, &args.state_dir);
+    if !args.no_cni
+        && let Some(plugin) = plugin::unpack(&args.state_dir)?
+    {
+        config.plugin_source = plugin;
+    }
     config.cgroup = match args.cgroup {
         Some(dir) => dir,
         None => preflight::cgroup2_mount()?,
@@ -58,10 +64,16 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;
     config.overlay = match args.overlay {
-        OverlayKind::None => Overlay::None,
-        OverlayKind::Vxlan => Overlay::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port },
+        NodeOverlay::None => Overlay::None,
+        NodeOverlay::Vxlan => Overlay::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port },
+        NodeOverlay::VxlanAcrossLinks => {
+            Overlay::VxlanAcrossLinks { vni: args.vxlan_vni, port: args.vxlan_port }
+        }
     };
+    config.vxlan_device = args.vxlan_device;
+    config.uplink = args.uplink;
     config.masquerade = !args.no_masquerade;
+    config.not_masqueraded = args.no_masquerade_to;
     config.cluster_domain = args.cluster_domain;
     config.dns_upstreams = args.dns_upstream;
     config.dns_config = args.dns_config;

@@ -16,6 +16,7 @@
 
 mod clock;
 mod cluster;
+mod cni;
 mod dns;
 mod driver;
 mod objects;
@@ -50,6 +51,8 @@ enum Command {
     Sync(Options),
     /// What an answer costs, beside other servers with the same records
     Dns(Options),
+    /// ADD and DEL of the CNI plugin, and packets between pods
+    Cni(Options),
     /// A process of a bench: started by it in a namespace, not by people
     #[command(subcommand, hide = true)]
     Worker(Role),
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Service(options) => measure("service", options, service::run),
         Command::Sync(options) => measure("sync", options, sync::run),
         Command::Dns(options) => measure("dns", options, dns::run),
+        Command::Cni(options) => measure("cni", options, cni::run),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ mod bed;
 mod east_west;
 mod lookup;
 mod north_south;
-mod proxy;
+pub mod proxy;
 
 use std::time::{Duration, Instant};
 

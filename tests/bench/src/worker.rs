@@ -5,6 +5,7 @@ pub mod agent;
 pub mod asker;
 mod backend;
 pub mod footprint;
+pub mod network;
 pub mod resolver;
 
 use anyhow::Result;
@@ -30,6 +31,8 @@ pub enum Role {
     Resolver(resolver::Options),
     /// Says what memory the zone of a cluster takes
     Footprint(footprint::Options),
+    /// Keeps the ways to many other nodes
+    Network(network::Options),
 }
 
 /// Plays the role until it is killed, or standard input ends.
@@ -40,5 +43,6 @@ pub fn run(role: Role) -> Result<()> {
         Role::Agent(options) => agent::run(&options),
         Role::Resolver(options) => resolver::run(&options),
         Role::Footprint(options) => footprint::run(&options),
+        Role::Network(options) => network::run(&options),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -15,7 +16,9 @@ use crate::fault;
 /// How long the lock is waited for. A holder needs less than a millisecond for itself.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// What of the store is forgotten with the boot.
-pub(super) const DIRECTORIES: [&str; 4] = ["owners", "addresses", "pools", "freed"];
+pub(super) const DIRECTORIES: [&str; 3] = ["owners", "addresses", "pools"];
+/// The length of a record. The longest text is an owner's key with a word before it.
+const RECORD: usize = 256;
 
 /// Small files in one directory, by relative name.
 pub trait Files {
@@ -23,8 +26,10 @@ pub trait Files {
     fn read(&self, name: &str) -> FilesResult<Option<String>>;
     /// Writes a file in one step: it has the old content or the new.
     fn replace(&mut self, name: &str, content: &str) -> FilesResult<()>;
-    /// Writes a file that may be found torn after a crash.
-    fn write(&mut self, name: &str, content: &str) -> FilesResult<()>;
+    /// The text of a file's record of this number, or none if it was never written.
+    fn record(&self, name: &str, number: u64) -> FilesResult<Option<String>>;
+    /// Writes a short text in the place of a file's record, in one step, and makes the file if it is missing.
+    fn set_record(&mut self, name: &str, number: u64, text: &str) -> FilesResult<()>;
     /// Removes a file. It may be gone already.
     fn remove(&mut self, name: &str) -> FilesResult<()>;
     /// The names of the files in a directory, in no order.
@@ -41,6 +46,11 @@ pub struct DirectoryFiles {
 impl DirectoryFiles {
     /// Makes the directories if they are missing, and takes the lock.
     pub fn lock(directory: &Path) -> FilesResult<Self> {
+        Self::lock_within(directory, LOCK_WAIT)
+    }
+
+    /// As [`Self::lock`], but gives up after `wait`.
+    pub(super) fn lock_within(directory: &Path, wait: Duration) -> FilesResult<Self> {
         let missing = |below: &&str| !directory.join(below).is_dir();
         for below in DIRECTORIES.into_iter().filter(missing) {
             let path = directory.join(below);
@@ -51,7 +61,7 @@ impl DirectoryFiles {
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         let lock = match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => lock,
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => wait_for(lock, &path)?,
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => wait_for(lock, &path, wait)?,
             Err(error) => return Err(failed(error.into())),
         };
         Ok(Self { directory: directory.to_owned(), _lock: lock })
@@ -63,9 +73,14 @@ impl DirectoryFiles {
     }
 }
 
+/// Where a record of this number stands.
+fn place(number: u64) -> u64 {
+    number.saturating_mul(RECORD as u64)
+}
+
 /// Waits in the kernel's queue, which is fair, but not for ever: on a thread that is left behind if it takes too
 /// long, and gives the lock back if it gets it after all.
-fn wait_for(lock: File, path: &Path) -> FilesResult<File> {
+fn wait_for(lock: File, path: &Path, limit: Duration) -> FilesResult<File> {
     let failed = |source| IpamError::Io { action: "lock", path: path.to_owned(), source };
     let (locked, waiting) = mpsc::channel();
     let wait = move || {
@@ -79,11 +94,11 @@ fn wait_for(lock: File, path: &Path) -> FilesResult<File> {
         drop(locked.send(outcome.map(|()| lock)));
     };
     std::thread::Builder::new().name("ipam-lock".to_owned()).spawn(wait).map_err(failed)?;
-    match waiting.recv_timeout(LOCK_WAIT) {
+    match waiting.recv_timeout(limit) {
         Ok(Ok(lock)) => Ok(lock),
         Ok(Err(error)) => Err(failed(error.into())),
         Err(_) => {
-            let waited_ms = u64::try_from(LOCK_WAIT.as_millis()).unwrap_or(u64::MAX);
+            let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
             Err(IpamError::Locked { path: path.to_owned(), waited_ms })
         }
     }
@@ -109,9 +124,30 @@ impl Files for DirectoryFiles {
         written.map_err(self.failed("write", name))
     }
 
-    fn write(&mut self, name: &str, content: &str) -> FilesResult<()> {
+    fn record(&self, name: &str, number: u64) -> FilesResult<Option<String>> {
+        let mut record = [0; RECORD];
+        let length = match File::open(self.directory.join(name)) {
+            Ok(file) => file.read_at(&mut record, place(number)).map_err(self.failed("read", name))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(self.failed("read", name)(error)),
+        };
+        let text = String::from_utf8_lossy(&record[..length]);
+        let text = text.trim_matches(['\0', ' ', '\n']);
+        Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
+    }
+
+    /// Overwriting in place costs a fraction of truncating or renaming, which make the file system write at once. A
+    /// record lies within one page, and so is written whole or not at all by a process that is killed.
+    fn set_record(&mut self, name: &str, number: u64, text: &str) -> FilesResult<()> {
         fault::step();
-        fs::write(self.directory.join(name), content).map_err(self.failed("write", name))
+        let mut record = [b' '; RECORD];
+        record[RECORD - 1] = b'\n';
+        for (to, from) in record[..RECORD - 1].iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        let path = self.directory.join(name);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        file.and_then(|file| file.write_all_at(&record, place(number))).map_err(self.failed("write", name))
     }
 
     fn remove(&mut self, name: &str) -> FilesResult<()> {

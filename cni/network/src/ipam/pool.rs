@@ -12,31 +12,37 @@ use super::{AddressState, FilesResult, REST_MS, Range, range};
 
 /// How many lost addresses are put back into the queue at once.
 const FOUND_AT_ONCE: usize = 256;
+/// How many addresses can wait in a queue. What does not fit is found again when there is nothing else left.
+const QUEUE: u64 = 1 << 16;
+/// The record of a pool's file that says what stands in the others.
+const MARK: u64 = 0;
 
 /// An address that is free, and what has to be remembered when it is taken.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) addr: IpAddr,
     pool: String,
-    /// The newest address that was given for the first time, if that changes.
-    last: Option<IpAddr>,
-    /// The queue before and after, if that changes.
-    queue: Option<(Queue, Queue)>,
+    /// What the pool's mark says from now on, if that changes.
+    mark: Option<Mark>,
     /// Addresses that were lost from the queue and go back to it.
     found: Vec<IpAddr>,
 }
 
-/// Which files of a queue there are: from the first to one before the last number.
+/// What is known about a pool in one record.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Queue {
-    head: u64,
-    tail: u64,
+struct Mark {
+    /// The first number of the queue.
+    first: u64,
+    /// One after the last number.
+    end: u64,
+    /// The newest address that was given for the first time.
+    last: Option<IpAddr>,
 }
 
 impl Choice {
     /// An address that was asked for by name.
     pub(super) fn wanted(pool: &[Range], addr: IpAddr) -> Self {
-        Self { addr, pool: key(pool), last: None, queue: None, found: Vec::new() }
+        Self { addr, pool: key(pool), mark: None, found: Vec::new() }
     }
 }
 
@@ -53,11 +59,11 @@ pub(super) fn choose<F: Files>(
     state: impl Fn(IpAddr) -> FilesResult<AddressState>,
 ) -> FilesResult<Option<Choice>> {
     let name = key(pool);
-    let before = read_queue(files, &name)?;
-    let mut queue = before;
+    let before = read_mark(files, &name)?;
+    let mut mark = before;
     let mut waiting = None;
-    while waiting.is_none() && queue.head < queue.tail {
-        waiting = match freed(files, &name, queue.head)?.filter(|addr| contains(pool, *addr)) {
+    while waiting.is_none() && mark.first < mark.end {
+        waiting = match freed(files, &name, mark.first)?.filter(|addr| contains(pool, *addr)) {
             Some(addr) => match state(addr)? {
                 // Somebody asked for it by name in the meantime, or a crash left it here.
                 AddressState::Held => None,
@@ -66,24 +72,22 @@ pub(super) fn choose<F: Files>(
             },
             None => None,
         };
-        queue.head += 1;
+        mark.first += 1;
     }
-    let choice = |addr, last, queue| Choice { addr, pool: name.clone(), last, queue, found: Vec::new() };
-    let taken = (before != queue).then_some((before, queue));
+    let choice = |addr, mark| Choice { addr, pool: name.clone(), mark: Some(mark), found: Vec::new() };
     if let Some((addr, rested_ms)) = waiting
         && rested_ms >= REST_MS
     {
-        return Ok(Some(choice(addr, None, taken)));
+        return Ok(Some(choice(addr, mark)));
     }
-    let last = files.read(&last_name(&name))?.and_then(|text| text.trim().parse().ok());
-    let mut reached = None;
-    for addr in range::onward(pool, last) {
+    let mut reached = before.last;
+    for addr in range::onward(pool, before.last) {
         if state(addr)? == AddressState::Free {
-            return Ok(Some(choice(addr, Some(addr), None)));
+            return Ok(Some(choice(addr, Mark { last: Some(addr), ..before })));
         }
         reached = Some(addr);
     }
-    Ok(waiting.map(|(addr, _)| choice(addr, reached, taken)))
+    Ok(waiting.map(|(addr, _)| choice(addr, Mark { last: reached, ..mark })))
 }
 
 /// Looks through the whole pool for addresses that nobody holds. For when there seem to be none: it costs what the
@@ -105,22 +109,16 @@ pub(super) fn lost<F: Files>(
     let mut found = found.into_iter().map(|(_, addr)| addr);
     let Some(addr) = found.next() else { return Ok(None) };
     let name = key(pool);
-    let before = read_queue(files, &name)?;
+    let before = read_mark(files, &name)?;
     // What stands in the queue now is held by somebody.
-    let queue = Some((before, Queue { head: before.tail, ..before }));
-    Ok(Some(Choice { addr, pool: name, last: None, queue, found: found.collect() }))
+    let mark = Some(Mark { first: before.end, ..before });
+    Ok(Some(Choice { addr, pool: name, mark, found: found.collect() }))
 }
 
 /// Remembers that a choice was taken. Cut short, the queue keeps what is held by now, and it is passed over.
 pub(super) fn commit<F: Files>(files: &mut F, choice: &Choice) -> FilesResult<()> {
-    if let Some(last) = choice.last {
-        files.write(&last_name(&choice.pool), &last.to_string())?;
-    }
-    if let Some((before, after)) = choice.queue {
-        write_queue(files, &choice.pool, after)?;
-        for number in before.head..after.head {
-            files.remove(&freed_name(&choice.pool, number))?;
-        }
+    if let Some(mark) = choice.mark {
+        write_mark(files, &choice.pool, mark)?;
     }
     for addr in &choice.found {
         enqueue(files, &choice.pool, *addr)?;
@@ -133,9 +131,12 @@ pub(super) fn enqueue<F: Files>(files: &mut F, pool: &str, addr: IpAddr) -> File
     if pool.is_empty() || pool.contains('/') {
         return Ok(());
     }
-    let queue = read_queue(files, pool)?;
-    files.write(&freed_name(pool, queue.tail), &addr.to_string())?;
-    write_queue(files, pool, Queue { tail: queue.tail + 1, ..queue })
+    let mark = read_mark(files, pool)?;
+    if mark.end - mark.first >= QUEUE {
+        return Ok(());
+    }
+    files.set_record(&file_name(pool), record_of(mark.end), &addr.to_string())?;
+    write_mark(files, pool, Mark { end: mark.end + 1, ..mark })
 }
 
 fn contains(pool: &[Range], addr: IpAddr) -> bool {
@@ -143,32 +144,32 @@ fn contains(pool: &[Range], addr: IpAddr) -> bool {
 }
 
 fn freed<F: Files>(files: &F, pool: &str, number: u64) -> FilesResult<Option<IpAddr>> {
-    Ok(files.read(&freed_name(pool, number))?.and_then(|text| text.parse().ok()))
+    Ok(files.record(&file_name(pool), record_of(number))?.and_then(|text| text.parse().ok()))
 }
 
-/// A queue that cannot be read is an empty one: what waited in it is found when nothing else is left.
-fn read_queue<F: Files>(files: &F, pool: &str) -> FilesResult<Queue> {
-    let text = files.read(&queue_name(pool))?.unwrap_or_default();
-    let mut numbers = text.split(' ').map(str::parse);
-    Ok(match (numbers.next(), numbers.next()) {
-        (Some(Ok(head)), Some(Ok(tail))) if head <= tail => Queue { head, tail },
-        _ => Queue::default(),
+/// A mark that cannot be read is that of a new pool: what waited in its queue is found when nothing else is left.
+fn read_mark<F: Files>(files: &F, pool: &str) -> FilesResult<Mark> {
+    let text = files.record(&file_name(pool), MARK)?.unwrap_or_default();
+    let mut words = text.split(' ');
+    let mut number = || words.next().and_then(|word| word.parse().ok());
+    Ok(match (number(), number()) {
+        (Some(first), Some(end)) if first <= end => {
+            Mark { first, end, last: words.next().and_then(|word| word.parse().ok()) }
+        }
+        _ => Mark::default(),
     })
 }
 
-fn write_queue<F: Files>(files: &mut F, pool: &str, queue: Queue) -> FilesResult<()> {
-    // In one step: half a number is another number.
-    files.replace(&queue_name(pool), &format!("{} {}", queue.head, queue.tail))
+fn write_mark<F: Files>(files: &mut F, pool: &str, mark: Mark) -> FilesResult<()> {
+    let last = mark.last.map_or_else(|| "-".to_owned(), |addr| addr.to_string());
+    files.set_record(&file_name(pool), MARK, &format!("{} {} {last}", mark.first, mark.end))
 }
 
-fn last_name(pool: &str) -> String {
-    format!("pools/{pool}.last")
+/// The queue goes round in its records.
+fn record_of(number: u64) -> u64 {
+    MARK + 1 + number % QUEUE
 }
 
-fn queue_name(pool: &str) -> String {
-    format!("pools/{pool}.queue")
-}
-
-fn freed_name(pool: &str, number: u64) -> String {
-    format!("freed/{pool}-{number}")
+fn file_name(pool: &str) -> String {
+    format!("pools/{pool}")
 }

@@ -12,6 +12,8 @@ use super::pool::{self, Choice};
 use super::{AddressState, FilesResult, IpamError, Owner, Range};
 
 const BOOT: &str = "boot";
+/// The one record of an entry of the index.
+const INDEX: u64 = 0;
 
 /// What one owner holds: addresses, at most one per family, and what is known about who it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -54,6 +56,12 @@ impl Ipam {
         let boot_id = boot_id()?;
         let files = DirectoryFiles::lock(&data_dir.join(network))?;
         Self::new(files, &boot_id, now_ms())
+    }
+
+    /// What `owner` held when it was last written, without waiting for anybody. For hints, not for decisions.
+    pub fn peek(data_dir: &Path, network: &str, owner: &Owner) -> Option<Reservation> {
+        let text = std::fs::read_to_string(data_dir.join(network).join(owner_name(&owner.key()))).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     /// As [`Self::open`], but makes nothing: none if there never was a reservation of `network`.
@@ -117,7 +125,7 @@ impl<F: Files> Ipam<F> {
             choices.push(self.choose_from(pool, request.wanted)?);
         }
         for choice in &choices {
-            self.files.write(&index_name(choice.addr), &format!("held {}", owner.key()))?;
+            self.files.set_record(&index_name(choice.addr), INDEX, &format!("held {}", owner.key()))?;
         }
         let addresses = choices.iter().map(|choice| choice.addr).collect();
         let reservation = remembered(addresses, pools.iter().map(|pool| pool::key(pool)).collect());
@@ -146,7 +154,7 @@ impl<F: Files> Ipam<F> {
         for (addr, pool) in freed {
             // It is free already. If this cannot be written (a full disk), it does not rest, and is found again when
             // nothing else is left.
-            drop(self.files.write(&index_name(*addr), &format!("freed {}", self.now_ms)));
+            drop(self.files.set_record(&index_name(*addr), INDEX, &format!("freed {}", self.now_ms)));
             drop(pool::enqueue(&mut self.files, pool, *addr));
         }
         Ok(held)
@@ -216,7 +224,7 @@ impl<F: Files> Ipam<F> {
     }
 
     fn state(&self, addr: IpAddr) -> FilesResult<AddressState> {
-        let Some(entry) = self.files.read(&index_name(addr))? else { return Ok(AddressState::Free) };
+        let Some(entry) = self.files.record(&index_name(addr), INDEX)? else { return Ok(AddressState::Free) };
         if let Some(key) = entry.strip_prefix("held ") {
             let held = self.reservation_of(key)?.is_some_and(|held| held.addresses.contains(&addr));
             // An entry without its reservation is what a crash left.

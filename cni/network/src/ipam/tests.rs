@@ -32,9 +32,13 @@ impl Files for CountedFiles {
         self.files.replace(name, content)
     }
 
-    fn write(&mut self, name: &str, content: &str) -> FilesResult<()> {
+    fn record(&self, name: &str, number: u64) -> FilesResult<Option<String>> {
+        self.counted().record(name, number)
+    }
+
+    fn set_record(&mut self, name: &str, number: u64, text: &str) -> FilesResult<()> {
         self.counted();
-        self.files.write(name, content)
+        self.files.set_record(name, number, text)
     }
 
     fn remove(&mut self, name: &str) -> FilesResult<()> {
@@ -160,13 +164,21 @@ impl Files for MemoryFiles {
         if goes_on { Ok(()) } else { Err(crash()) }
     }
 
-    fn write(&mut self, name: &str, content: &str) -> FilesResult<()> {
+    fn record(&self, name: &str, number: u64) -> FilesResult<Option<String>> {
+        self.read(&format!("{name}#{number}"))
+    }
+
+    /// The rest of the store trusts a record no further than a torn one goes.
+    fn set_record(&mut self, name: &str, number: u64, text: &str) -> FilesResult<()> {
         let goes_on = self.step()?;
-        let half = &content[..content.len() / 2];
+        let name = format!("{name}#{number}");
+        let half = &text[..text.len() / 2];
         match (goes_on, self.torn) {
-            (true, _) | (false, Torn::Done) => drop(self.content.insert(name.to_owned(), content.to_owned())),
-            (false, Torn::Half) => drop(self.content.insert(name.to_owned(), half.to_owned())),
-            (false, Torn::Undone) => {}
+            (true, _) | (false, Torn::Done) => drop(self.content.insert(name, text.to_owned())),
+            (false, Torn::Half) if !name.starts_with("pools/") => {
+                drop(self.content.insert(name, half.to_owned()));
+            }
+            (false, Torn::Half | Torn::Undone) => {}
         }
         if goes_on { Ok(()) } else { Err(crash()) }
     }
@@ -303,6 +315,33 @@ fn a_directory_on_the_disk_does_the_same() {
     assert_eq!(ipam.owners().unwrap().len(), 50);
     assert_eq!(ipam.release_unless(|_| false).unwrap().len(), 50);
     assert!(std::fs::read_dir(directory.path().join("net/owners")).unwrap().next().is_none());
+}
+
+#[test]
+fn a_lock_that_somebody_keeps_is_not_waited_for_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = DirectoryFiles::lock(directory.path()).unwrap();
+    let refused = DirectoryFiles::lock_within(directory.path(), std::time::Duration::from_millis(20));
+    let error = refused.unwrap_err();
+    assert!(matches!(error, IpamError::Locked { waited_ms: 20, .. }), "{error}");
+    drop(held);
+    DirectoryFiles::lock(directory.path()).unwrap();
+}
+
+#[test]
+fn the_queue_of_freed_addresses_goes_round_in_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let pools = pools(&["10.0.0.0/29"]);
+    for round in 0..40_u64 {
+        let files = DirectoryFiles::lock(directory.path()).unwrap();
+        let mut ipam = Ipam::new(files, "boot", round * REST_MS).unwrap();
+        let number = u8::try_from(round).unwrap();
+        let given = ipam.reserve(&owner(number), &pools).unwrap();
+        assert_eq!(text(&given), "10.0.0.1", "round {round}: it has rested");
+        ipam.release(&owner(number)).unwrap();
+    }
+    let size = std::fs::metadata(directory.path().join("pools/10.0.0.0_29")).unwrap().len();
+    assert_eq!(size, 41 * 256);
 }
 
 #[derive(Debug, Clone)]

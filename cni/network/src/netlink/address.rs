@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::{Netlink, Result, Write};
+use super::{Netlink, Request, Result, Write};
 
 /// An address on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,27 +35,45 @@ impl Netlink {
     /// Gives a link an address, usable at once: there is no duplicate address detection. The address may be there
     /// already.
     pub fn add_address(&mut self, link: u32, net: IpNet) -> Result<()> {
-        let message = address_message(link, net);
-        let object = format!("address {net} on link {link}");
-        self.execute(RouteNetlinkMessage::NewAddress(message), Write::Replace, "add", &object)
+        self.execute(Request::add_address(link, net))
     }
 
     /// Makes this machine answer for an address on a link without ever choosing it as the source of what it sends
     /// (scope host).
     pub fn add_silent_address(&mut self, link: u32, net: IpNet) -> Result<()> {
-        let mut message = address_message(link, net);
-        message.header.scope = AddressScope::Host;
-        let object = format!("address {net} on link {link}");
-        self.execute(RouteNetlinkMessage::NewAddress(message), Write::Replace, "add", &object)
+        self.execute(Request::add_silent_address(link, net))
     }
 
     /// Takes an address from a link.
     pub fn delete_address(&mut self, link: u32, net: IpNet) -> Result<()> {
+        self.execute(Request::delete_address(link, net))
+    }
+}
+
+impl Request {
+    /// See [`Netlink::add_address`].
+    pub fn add_address(link: u32, net: IpNet) -> Self {
+        let message = RouteNetlinkMessage::NewAddress(address_message(link, net));
+        Self::new(message, Write::Replace, "add", object(link, net))
+    }
+
+    /// See [`Netlink::add_silent_address`].
+    pub fn add_silent_address(link: u32, net: IpNet) -> Self {
+        let mut message = address_message(link, net);
+        message.header.scope = AddressScope::Host;
+        Self::new(RouteNetlinkMessage::NewAddress(message), Write::Replace, "add", object(link, net))
+    }
+
+    /// See [`Netlink::delete_address`].
+    pub fn delete_address(link: u32, net: IpNet) -> Self {
         let mut message = address_message(link, net);
         message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Flags(_)));
-        let object = format!("address {net} on link {link}");
-        self.execute(RouteNetlinkMessage::DelAddress(message), Write::Change, "delete", &object)
+        Self::new(RouteNetlinkMessage::DelAddress(message), Write::Change, "delete", object(link, net))
     }
+}
+
+fn object(link: u32, net: IpNet) -> String {
+    format!("address {net} on link {link}")
 }
 
 fn address_message(link: u32, net: IpNet) -> AddressMessage {

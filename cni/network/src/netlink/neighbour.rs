@@ -1,6 +1,7 @@
 //! Neighbours (which Ethernet address an IP address has on a link) and forwarding database entries (behind which
 //! host an Ethernet address is, of a VXLAN device).
 
+use std::fmt;
 use std::net::IpAddr;
 
 use netlink_packet_route::neighbour::{
@@ -9,7 +10,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::family;
-use super::{Mac, Netlink, Result, Write};
+use super::{Mac, Netlink, Request, Result, Write};
 
 /// How long a neighbour entry holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,16 +61,12 @@ impl Netlink {
 
     /// Sets a neighbour, in place of the former one if there is one.
     pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
-        let message = neighbour.to_message();
-        let object = format!("neighbour {} on link {}", neighbour.addr, neighbour.link);
-        self.execute(RouteNetlinkMessage::NewNeighbour(message), Write::Replace, "set", &object)
+        self.execute(Request::set_neighbour(neighbour))
     }
 
     /// Deletes a neighbour.
     pub fn delete_neighbour(&mut self, neighbour: &Neighbour) -> Result<()> {
-        let message = neighbour.to_message();
-        let object = format!("neighbour {} on link {}", neighbour.addr, neighbour.link);
-        self.execute(RouteNetlinkMessage::DelNeighbour(message), Write::Change, "delete", &object)
+        self.execute(Request::delete_neighbour(neighbour))
     }
 
     /// The permanent forwarding database entries of a VXLAN device.
@@ -84,14 +81,50 @@ impl Netlink {
 
     /// Sets where an Ethernet address is, in place of the former entry of that address if there is one.
     pub fn set_fdb(&mut self, entry: &FdbEntry) -> Result<()> {
-        let object = format!("forwarding entry {} to {} on link {}", entry.mac, entry.remote, entry.link);
-        self.execute(RouteNetlinkMessage::NewNeighbour(entry.to_message()), Write::Replace, "set", &object)
+        self.execute(Request::set_fdb(entry))
     }
 
     /// Deletes a forwarding database entry.
     pub fn delete_fdb(&mut self, entry: &FdbEntry) -> Result<()> {
-        let object = format!("forwarding entry {} to {} on link {}", entry.mac, entry.remote, entry.link);
-        self.execute(RouteNetlinkMessage::DelNeighbour(entry.to_message()), Write::Change, "delete", &object)
+        self.execute(Request::delete_fdb(entry))
+    }
+}
+
+impl Request {
+    /// See [`Netlink::set_neighbour`].
+    pub fn set_neighbour(neighbour: &Neighbour) -> Self {
+        let message = RouteNetlinkMessage::NewNeighbour(neighbour.to_message());
+        Self::new(message, Write::Replace, "set", neighbour.to_string())
+    }
+
+    /// See [`Netlink::delete_neighbour`].
+    pub fn delete_neighbour(neighbour: &Neighbour) -> Self {
+        let message = RouteNetlinkMessage::DelNeighbour(neighbour.to_message());
+        Self::new(message, Write::Change, "delete", neighbour.to_string())
+    }
+
+    /// See [`Netlink::set_fdb`].
+    pub fn set_fdb(entry: &FdbEntry) -> Self {
+        let message = RouteNetlinkMessage::NewNeighbour(entry.to_message());
+        Self::new(message, Write::Replace, "set", entry.to_string())
+    }
+
+    /// See [`Netlink::delete_fdb`].
+    pub fn delete_fdb(entry: &FdbEntry) -> Self {
+        let message = RouteNetlinkMessage::DelNeighbour(entry.to_message());
+        Self::new(message, Write::Change, "delete", entry.to_string())
+    }
+}
+
+impl fmt::Display for Neighbour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "neighbour {} on link {}", self.addr, self.link)
+    }
+}
+
+impl fmt::Display for FdbEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "forwarding entry {} to {} on link {}", self.mac, self.remote, self.link)
     }
 }
 

@@ -6,7 +6,7 @@ use netlink_packet_core::{DefaultNla, Nla, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption};
 
-use super::{Netlink, Result, Write};
+use super::{Netlink, Request, Result, Write};
 
 const KIND: &str = "tbf";
 /// `TCA_OPTIONS`
@@ -32,11 +32,7 @@ pub struct TokenBucket {
 impl Netlink {
     /// Limits what a link sends, in place of whatever its root queue was.
     pub fn set_token_bucket(&mut self, link: u32, bucket: &TokenBucket) -> Result<()> {
-        let mut message = message(link);
-        message.attributes.push(TcAttribute::Kind(KIND.to_owned()));
-        message.attributes.push(TcAttribute::Other(DefaultNla::new(OPTIONS, bucket.options())));
-        let object = format!("token bucket on link {link}");
-        self.execute(RouteNetlinkMessage::NewQueueDiscipline(message), Write::Replace, "set", &object)
+        self.execute(Request::set_token_bucket(link, bucket))
     }
 
     /// Whether a token bucket limits what a link sends, and to which rate.
@@ -48,6 +44,17 @@ impl Netlink {
             _ => None,
         });
         Ok(rates.next_back())
+    }
+}
+
+impl Request {
+    /// See [`Netlink::set_token_bucket`].
+    pub fn set_token_bucket(link: u32, bucket: &TokenBucket) -> Self {
+        let mut message = message(link);
+        message.attributes.push(TcAttribute::Kind(KIND.to_owned()));
+        message.attributes.push(TcAttribute::Other(DefaultNla::new(OPTIONS, bucket.options())));
+        let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+        Self::new(message, Write::Replace, "set", format!("token bucket on link {link}"))
     }
 }
 

@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::address::family;
-use super::{Netlink, Result, Write};
+use super::{Netlink, Request, Result, Write};
 
 /// The main table.
 const TABLE_MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
@@ -146,17 +146,17 @@ impl Netlink {
 
     /// Adds a route; fails if there is one to the same destination with the same metric.
     pub fn add_route(&mut self, route: &Route) -> Result<()> {
-        self.execute(RouteNetlinkMessage::NewRoute(route.to_message()), Write::Create, "add", route)
+        self.execute(Request::add_route(route))
     }
 
     /// Adds a route in the place of the one to the same destination with the same metric, if there is one.
     pub fn replace_route(&mut self, route: &Route) -> Result<()> {
-        self.execute(RouteNetlinkMessage::NewRoute(route.to_message()), Write::Replace, "set", route)
+        self.execute(Request::replace_route(route))
     }
 
     /// Deletes a route.
     pub fn delete_route(&mut self, route: &Route) -> Result<()> {
-        self.execute(RouteNetlinkMessage::DelRoute(route.to_message()), Write::Change, "delete", route)
+        self.execute(Request::delete_route(route))
     }
 
     /// The route that a packet to `addr` would take, or none if it is unreachable.
@@ -172,6 +172,26 @@ impl Netlink {
                 _ => Err(error),
             },
         }
+    }
+}
+
+impl Request {
+    /// See [`Netlink::add_route`].
+    pub fn add_route(route: &Route) -> Self {
+        let message = RouteNetlinkMessage::NewRoute(route.to_message());
+        Self::new(message, Write::Create, "add", route.to_string())
+    }
+
+    /// See [`Netlink::replace_route`].
+    pub fn replace_route(route: &Route) -> Self {
+        let message = RouteNetlinkMessage::NewRoute(route.to_message());
+        Self::new(message, Write::Replace, "set", route.to_string())
+    }
+
+    /// See [`Netlink::delete_route`].
+    pub fn delete_route(route: &Route) -> Self {
+        let message = RouteNetlinkMessage::DelRoute(route.to_message());
+        Self::new(message, Write::Change, "delete", route.to_string())
     }
 }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use super::NodeNetworkError;
-use crate::NodeNetworkConfig;
+use crate::{NodeNetworkConfig, fault};
 
 /// The name of the plugin's executable, and its `type`.
 const PLUGIN: &str = "seaway-cni";
@@ -61,11 +61,13 @@ pub(super) fn install_plugin(config: &NodeNetworkConfig) -> Result<(), NodeNetwo
     drop(fs::remove_file(&new));
     let executable =
         fs::metadata(&source).is_ok_and(|metadata| metadata.permissions().mode() & 0o555 == 0o555);
+    fault::step();
     if !executable || fs::hard_link(&source, &new).is_err() {
         fs::copy(&source, &new).map_err(failed("copy", &source))?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o755))
             .map_err(failed("make executable", &new))?;
     }
+    fault::step();
     fs::rename(&new, &target).map_err(failed("install", &target))
 }
 
@@ -143,10 +145,12 @@ pub(super) fn uninstall(config: &NodeNetworkConfig) -> Result<(), NodeNetworkErr
 /// Puts a whole file in place of another in one step.
 fn replace(target: &Path, content: &[u8], mode: u32) -> Result<(), NodeNetworkError> {
     let new = beside(target)?;
+    fault::step();
     let written = File::create(&new).and_then(|mut file| {
         file.write_all(content)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_data()?;
+        fault::step();
         fs::rename(&new, target)
     });
     written.map_err(failed("write", target))

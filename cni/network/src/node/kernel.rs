@@ -9,11 +9,11 @@ use super::NodeNetworkError;
 use super::desired::{Uplink, VxlanDevice};
 use super::plan::{Actual, Op, ROUTE_PROTOCOL};
 use crate::NodeNetworkConfig;
-use crate::netlink::{Link, Netlink, NetlinkError, RouteQuery, Vxlan};
+use crate::netlink::{Link, Netlink, NetlinkError, Request, RouteQuery, Vxlan};
 use crate::netns::sysctl::{self, SysctlError};
 
-/// The name of the VXLAN device.
-pub(super) const VXLAN_DEVICE: &str = "seaway-vxlan";
+/// The remark on the VXLAN device, which says that it is ours whatever its name is.
+const VXLAN_ALIAS: &str = "seaway:vxlan";
 
 /// The uplink of each family: the one that is configured, or the link that has the own node's address.
 pub(super) fn uplinks(
@@ -64,8 +64,16 @@ pub(super) fn enable_forwarding(links: &[Link]) -> Result<(), SysctlError> {
 }
 
 /// Makes the VXLAN device as it should be and returns its index. One that cannot be changed into it is replaced.
-pub(super) fn ensure_vxlan(netlink: &mut Netlink, wanted: &VxlanDevice) -> Result<u32, NodeNetworkError> {
-    let held = netlink.link(VXLAN_DEVICE)?;
+pub(super) fn ensure_vxlan(
+    netlink: &mut Netlink,
+    name: &str,
+    wanted: &VxlanDevice,
+) -> Result<u32, NodeNetworkError> {
+    let held = netlink.link(name)?;
+    // Two devices of one port and network cannot be: the former one goes first.
+    if held.is_none() {
+        remove_vxlan(netlink)?;
+    }
     let link = match held {
         Some(link) if is_compatible(&link, wanted) => link,
         other => {
@@ -73,7 +81,7 @@ pub(super) fn ensure_vxlan(netlink: &mut Netlink, wanted: &VxlanDevice) -> Resul
                 netlink.delete_link(link.index)?;
             }
             let link = netlink.create_vxlan(&Vxlan {
-                name: VXLAN_DEVICE,
+                name,
                 vni: wanted.vni,
                 port: wanted.port,
                 local: wanted.local,
@@ -81,12 +89,13 @@ pub(super) fn ensure_vxlan(netlink: &mut Netlink, wanted: &VxlanDevice) -> Resul
                 mac: Some(wanted.mac),
                 mtu: Some(wanted.mtu),
             })?;
-            netlink.set_no_link_local(link.index)?;
-            sysctl::write(&format!("net/ipv6/conf/{VXLAN_DEVICE}/accept_ra"), "0")?;
-            sysctl::write(&format!("net/ipv4/conf/{VXLAN_DEVICE}/rp_filter"), "2")?;
+            set_vxlan_sysctls(netlink, &link)?;
             link
         }
     };
+    if link.alias.as_deref() != Some(VXLAN_ALIAS) {
+        netlink.set_alias(link.index, VXLAN_ALIAS)?;
+    }
     if link.mac != Some(wanted.mac) {
         netlink.set_mac(link.index, wanted.mac)?;
     }
@@ -98,6 +107,16 @@ pub(super) fn ensure_vxlan(netlink: &mut Netlink, wanted: &VxlanDevice) -> Resul
     }
     ensure_addresses(netlink, link.index, &wanted.addresses)?;
     Ok(link.index)
+}
+
+/// What a new device gets before it comes up.
+fn set_vxlan_sysctls(netlink: &mut Netlink, link: &Link) -> Result<(), NodeNetworkError> {
+    // A kernel without IPv6 has neither.
+    if link.ipv6.is_some() {
+        netlink.set_no_link_local(link.index)?;
+        sysctl::write(&format!("net/ipv6/conf/{}/accept_ra", link.name), "0")?;
+    }
+    Ok(sysctl::write(&format!("net/ipv4/conf/{}/rp_filter", link.name), "2")?)
 }
 
 fn is_compatible(link: &Link, wanted: &VxlanDevice) -> bool {
@@ -118,12 +137,12 @@ fn ensure_addresses(netlink: &mut Netlink, link: u32, wanted: &[IpNet]) -> Resul
     Ok(())
 }
 
-/// Removes the VXLAN device, if there is one.
+/// Removes the VXLAN device, whatever its name is, if there is one.
 pub(super) fn remove_vxlan(netlink: &mut Netlink) -> Result<(), NetlinkError> {
-    match netlink.link(VXLAN_DEVICE)? {
-        Some(link) => netlink.delete_link(link.index),
-        None => Ok(()),
+    for link in netlink.links()?.iter().filter(|link| link.alias.as_deref() == Some(VXLAN_ALIAS)) {
+        netlink.delete_link(link.index)?;
     }
+    Ok(())
 }
 
 /// Reads our routes and the tables of our device.
@@ -136,19 +155,27 @@ pub(super) fn read(netlink: &mut Netlink, vxlan: Option<u32>) -> Result<Actual, 
     Ok(Actual { routes, neighbours, fdb })
 }
 
-/// Does one step. What is to be deleted may be gone.
-pub(super) fn apply(netlink: &mut Netlink, op: &Op) -> Result<(), NetlinkError> {
-    let outcome = match op {
-        Op::SetNeighbour(neighbour) => netlink.set_neighbour(neighbour),
-        Op::SetFdb(entry) => netlink.set_fdb(entry),
-        Op::SetRoute(route) => return netlink.replace_route(route),
-        Op::DeleteRoute(route) => netlink.delete_route(route),
-        Op::DeleteFdb(entry) => netlink.delete_fdb(entry),
-        Op::DeleteNeighbour(neighbour) => netlink.delete_neighbour(neighbour),
-    };
-    match outcome {
-        Err(error) if error.is_missing() && is_delete(op) => Ok(()),
-        outcome => outcome,
+/// Does the steps, in order and many at a time: the first error is returned after all have been tried. What is to be
+/// deleted may be gone.
+pub(super) fn apply(netlink: &mut Netlink, ops: &[Op]) -> Result<(), NetlinkError> {
+    let outcomes = netlink.execute_each(ops.iter().map(request).collect())?;
+    for (op, outcome) in ops.iter().zip(outcomes) {
+        match outcome {
+            Err(error) if error.is_missing() && is_delete(op) => {}
+            outcome => outcome?,
+        }
+    }
+    Ok(())
+}
+
+fn request(op: &Op) -> Request {
+    match op {
+        Op::SetNeighbour(neighbour) => Request::set_neighbour(neighbour),
+        Op::SetFdb(entry) => Request::set_fdb(entry),
+        Op::SetRoute(route) => Request::replace_route(route),
+        Op::DeleteRoute(route) => Request::delete_route(route),
+        Op::DeleteFdb(entry) => Request::delete_fdb(entry),
+        Op::DeleteNeighbour(neighbour) => Request::delete_neighbour(neighbour),
     }
 }
 

@@ -11,6 +11,7 @@ use super::plan::{Op, plan};
 use super::{NodeNetworkError, install, kernel, leaks, masquerade, mtu};
 use crate::metrics::gauge;
 use crate::netlink::{Link, Netlink};
+use crate::pod::retired::{self, Undertaker};
 use crate::{Metrics, NodeNetworkConfig, NodeNetworkOptions};
 
 /// How often reservations are looked at, at most: every one is a file.
@@ -27,6 +28,8 @@ pub(super) struct Reconciler {
     /// The installed plugin has been compared with its source since the start.
     plugin_compared: bool,
     leaks: Leaks,
+    /// The right to delete links that are done with; none while a process that DEL started has it.
+    undertaker: Option<Undertaker>,
     /// When reservations were last looked at.
     looked: Option<Instant>,
     /// Since when this node cannot serve.
@@ -57,6 +60,7 @@ impl Reconciler {
             skipped: Vec::new(),
             plugin_compared: false,
             leaks: Leaks::default(),
+            undertaker: None,
             looked: None,
             failing: None,
         })
@@ -86,6 +90,7 @@ impl Reconciler {
 
     fn network(&mut self, snapshot: &Snapshot, reached: &mut Reached) -> Result<(), NodeNetworkError> {
         let links = self.netlink.links()?;
+        self.bury(&links)?;
         kernel::enable_forwarding(&links)?;
         let own = snapshot.nodes.get(self.config.node_name.as_str());
         let uplinks = kernel::uplinks(&mut self.netlink, &self.config, own.map(AsRef::as_ref))?;
@@ -98,7 +103,9 @@ impl Reconciler {
         }
         self.report(&desired);
         let vxlan = match &desired.vxlan {
-            Some(device) => Some(kernel::ensure_vxlan(&mut self.netlink, device)?),
+            Some(device) => {
+                Some(kernel::ensure_vxlan(&mut self.netlink, &self.options.vxlan_device, device)?)
+            }
             None => None,
         };
         let actual = kernel::read(&mut self.netlink, vxlan)?;
@@ -115,6 +122,21 @@ impl Reconciler {
         *reached = Reached::Serving;
         let pods = self.follow_mtu(&links, desired.mtu);
         ways.and(masquerade.map_err(NodeNetworkError::from)).and(pods)
+    }
+
+    /// Deletes what calls of DEL have left.
+    fn bury(&mut self, links: &[Link]) -> Result<(), NodeNetworkError> {
+        if self.undertaker.is_none() {
+            let data_dir = &self.config.data_dir;
+            let failed = |source| NodeNetworkError::File {
+                action: "lock retired links in",
+                path: data_dir.clone(),
+                source,
+            };
+            self.undertaker = Undertaker::appoint(data_dir).map_err(failed)?;
+        }
+        retired::delete_among(&mut self.netlink, links)?;
+        Ok(())
     }
 
     fn follow_mtu(&mut self, links: &[Link], mtu: u32) -> Result<(), NodeNetworkError> {
@@ -148,15 +170,10 @@ impl Reconciler {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), NodeNetworkError> {
-        let mut outcome = Ok(());
         for op in ops {
             debug!(?op, "changing the pod network");
-            if let Err(error) = kernel::apply(&mut self.netlink, op)
-                && outcome.is_ok()
-            {
-                outcome = Err(error.into());
-            }
         }
+        let outcome = kernel::apply(&mut self.netlink, ops).map_err(NodeNetworkError::from);
         if !ops.is_empty() {
             if let Some(metrics) = &self.metrics {
                 metrics.steps.inc_by(ops.len() as u64);
@@ -176,7 +193,7 @@ impl Reconciler {
             &self.config,
             &desired.own,
             desired.mtu,
-            desired.vxlan.as_ref().map(|_| kernel::VXLAN_DEVICE),
+            desired.vxlan.as_ref().map(|_| self.options.vxlan_device.as_str()),
         );
         if install::install_conflist(&self.config, &conflist)? {
             info!(subnets = ?desired.own, mtu = desired.mtu, "network configuration installed: pods may start");

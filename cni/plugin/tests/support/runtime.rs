@@ -11,11 +11,12 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
+use std::time::Duration;
 
 use seaway_cni_network::netlink::RouteQuery;
 use seaway_cni_network::netns::Namespace;
-use seaway_cni_network::pod::ROUTE_PROTOCOL;
-use seaway_lab::LabNode;
+use seaway_cni_network::pod::{RETIRED_GROUP, ROUTE_PROTOCOL};
+use seaway_lab::{LabNode, wait_for};
 use serde_json::{Value, json};
 
 /// Ranges of both families.
@@ -95,8 +96,15 @@ impl<'a> Runtime<'a> {
         std::fs::read_dir(owners).map_or(0, Iterator::count)
     }
 
-    /// Links of pods and routes to them.
+    /// Links that are done with.
+    pub fn retired(&self) -> usize {
+        let links = self.node.netlink().unwrap().links().unwrap();
+        links.iter().filter(|link| link.group == RETIRED_GROUP).count()
+    }
+
+    /// Links of pods and routes to them, when those are gone that are done with.
     pub fn in_kernel(&self) -> (usize, usize) {
+        wait_for(Duration::from_secs(20), "the deletion of retired links", || self.retired() == 0);
         let mut netlink = self.node.netlink().unwrap();
         let links = netlink.links().unwrap().iter().filter(|link| link.name.starts_with("sw")).count();
         let query = RouteQuery { protocol: Some(ROUTE_PROTOCOL), ..RouteQuery::default() };

@@ -252,6 +252,7 @@ impl Transaction {
 
     /// Sends a batch and waits until it has taken effect.
     pub(super) fn commit(&mut self, batch: Batch, action: &str) -> Result<(), NftError> {
+        crate::fault::step();
         let (bytes, acknowledged) = batch.into_bytes();
         self.make_room(bytes.len())?;
         self.0.send(&bytes, 0).map_err(|source| NftError::Socket { action: "send", source })?;

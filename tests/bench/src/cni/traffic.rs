@@ -1,0 +1,183 @@
+//! What a packet between two pods takes: on one node and between two, by routes and in VXLAN. Ours as an agent and its
+//! service proxy set it up, beside the same by hand, and beside bridge.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use seaway_cni_network::Overlay;
+use seaway_cni_network::netns::Namespace;
+use seaway_lab::{Lab, LabNode};
+
+use super::Effort;
+use super::by_hand::{self, Way};
+use super::runtime::{Agent, Plugin, Sandbox, node_object, snapshot};
+use crate::driver::{Asker, Talker, program};
+use crate::row::{Report, Row, Target};
+use crate::service::proxy::Serving;
+use crate::stats::{Pairs, median_us};
+
+const PORT: u16 = 8080;
+const STREAM_PORT: u16 = 8081;
+/// At most so much of the time of the same way by hand, and of bridge's.
+const LATENCY: [f64; 2] = [1.05, 1.0];
+/// At least so much of its throughput.
+const THROUGHPUT: [f64; 2] = [0.97, 1.0];
+
+/// A pod that asks one that answers. The namespaces live as long as the processes in them.
+struct Path {
+    asker: Asker,
+    addr: IpAddr,
+    _server: Talker,
+}
+
+impl Path {
+    fn new(client: &Namespace, server: &Namespace, addr: IpAddr) -> Result<Self> {
+        let program = program()?;
+        let command = |namespace: &Namespace| -> Result<Command> { Ok(namespace.command(&program)?) };
+        let (port, stream_port) = (PORT.to_string(), STREAM_PORT.to_string());
+        let arguments = ["backend", "--port", &port, "--stream-port", &stream_port];
+        let mut server = Talker::start(command(server)?, &arguments)?;
+        if server.line()? != "ready" {
+            bail!("the pod that answers does not begin");
+        }
+        let mut path = Self { asker: Asker::start(command(client)?)?, addr, _server: server };
+        // The first packets look for neighbours.
+        path.round_trip(50)?;
+        Ok(path)
+    }
+
+    fn round_trip(&mut self, rounds: usize) -> Result<f64> {
+        let times = self.asker.round_trips(&[SocketAddr::new(self.addr, PORT)], rounds)?;
+        Ok(median_us(&times[0]))
+    }
+
+    fn stream(&mut self, for_ms: u64) -> Result<f64> {
+        Ok(self.asker.stream(SocketAddr::new(self.addr, STREAM_PORT), for_ms)? / 1e9)
+    }
+}
+
+/// Two nodes of ours, in one cluster.
+struct Cluster<'a> {
+    nodes: [&'a LabNode; 2],
+    // What is above ends before what is below.
+    _proxies: Vec<Serving>,
+    _agents: Vec<Agent>,
+}
+
+impl<'a> Cluster<'a> {
+    fn start(nodes: [&'a LabNode; 2], overlay: Overlay) -> Result<Self> {
+        let members = [1, 2].map(|number: u8| {
+            let node = nodes[usize::from(number) - 1];
+            node_object(node.name(), &node.addresses(), &[by_hand::subnet(number).into()])
+        });
+        let all = snapshot(members);
+        let start = |node: &&LabNode| Agent::start(node, overlay, all.clone());
+        let agents = nodes.iter().map(start).collect::<Result<_>>()?;
+        let serve = |node: &&LabNode| -> Result<Serving> {
+            let mut serving = Serving::start(node);
+            serving.show(all.clone())?;
+            Ok(serving)
+        };
+        let proxies = nodes.iter().map(serve).collect::<Result<_>>()?;
+        Ok(Self { nodes, _proxies: proxies, _agents: agents })
+    }
+
+    fn pod(&self, number: usize, id: &str) -> Result<(Sandbox, IpAddr)> {
+        let (node, sandbox) = (self.nodes[number], Sandbox::new()?);
+        let plugin = Plugin::installed(node)?;
+        let addr = node.run(|| plugin.add(id, &sandbox))?;
+        Ok((sandbox, addr))
+    }
+
+    /// From a pod of the first node to one of this or the other.
+    fn path(&self, to: usize, id: &str) -> Result<Path> {
+        let (client, _) = self.pod(0, &format!("client-{id}"))?;
+        let (server, addr) = self.pod(to, &format!("server-{id}"))?;
+        Path::new(&client.namespace, &server.namespace, addr)
+    }
+}
+
+/// Measures.
+pub fn run(effort: Effort, report: &mut Report) -> Result<()> {
+    let lab = Lab::new(5)?;
+    let (ours, plain) = ([lab.node(0), lab.node(1)], [lab.node(2), lab.node(3)]);
+    Report::progress("between pods, by routes");
+    let cluster = Cluster::start(ours, Overlay::None)?;
+    let hand = |from: u8, to: u8, hosts: [u8; 2], mtu| -> Result<Path> {
+        let pod = |number: u8, host| by_hand::pod(plain[usize::from(number) - 1], number, host, mtu);
+        let (client, server) = (pod(from, hosts[0])?, pod(to, hosts[1])?);
+        Path::new(&client.namespace, &server.namespace, server.addr)
+    };
+    by_hand::join([(plain[0], 1), (plain[1], 2)], Way::Direct)?;
+    let paths = [cluster.path(0, "near")?, hand(1, 1, [2, 3], 1500)?, bridged(lab.node(4))?];
+    measure("one-node", paths, &["veth", "bridge"], effort, report)?;
+    let paths = [cluster.path(1, "far")?, hand(1, 2, [4, 5], 1500)?];
+    measure("direct", paths, &["veth"], effort, report)?;
+    drop(cluster);
+    Report::progress("between pods, in VXLAN");
+    let cluster = Cluster::start(ours, Overlay::Vxlan { vni: 1, port: 8472 })?;
+    let direct = hand(1, 2, [6, 7], 1500)?;
+    let mut direct = Some(direct);
+    let mut paths = vec![cluster.path(1, "vxlan")?];
+    // The same two nodes by hand have routes now: they are measured first, then exchanged for a device.
+    paths.extend(direct.take());
+    measure("vxlan", paths, &["veth"], effort, report)?;
+    by_hand::join([(plain[0], 1), (plain[1], 2)], Way::Vxlan)?;
+    let paths = [cluster.path(1, "vxlan-2")?, hand(1, 2, [8, 9], 1450)?];
+    measure("vxlan", paths, &["vxlan by hand"], effort, report)
+}
+
+fn bridged(node: &LabNode) -> Result<Path> {
+    let plugin = Plugin::bridge(node)?;
+    let (client, server) = (Sandbox::new()?, Sandbox::new()?);
+    let addr = node.run(|| -> Result<IpAddr> {
+        plugin.add("client", &client)?;
+        plugin.add("server", &server)
+    })?;
+    Path::new(&client.namespace, &server.namespace, addr)
+}
+
+/// The first path beside each of the others, in turn.
+fn measure(
+    case: &str,
+    paths: impl IntoIterator<Item = Path>,
+    peers: &[&str],
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    let mut paths: Vec<Path> = paths.into_iter().collect();
+    let mut round_trips = vec![Pairs::default(); peers.len()];
+    let mut streams = vec![Pairs::default(); peers.len()];
+    for block in 0..effort.traffic_blocks {
+        let (mut times, mut rates) = (vec![0.0; paths.len()], vec![0.0; paths.len()]);
+        for step in 0..paths.len() {
+            let index = (block + step) % paths.len();
+            times[index] = paths[index].round_trip(effort.round_trips)?;
+            rates[index] = paths[index].stream(effort.window_ms)?;
+        }
+        for (index, (trips, streams)) in round_trips.iter_mut().zip(&mut streams).enumerate() {
+            trips.push(times[0], times[index + 1]);
+            streams.push(rates[0], rates[index + 1]);
+        }
+    }
+    for (index, peer) in peers.iter().enumerate() {
+        let (trips, stream) = (round_trips[index].compared(), streams[index].compared());
+        let (latency, throughput) =
+            (Target::RatioAtMost(LATENCY[index]), Target::RatioAtLeast(THROUGHPUT[index]));
+        report.add(limited(Row::beside(&format!("{case}-rtt"), 1, "us", peer, trips, latency), case, peer));
+        report.add(limited(
+            Row::beside(&format!("{case}-stream"), 1, "GB/s", peer, stream, throughput),
+            case,
+            peer,
+        ));
+    }
+    Ok(())
+}
+
+fn limited(row: Row, case: &str, peer: &str) -> Row {
+    if case == "vxlan" && peer == "veth" {
+        return row.limited_by("a packet in VXLAN passes two more devices; by hand it takes the same");
+    }
+    row
+}
