@@ -12,7 +12,7 @@ use hickory_proto::rr::{Name, RecordType};
 use seaway_dns::zone::Zone;
 use seaway_dns::{DnsConfig, Metrics, Responder};
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, Protocol, Service, ServiceKey, ServicePort, Snapshot, TargetPod,
+    Endpoint, EndpointPort, EndpointSet, Protocol, Service, ServiceKey, ServicePort, Snapshot,
 };
 
 const ROUNDS: usize = 5;
@@ -117,7 +117,6 @@ fn memory() -> Result<(), Box<dyn Error>> {
     let mut snapshot = cluster(SERVICES);
     let ports: Arc<[EndpointPort]> =
         vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into();
-    let namespace: Arc<str> = "shop".into();
     for n in 0..SERVICES {
         let key = ServiceKey::new("shop", &format!("s{n}"));
         let endpoints = (PODS * n / SERVICES..PODS * (n + 1) / SERVICES)
@@ -126,15 +125,10 @@ fn memory() -> Result<(), Box<dyn Error>> {
                 hostname: None,
                 node: Some("node".into()),
                 zone: None,
-                pod: Some(TargetPod {
-                    namespace: Arc::clone(&namespace),
-                    name: format!("s{n}-{pod}").into(),
-                }),
                 ready: true,
                 serving: true,
                 terminating: false,
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
+                hints: None,
                 ports: Arc::clone(&ports),
             })
             .collect();
