@@ -38,20 +38,37 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// The zone that it runs in.
     pub zone: Option<Arc<str>>,
-    /// The pod behind it.
-    pub pod: Option<TargetPod>,
     /// `conditions.ready`; absent means ready.
     pub ready: bool,
     /// `conditions.serving`: as ready, but also told while terminating.
     pub serving: bool,
     /// `conditions.terminating`.
     pub terminating: bool,
-    /// `hints.forZones`.
-    pub zone_hints: Vec<Arc<str>>,
-    /// `hints.forNodes`.
-    pub node_hints: Vec<Arc<str>>,
+    /// `hints`. Few endpoints have them.
+    pub hints: Option<Arc<Hints>>,
     /// Its ports. Endpoints of one slice share the allocation.
     pub ports: Arc<[EndpointPort]>,
+}
+
+/// Whose clients an endpoint is meant for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Hints {
+    /// `forZones`.
+    pub zones: Box<[Arc<str>]>,
+    /// `forNodes`.
+    pub nodes: Box<[Arc<str>]>,
+}
+
+impl Endpoint {
+    /// The zones that it is meant for; none: nobody said.
+    pub fn zone_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
+
+    /// The nodes that it is meant for; none: nobody said.
+    pub fn node_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+    }
 }
 
 /// One EndpointSlice.
@@ -66,24 +83,37 @@ pub struct EndpointSlice {
     /// Its address family.
     pub family: Family,
     /// Its endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Arc<[Endpoint]>,
 }
 
 /// All endpoints of a Service, slices joined, ordered by address.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSet {
-    /// The endpoints, at most one per address and ports.
-    pub endpoints: Vec<Endpoint>,
+    /// The endpoints, at most one per address and ports. Those of a Service that has one slice are the slice's own
+    /// allocation.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+impl Default for EndpointSet {
+    fn default() -> Self {
+        Self { endpoints: Arc::from([]) }
+    }
 }
 
 impl EndpointSet {
     /// Joins slices. While an endpoint moves from one slice to another it may stand in both: the copy that is
     /// further on (ready before serving before neither) wins, so that a stale copy does not take it out of service.
     pub fn join<'a>(slices: impl IntoIterator<Item = &'a EndpointSlice>) -> Self {
+        let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
+        if let [only] = slices[..]
+            && only.endpoints.is_sorted_by(|a, b| place(a) < place(b))
+        {
+            return Self { endpoints: Arc::clone(&only.endpoints) };
+        }
         let mut joined: BTreeMap<(IpAddr, &[EndpointPort]), &Endpoint> = BTreeMap::new();
-        for endpoint in slices.into_iter().flat_map(|slice| &slice.endpoints) {
+        for endpoint in slices.into_iter().flat_map(|slice| &*slice.endpoints) {
             joined
-                .entry((endpoint.addr, &endpoint.ports))
+                .entry(place(endpoint))
                 .and_modify(|held| {
                     if rank(endpoint) > rank(held) {
                         *held = endpoint;
@@ -93,6 +123,11 @@ impl EndpointSet {
         }
         Self { endpoints: joined.into_values().cloned().collect() }
     }
+}
+
+/// What endpoints are ordered by, and what only one of a Service has.
+fn place(endpoint: &Endpoint) -> (IpAddr, &[EndpointPort]) {
+    (endpoint.addr, &endpoint.ports)
 }
 
 fn rank(endpoint: &Endpoint) -> u8 {
@@ -118,12 +153,10 @@ mod tests {
                     hostname: None,
                     node: None,
                     zone: None,
-                    pod: None,
                     ready: *ready,
                     serving: *ready,
                     terminating: false,
-                    zone_hints: Vec::new(),
-                    node_hints: Vec::new(),
+                    hints: None,
                     ports: Arc::clone(&ports),
                 })
                 .collect(),
@@ -137,6 +170,15 @@ mod tests {
         let joined = EndpointSet::join([&a, &b]);
         let addrs: Vec<String> = joined.endpoints.iter().map(|e| e.addr.to_string()).collect();
         assert_eq!(addrs, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    }
+
+    #[test]
+    fn a_service_with_one_slice_shares_its_endpoints() {
+        let ordered = slice("a", &[("10.0.0.1", true), ("10.0.0.2", true)]);
+        assert!(Arc::ptr_eq(&EndpointSet::join([&ordered]).endpoints, &ordered.endpoints));
+        let twice = slice("a", &[("10.0.0.1", false), ("10.0.0.1", true)]);
+        let joined = EndpointSet::join([&twice]);
+        assert!(joined.endpoints.len() == 1 && joined.endpoints[0].ready);
     }
 
     #[test]

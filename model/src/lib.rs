@@ -11,7 +11,7 @@ mod pod;
 mod service;
 mod snapshot;
 
-pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, TargetPod};
+pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, Hints, TargetPod};
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use pod::{HostPod, HostPort};
 pub use service::{

@@ -1,5 +1,6 @@
 //! A Kubernetes Service, reduced to what a data plane and a DNS server act on.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use thiserror::Error;
 
-/// The name of a Service within the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The name of a Service within the cluster. Ordered by namespace, then name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServiceKey {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -22,6 +23,24 @@ impl ServiceKey {
     /// A key from its two parts.
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl Ord for ServiceKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Namespaces are shared (see `watch`): most comparisons of a search need not look into them.
+        let namespaces = if Arc::ptr_eq(&self.namespace, &other.namespace) {
+            Ordering::Equal
+        } else {
+            self.namespace.cmp(&other.namespace)
+        };
+        namespaces.then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+impl PartialOrd for ServiceKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -237,6 +256,18 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_ordered_by_what_they_say() {
+        let (shared, name): (Arc<str>, Arc<str>) = ("b".into(), "x".into());
+        let of = |namespace: &Arc<str>, name: &Arc<str>| ServiceKey {
+            namespace: Arc::clone(namespace),
+            name: Arc::clone(name),
+        };
+        assert_eq!(of(&shared, &name).cmp(&ServiceKey::new("b", "x")), Ordering::Equal);
+        assert!(of(&shared, &"w".into()) < of(&shared, &name));
+        assert!(ServiceKey::new("a", "z") < of(&shared, &name));
+    }
 
     #[test]
     fn protocol_names_round_trip() {

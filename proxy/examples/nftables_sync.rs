@@ -95,12 +95,10 @@ fn make(index: u32, endpoints: u32, round: u32) -> (Service, EndpointSet) {
         hostname: None,
         node: Some("other".into()),
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: Arc::clone(&ports),
     };
     let endpoints = (0..endpoints).map(endpoint).collect();

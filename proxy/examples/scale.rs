@@ -38,12 +38,10 @@ fn endpoints(names: &Names, service: usize, count: usize, generation: usize) -> 
             hostname: None,
             node: Some(Arc::clone(&names.nodes[index % names.nodes.len()])),
             zone: None,
-            pod: None,
             ready: true,
             serving: true,
             terminating: false,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
+            hints: None,
             ports: Arc::clone(&ports),
         }
     };

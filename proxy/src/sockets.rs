@@ -138,7 +138,7 @@ pub fn orphans(desired: &Desired, snapshot: &Snapshot, mut sockets: Vec<Translat
     }
     let suspects: HashSet<IpAddr> = sockets.iter().map(|socket| socket.backend.0).collect();
     let mut living = HashSet::new();
-    let endpoints = snapshot.endpoints.values().flat_map(|set| &set.endpoints);
+    let endpoints = snapshot.endpoints.values().flat_map(|set| set.endpoints.iter());
     for endpoint in endpoints.filter(|endpoint| suspects.contains(&endpoint.addr)) {
         living.extend(offers(endpoint).map(|(protocol, port)| (protocol, endpoint.addr, port)));
     }

@@ -44,10 +44,13 @@ pub fn udp_vanished_of(services: &BTreeSet<ServiceKey>, former: &Snapshot, snaps
 pub fn departed(services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) -> bool {
     let listed = |snapshot: &Snapshot, service| -> HashSet<(IpAddr, Arc<[EndpointPort]>)> {
         let set = snapshot.endpoints.get(service);
-        let endpoints = set.into_iter().flat_map(|set| &set.endpoints);
+        let endpoints = set.into_iter().flat_map(|set| set.endpoints.iter());
         endpoints.map(|endpoint| (endpoint.addr, Arc::clone(&endpoint.ports))).collect()
     };
-    services.iter().any(|service| !listed(former, service).is_subset(&listed(snapshot, service)))
+    services.iter().filter(|service| former.endpoints.contains_key(*service)).any(|service| {
+        let (before, now) = (listed(former, service), listed(snapshot, service));
+        !before.is_subset(&now)
+    })
 }
 
 fn extend(targets: &mut Targets, snapshot: &Snapshot, service: &ServiceKey) {
@@ -84,12 +87,10 @@ mod tests {
             hostname: None,
             node: None,
             zone: None,
-            pod: None,
             ready: *ready,
             serving: *serving,
             terminating: !ready,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
+            hints: None,
             ports: Arc::clone(&ports),
         };
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };

@@ -40,12 +40,10 @@ fn service(snapshot: &mut Snapshot, name: &str, ip: &str, endpoints: &[(&str, &s
         hostname: None,
         node: Some((*node).into()),
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
     };
     let set = EndpointSet { endpoints: endpoints.iter().map(endpoint).collect() };

@@ -42,9 +42,11 @@ fn stale_udp_flows_are_forgotten_by_address_and_port() {
     service.ports = vec![port(seaway_model::Protocol::Udp)];
     snapshot.services.insert(key.clone(), std::sync::Arc::new(service));
     let mut endpoints = one_endpoint([10, 244, 1, 1]);
-    endpoints.endpoints[0].ports =
+    let mut endpoint = endpoints.endpoints[0].clone();
+    endpoint.ports =
         [seaway_model::EndpointPort { name: "".into(), protocol: seaway_model::Protocol::Udp, port: 53 }]
             .into();
+    endpoints.endpoints = [endpoint].into();
     snapshot.endpoints.insert(key, std::sync::Arc::new(endpoints));
 
     let mut dataplane = ebpf_in_memory();
@@ -171,15 +173,13 @@ fn one_endpoint(addr: [u8; 4]) -> seaway_model::EndpointSet {
         hostname: None,
         node: None,
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: [port].into(),
     };
-    seaway_model::EndpointSet { endpoints: vec![endpoint] }
+    seaway_model::EndpointSet { endpoints: [endpoint].into() }
 }
 
 fn view() -> NodeView {

@@ -141,12 +141,10 @@ fn endpoint(addr: &str) -> Endpoint {
         hostname: None,
         node: Some(node.into()),
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: [Protocol::Tcp, Protocol::Udp]
             .map(|protocol| EndpointPort { name: protocol.as_str().into(), protocol, port: 8080 })
             .into(),

@@ -68,12 +68,10 @@ fn endpoint(addr: &str, node: &str) -> Endpoint {
         hostname: None,
         node: Some(node.into()),
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: [Protocol::Tcp, Protocol::Udp]
             .map(|p| EndpointPort { name: name(p), protocol: p, port: 8080 })
             .into(),
@@ -406,9 +404,8 @@ fn sockets_to_an_endpoint_that_is_gone_are_ended() {
         world.sender.send_replace(Arc::new(snapshot));
     };
     with(&|set| {
-        for endpoint in &mut set.endpoints {
-            (endpoint.ready, endpoint.terminating) = (false, true);
-        }
+        let draining = |endpoint: &Endpoint| Endpoint { ready: false, terminating: true, ..endpoint.clone() };
+        set.endpoints = set.endpoints.iter().map(draining).collect();
     });
     for (what, remote, client) in &mut clients {
         assert!(client.ask().starts_with(if *remote { "remote " } else { "local " }), "{what}");
@@ -416,7 +413,7 @@ fn sockets_to_an_endpoint_that_is_gone_are_ended() {
 
     // All go: every socket is ended, long before anybody would give up waiting.
     let started = std::time::Instant::now();
-    with(&|set| set.endpoints.clear());
+    with(&|set| set.endpoints = [].into());
     for (what, _, client) in &mut clients {
         assert_eq!(client.line(), "ended 1", "{what}");
     }

@@ -20,8 +20,9 @@ use std::time::Duration;
 
 use expect_test::expect_file;
 use seaway_model::{
-    Balancing, Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, IngressMode, LoadBalancerIngress,
-    Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod, TrafficDistribution, TrafficPolicy,
+    Balancing, Endpoint, EndpointPort, EndpointSet, Hints, HostPod, HostPort, IngressMode,
+    LoadBalancerIngress, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod,
+    TrafficDistribution, TrafficPolicy,
 };
 use seaway_proxy::dataplane::Dataplane as _;
 use seaway_proxy::dataplane::ebpf::{Ebpf, Memory};
@@ -145,7 +146,7 @@ fn parse(input: &str, world: &mut (Snapshot, NodeView)) {
         }
     }
     for (key, endpoints) in endpoints {
-        snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints }));
+        snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints: endpoints.into() }));
     }
 }
 
@@ -258,12 +259,13 @@ fn endpoint(line: &Line<'_>) -> Endpoint {
         hostname: None,
         node: line.name("node"),
         zone: line.name("zone"),
-        pod: None,
         ready,
         serving: ready || line.flag("serving"),
         terminating,
-        zone_hints: line.list::<String>("for-zones").iter().map(|zone| Arc::from(zone.as_str())).collect(),
-        node_hints: line.list::<String>("for-nodes").iter().map(|node| Arc::from(node.as_str())).collect(),
+        hints: Some(Arc::new(Hints {
+            zones: line.list::<String>("for-zones").iter().map(|zone| Arc::from(zone.as_str())).collect(),
+            nodes: line.list::<String>("for-nodes").iter().map(|node| Arc::from(node.as_str())).collect(),
+        })),
         ports: ports.into(),
     }
 }

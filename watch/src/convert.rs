@@ -7,16 +7,20 @@ mod pod;
 mod service;
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 use thiserror::Error;
 
+pub(crate) use endpoint_slice::no_service;
 pub use endpoint_slice::{ConvertedSlice, endpoint_slice};
 pub use node::node;
 pub use pod::host_pod;
 pub use service::service;
+
+use crate::wire::{Head, Meta};
 
 /// An object, or a part of it, that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -49,7 +53,7 @@ impl Names {
         name
     }
 
-    fn share_opt(&mut self, name: Option<&String>) -> Option<Arc<str>> {
+    fn share_opt(&mut self, name: Option<&str>) -> Option<Arc<str>> {
         name.filter(|name| !name.is_empty()).map(|name| self.share(name))
     }
 
@@ -59,30 +63,47 @@ impl Names {
     }
 }
 
+/// Reads an object of this kind. One that has another shape than the API says is named as far as it can be.
+pub(crate) fn read<'a, T: Deserialize<'a>>(kind: &'static str, text: &'a str) -> Result<T, InvalidObject> {
+    serde_json::from_str(text).map_err(|error| {
+        let head: Head<'_> = serde_json::from_str(text).unwrap_or_default();
+        let before = error.column().saturating_sub(1);
+        InvalidObject {
+            kind,
+            object: object_name(&head.metadata),
+            field: "the text up to where it makes no sense".to_owned(),
+            value: excerpt(text, before),
+            reason: error.to_string(),
+        }
+    })
+}
+
+/// What stands before a place in `text`, which is one line.
+fn excerpt(text: &str, end: usize) -> String {
+    const LENGTH: usize = 40;
+    let end = text.floor_char_boundary(end);
+    text[text.floor_char_boundary(end.saturating_sub(LENGTH))..end].to_owned()
+}
+
 /// Who an error is about.
 struct Subject<'a> {
     kind: &'static str,
-    meta: &'a ObjectMeta,
+    meta: &'a Meta<'a>,
 }
 
 impl Subject<'_> {
-    fn invalid(
-        &self,
-        field: impl Into<String>,
-        value: impl ToString,
-        reason: impl ToString,
-    ) -> InvalidObject {
+    fn invalid(&self, field: impl Display, value: impl ToString, reason: impl ToString) -> InvalidObject {
         InvalidObject {
             kind: self.kind,
             object: object_name(self.meta),
-            field: field.into(),
+            field: field.to_string(),
             value: value.to_string(),
             reason: reason.to_string(),
         }
     }
 
     /// An address that packets can be sent to.
-    fn address(&self, field: impl Into<String>, text: &str) -> Result<IpAddr, InvalidObject> {
+    fn address(&self, field: impl Display, text: &str) -> Result<IpAddr, InvalidObject> {
         let addr = match text.parse::<IpAddr>() {
             Ok(addr) => addr.to_canonical(),
             Err(error) => return Err(self.invalid(field, text, error)),
@@ -97,7 +118,7 @@ impl Subject<'_> {
         Ok(addr)
     }
 
-    fn port(&self, field: impl Into<String>, number: i32) -> Result<u16, InvalidObject> {
+    fn port(&self, field: impl Display, number: i32) -> Result<u16, InvalidObject> {
         match u16::try_from(number) {
             Ok(port) if port > 0 => Ok(port),
             _ => Err(self.invalid(field, number, "want a port from 1 to 65535")),
@@ -120,20 +141,12 @@ impl Subject<'_> {
 }
 
 /// `namespace/name`, or `name` where there is no namespace.
-pub(crate) fn object_name(meta: &ObjectMeta) -> String {
+pub(crate) fn object_name(meta: &Meta<'_>) -> String {
     let name = meta.name.as_deref().unwrap_or("");
     match meta.namespace.as_deref() {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
     }
-}
-
-fn label<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a String> {
-    meta.labels.as_ref()?.get(name)
-}
-
-fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a String> {
-    meta.annotations.as_ref()?.get(name)
 }
 
 #[cfg(test)]

@@ -1,26 +1,18 @@
-//! Watch streams to events: converts each object, and reports the ones that make no sense once per version.
+//! What a watch tells to events for the store: reads and converts each object, and reports the ones that make no sense
+//! once per version.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::ResourceExt;
-use kube::runtime::watcher;
+use k8s_openapi::api::core::v1::ObjectReference;
+use seaway_model::{EndpointSlice, HostPod, Node, Service};
+use serde::Deserialize;
 
 use crate::convert::{self, InvalidObject, Names, object_name};
 use crate::metrics::Metrics;
-use crate::store::{Change, Event, ObjectKey};
-
-/// An item of one of the streams.
-#[allow(clippy::large_enum_variant, reason = "an item is converted as it passes, none is kept")]
-pub(crate) enum Incoming {
-    Service(watcher::Result<watcher::Event<Service>>),
-    Slice(watcher::Result<watcher::Event<EndpointSlice>>),
-    Node(watcher::Result<watcher::Event<Node>>),
-    Pod(watcher::Result<watcher::Event<Pod>>),
-    Namespace(watcher::Result<watcher::Event<Namespace>>),
-}
+use crate::source::{Kind, News, Raw};
+use crate::store::{Change, Event, ObjectKey, Store, Triggered, object_key};
+use crate::wire::{self, Head, Meta, Text};
 
 /// Is told about objects that make no sense, once per version of the object.
 pub type OnInvalid = Arc<dyn Fn(ObjectReference, &InvalidObject) + Send + Sync>;
@@ -32,140 +24,178 @@ pub(crate) struct Intake {
     on_invalid: Option<OnInvalid>,
     own_node: Option<String>,
     /// The version of each invalid object that was reported last.
-    reported: HashMap<(&'static str, String), String>,
+    reported: HashMap<(Kind, String), String>,
+    /// Slices that had no Service when it was looked last.
+    orphans: BTreeSet<ObjectKey>,
 }
+
+/// What becomes of an object. `None`: it is of no concern.
+type Converted<T> = Result<Option<T>, InvalidObject>;
 
 impl Intake {
     pub(crate) fn new(metrics: Metrics, on_invalid: Option<OnInvalid>, own_node: Option<String>) -> Self {
-        Self { names: Names::default(), metrics, on_invalid, own_node, reported: HashMap::new() }
+        Self {
+            names: Names::default(),
+            metrics,
+            on_invalid,
+            own_node,
+            reported: HashMap::new(),
+            orphans: BTreeSet::new(),
+        }
     }
 
-    /// The event for `incoming`, if it means anything to the store.
-    pub(crate) fn convert(&mut self, incoming: Incoming) -> Option<Event> {
-        match incoming {
-            Incoming::Service(item) => {
-                let change = self.change("Service", item, |intake, object| {
-                    convert::service(object, &mut intake.names).map(Some)
-                })?;
-                Some(Event::Service(change))
+    /// Hands on the events that `news` of this kind make.
+    pub(crate) fn take(&mut self, kind: Kind, news: &News, out: &mut impl FnMut(Event)) {
+        if let News::Failed(error) = news {
+            self.metrics.error(kind.name());
+            tracing::warn!(kind = kind.name(), error = %chain(error), "the watch failed and is tried again");
+            match kind {
+                Kind::Pod if error.is_forbidden() => out(Event::PodsDenied),
+                Kind::Namespace if error.is_forbidden() => out(Event::NamespacesDenied),
+                _ => {}
             }
-            Incoming::Slice(item) => {
-                let change = self.change("EndpointSlice", item, |intake, object| {
-                    let Some(converted) = convert::endpoint_slice(object, &mut intake.names)? else {
-                        return Ok(None);
-                    };
-                    if let Some(first) = converted.left_out.first() {
-                        intake.report("EndpointSlice", object, first);
+        }
+        match kind {
+            Kind::Service => self.changes(kind, news, Self::service, |change| out(Event::Service(change))),
+            Kind::EndpointSlice => self.changes(kind, news, Self::slice, |change| out(Event::Slice(change))),
+            Kind::Node => self.changes(kind, news, Self::node, |change| out(Event::Node(change))),
+            Kind::Pod => self.changes(kind, news, Self::pod, |change| out(Event::Pod(change))),
+            Kind::Namespace => {
+                self.changes(kind, news, Self::namespace, |change| out(Event::Namespace(change)))
+            }
+        }
+    }
+
+    /// Reports slices that had no Service when it was looked last, and have none now.
+    pub(crate) fn look_for_orphans(&mut self, store: &Store) {
+        let mut orphans = BTreeSet::new();
+        for slice in store.orphans() {
+            let key = object_key(slice);
+            if self.orphans.contains(&key) {
+                let error = convert::no_service(slice);
+                let (namespace, name) = (Some(Text::from(&*slice.namespace)), Some(Text::from(&*slice.name)));
+                self.report(Kind::EndpointSlice, &Meta { namespace, name, ..Meta::default() }, &error);
+            }
+            orphans.insert(key);
+        }
+        self.orphans = orphans;
+    }
+
+    fn service(&mut self, object: &wire::Service<'_>) -> Converted<Service> {
+        convert::service(object, &mut self.names).map(Some)
+    }
+
+    fn slice(&mut self, object: &wire::EndpointSlice<'_>) -> Converted<(EndpointSlice, Triggered)> {
+        let Some(converted) = convert::endpoint_slice(object, &mut self.names)? else { return Ok(None) };
+        if let Some(first) = converted.left_out.first() {
+            self.report(Kind::EndpointSlice, &object.metadata, first);
+        }
+        Ok(Some((converted.slice, converted.triggered_at)))
+    }
+
+    fn node(&mut self, object: &wire::Node<'_>) -> Converted<Node> {
+        convert::node(object, &mut self.names).map(Some)
+    }
+
+    fn pod(&mut self, object: &wire::Pod<'_>) -> Converted<HostPod> {
+        convert::host_pod(object, self.own_node.as_deref(), &mut self.names)
+    }
+
+    fn namespace(&mut self, object: &Head<'_>) -> Converted<Arc<str>> {
+        Ok(object.metadata.name.as_deref().map(|name| self.names.share(name)))
+    }
+
+    fn changes<'a, W: Deserialize<'a>, T>(
+        &mut self,
+        kind: Kind,
+        news: &'a News,
+        convert: impl Fn(&mut Self, &W) -> Converted<T>,
+        mut out: impl FnMut(Change<T>),
+    ) {
+        match news {
+            News::ListBegins => out(Change::ListBegins),
+            News::Listed(page) => {
+                for object in page {
+                    if let Some(converted) = self.converted(kind, object, &convert) {
+                        out(Change::Listed(converted));
                     }
-                    Ok(Some((converted.slice, converted.triggered_at)))
-                })?;
-                Some(Event::Slice(change))
+                }
             }
-            Incoming::Node(item) => {
-                let change = self.change("Node", item, |intake, object| {
-                    convert::node(object, &mut intake.names).map(Some)
-                })?;
-                Some(Event::Node(change))
-            }
-            Incoming::Pod(item) => {
-                let denied = matches!(&item, Err(error) if is_forbidden(error));
-                let change = self.change("Pod", item, |intake, object| {
-                    convert::host_pod(object, intake.own_node.as_deref(), &mut intake.names)
-                });
-                change.map(Event::Pod).or_else(|| denied.then_some(Event::PodsDenied))
-            }
-            Incoming::Namespace(item) => {
-                let denied = matches!(&item, Err(error) if is_forbidden(error));
-                let change = self.change("Namespace", item, |intake, object| {
-                    Ok(Some(intake.names.share(&object.name_any())))
-                });
-                change.map(Event::Namespace).or_else(|| denied.then_some(Event::NamespacesDenied))
-            }
-        }
-    }
-
-    fn change<K: ResourceExt, T>(
-        &mut self,
-        kind: &'static str,
-        item: watcher::Result<watcher::Event<K>>,
-        convert: impl FnOnce(&mut Self, &K) -> Result<Option<T>, InvalidObject>,
-    ) -> Option<Change<T>> {
-        let event = match item {
-            Ok(event) => event,
-            Err(error) => {
-                self.metrics.error(kind);
-                tracing::warn!(kind, error = %chain(&error), "the watch failed and is tried again");
-                return None;
-            }
-        };
-        self.metrics.event(kind);
-        match event {
-            watcher::Event::Init => Some(Change::ListBegins),
-            watcher::Event::InitDone => {
+            News::ListEnds => {
                 self.names.purge();
-                Some(Change::ListEnds)
+                out(Change::ListEnds);
             }
-            watcher::Event::InitApply(object) => self.converted(kind, &object, convert).map(Change::Listed),
-            watcher::Event::Apply(object) => match self.converted(kind, &object, convert) {
-                Some(converted) => Some(Change::Applied(converted)),
+            News::Applied(object) => match self.converted(kind, object, &convert) {
+                Some(converted) => out(Change::Applied(converted)),
                 // It made sense before, perhaps: what it says now is that it should not be served.
-                None => Some(Change::Deleted(key(&object))),
+                None => out(Change::Deleted(key(object))),
             },
-            watcher::Event::Delete(object) => {
-                self.reported.remove(&(kind, object_name(object.meta())));
-                Some(Change::Deleted(key(&object)))
+            News::Deleted(object) => {
+                self.metrics.event(kind.name());
+                self.reported.remove(&(kind, name(object)));
+                out(Change::Deleted(key(object)));
             }
+            News::Failed(_) => {}
         }
     }
 
-    fn converted<K: ResourceExt, T>(
+    fn converted<'a, W: Deserialize<'a>, T>(
         &mut self,
-        kind: &'static str,
-        object: &K,
-        convert: impl FnOnce(&mut Self, &K) -> Result<Option<T>, InvalidObject>,
+        kind: Kind,
+        object: &'a Raw,
+        convert: impl Fn(&mut Self, &W) -> Converted<T>,
     ) -> Option<T> {
-        match convert(self, object) {
+        self.metrics.event(kind.name());
+        let read = convert::read(kind.name(), object.get());
+        match read.and_then(|read: W| convert(self, &read)) {
             Ok(converted) => converted,
             Err(error) => {
-                self.report(kind, object, &error);
+                self.report(kind, &head(object).metadata, &error);
                 None
             }
         }
     }
 
-    fn report<K: ResourceExt>(&mut self, kind: &'static str, object: &K, error: &InvalidObject) {
-        let version = object.resource_version().unwrap_or_default();
-        let reported = self.reported.insert((kind, object_name(object.meta())), version.clone());
-        if reported.as_deref() != Some(version.as_str()) {
-            self.metrics.invalid(kind);
+    fn report(&mut self, kind: Kind, meta: &Meta<'_>, error: &InvalidObject) {
+        let version = meta.resource_version.as_deref().unwrap_or_default();
+        let reported = self.reported.insert((kind, object_name(meta)), version.to_owned());
+        if reported.as_deref() != Some(version) {
+            self.metrics.invalid(kind.name());
             tracing::warn!(%error, "left out");
             if let Some(on_invalid) = &self.on_invalid {
-                on_invalid(reference(kind, object), error);
+                on_invalid(reference(kind, meta), error);
             }
         }
     }
 }
 
 /// The object as an Event names it.
-fn reference<K: ResourceExt>(kind: &'static str, object: &K) -> ObjectReference {
+fn reference(kind: Kind, meta: &Meta<'_>) -> ObjectReference {
+    let text = |text: &Option<Text<'_>>| text.as_deref().map(ToOwned::to_owned);
     ObjectReference {
-        api_version: Some(if kind == "EndpointSlice" { "discovery.k8s.io/v1" } else { "v1" }.to_owned()),
-        kind: Some(kind.to_owned()),
-        namespace: object.namespace(),
-        name: Some(object.name_any()),
-        uid: object.uid(),
-        resource_version: object.resource_version(),
+        api_version: Some(kind.api_version().to_owned()),
+        kind: Some(kind.name().to_owned()),
+        namespace: text(&meta.namespace),
+        name: text(&meta.name),
+        uid: text(&meta.uid),
+        resource_version: text(&meta.resource_version),
         ..ObjectReference::default()
     }
 }
 
-fn is_forbidden(error: &watcher::Error) -> bool {
-    const FORBIDDEN: u16 = 403;
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == FORBIDDEN)
+/// Who an object is, as far as it says so.
+fn head(object: &Raw) -> Head<'_> {
+    serde_json::from_str(object.get()).unwrap_or_default()
 }
 
-fn key<K: ResourceExt>(object: &K) -> ObjectKey {
-    (Arc::from(object.namespace().unwrap_or_default()), Arc::from(object.name_any()))
+fn name(object: &Raw) -> String {
+    object_name(&head(object).metadata)
+}
+
+fn key(object: &Raw) -> ObjectKey {
+    let Head { metadata } = head(object);
+    let part = |text: Option<Text<'_>>| text.as_deref().unwrap_or("").into();
+    (part(metadata.namespace), part(metadata.name))
 }
 
 /// An error with everything that caused it, in one line.

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a relist swaps. Until a list is complete the former state stands; nothing vanishes in between.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -28,13 +28,16 @@ pub enum Change<T> {
 /// The name of an object of any kind; the namespace is empty where there is none.
 pub type ObjectKey = (Arc<str>, Arc<str>);
 
+/// When a change came about, where that is known.
+pub type Triggered = Option<SystemTime>;
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
     /// To Services.
     Service(Change<Service>),
-    /// To EndpointSlices; with the time that a change came about, where it is known.
-    Slice(Change<(EndpointSlice, Option<SystemTime>)>),
+    /// To EndpointSlices.
+    Slice(Change<(EndpointSlice, Triggered)>),
     /// To Nodes.
     Node(Change<Node>),
     /// To pods that have addresses; those with host ports name them.
@@ -52,14 +55,15 @@ pub enum Event {
 pub struct Store {
     snapshot: Snapshot,
     changed: bool,
-    slices: HashMap<ServiceKey, BTreeMap<Arc<str>, Arc<EndpointSlice>>>,
-    /// Which Service a slice belongs to: its label may change.
-    slice_service: HashMap<ObjectKey, ServiceKey>,
-    services: Progress<Service>,
-    slice_list: Progress<EndpointSlice>,
-    nodes: Progress<Node>,
+    /// All slices by name: the label that tells their Service may change.
+    slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
+    /// The slices of each Service, by name.
+    by_service: BTreeMap<ServiceKey, Vec<Arc<EndpointSlice>>>,
+    services: Progress<Arc<Service>>,
+    slice_list: Progress<Arc<EndpointSlice>>,
+    nodes: Progress<Arc<Node>>,
     /// `None`: nobody asked for pods.
-    pods: Option<Progress<HostPod>>,
+    pods: Option<Progress<Arc<HostPod>>>,
     /// Which addresses each pod has in the snapshot.
     pod_addrs: HashMap<TargetPod, Box<[IpAddr]>>,
     /// `None`: nobody asked for namespaces.
@@ -80,6 +84,14 @@ impl<T> Default for Progress<T> {
 }
 
 impl<T> Progress<T> {
+    fn begin(&mut self) {
+        self.incoming = Some(Vec::new());
+    }
+
+    fn add(&mut self, item: T) {
+        self.incoming.get_or_insert_default().push(item);
+    }
+
     /// The whole list, once it is there.
     fn finish(&mut self) -> Vec<T> {
         self.complete = true;
@@ -128,46 +140,54 @@ impl Store {
         Some(published)
     }
 
+    /// Slices whose Service is not known, once everything has been listed. A slice may be early: who asks, asks twice.
+    pub(crate) fn orphans(&self) -> impl Iterator<Item = &EndpointSlice> {
+        let services = &self.snapshot.services;
+        let of_none = self.by_service.iter().filter(|(service, _)| !services.contains_key(*service));
+        of_none.filter(|_| self.snapshot.synced).flat_map(|(_, slices)| slices).map(AsRef::as_ref)
+    }
+
     fn apply_service(&mut self, change: Change<Service>) {
+        let services = &mut self.snapshot.services;
         match change {
-            Change::ListBegins => self.services.incoming = Some(Vec::new()),
-            Change::Listed(service) => self.services.incoming.get_or_insert_default().push(service),
+            Change::ListBegins => self.services.begin(),
+            Change::Listed(service) => {
+                let held = services.get(&service.key);
+                self.services.add(shared(service, held));
+            }
             Change::ListEnds => {
                 let listed = self.services.finish();
-                let by_name = listed.into_iter().map(|service| (service.key.clone(), service)).collect();
-                self.changed |= swap(&mut self.snapshot.services, by_name);
+                self.changed |= swap(services, listed, |service| &service.key);
             }
-            Change::Applied(service) => {
-                self.changed |= put(&mut self.snapshot.services, service.key.clone(), service);
-            }
+            Change::Applied(service) => self.changed |= put(services, service.key.clone(), service),
             Change::Deleted((namespace, name)) => {
-                let removed = self.snapshot.services.remove(&ServiceKey { namespace, name });
-                self.changed |= removed.is_some();
+                self.changed |= services.remove(&ServiceKey { namespace, name }).is_some();
             }
         }
     }
 
     fn apply_node(&mut self, change: Change<Node>) {
+        let nodes = &mut self.snapshot.nodes;
         match change {
-            Change::ListBegins => self.nodes.incoming = Some(Vec::new()),
-            Change::Listed(node) => self.nodes.incoming.get_or_insert_default().push(node),
+            Change::ListBegins => self.nodes.begin(),
+            Change::Listed(node) => {
+                let held = nodes.get(&node.name);
+                self.nodes.add(shared(node, held));
+            }
             Change::ListEnds => {
                 let listed = self.nodes.finish();
-                let by_name = listed.into_iter().map(|node| (Arc::clone(&node.name), node)).collect();
-                self.changed |= swap(&mut self.snapshot.nodes, by_name);
+                self.changed |= swap(nodes, listed, |node| &node.name);
             }
-            Change::Applied(node) => {
-                self.changed |= put(&mut self.snapshot.nodes, Arc::clone(&node.name), node);
-            }
-            Change::Deleted((_, name)) => self.changed |= self.snapshot.nodes.remove(&name).is_some(),
+            Change::Applied(node) => self.changed |= put(nodes, Arc::clone(&node.name), node),
+            Change::Deleted((_, name)) => self.changed |= nodes.remove(&name).is_some(),
         }
     }
 
     fn apply_pod(&mut self, change: Change<HostPod>) {
         let progress = self.pods.get_or_insert_default();
         match change {
-            Change::ListBegins => progress.incoming = Some(Vec::new()),
-            Change::Listed(pod) => progress.incoming.get_or_insert_default().push(pod),
+            Change::ListBegins => progress.begin(),
+            Change::Listed(pod) => progress.add(Arc::new(pod)),
             Change::ListEnds => {
                 let listed = progress.finish();
                 let mut gone = std::mem::take(&mut self.pod_addrs);
@@ -182,9 +202,8 @@ impl Store {
                 for pod in &listed {
                     self.put_addrs(pod);
                 }
-                let with_ports = listed.into_iter().filter(|pod| !pod.ports.is_empty());
-                let by_name = with_ports.map(|pod| (pod.pod.clone(), pod)).collect();
-                self.changed |= swap(&mut self.snapshot.host_pods, by_name);
+                let with_ports = listed.into_iter().filter(|pod| !pod.ports.is_empty()).collect();
+                self.changed |= swap(&mut self.snapshot.host_pods, with_ports, |pod| &pod.pod);
             }
             Change::Applied(pod) => {
                 self.put_addrs(&pod);
@@ -230,8 +249,8 @@ impl Store {
     fn apply_namespace(&mut self, change: Change<Arc<str>>) {
         let progress = self.namespaces.get_or_insert_default();
         match change {
-            Change::ListBegins => progress.incoming = Some(Vec::new()),
-            Change::Listed(name) => progress.incoming.get_or_insert_default().push(name),
+            Change::ListBegins => progress.begin(),
+            Change::Listed(name) => progress.add(name),
             Change::ListEnds => {
                 let listed: OrdSet<Arc<str>> = progress.finish().into_iter().collect();
                 self.changed |= listed != self.snapshot.namespaces;
@@ -244,17 +263,20 @@ impl Store {
         }
     }
 
-    fn apply_slice(&mut self, change: Change<(EndpointSlice, Option<SystemTime>)>) {
+    fn apply_slice(&mut self, change: Change<(EndpointSlice, Triggered)>) {
         match change {
-            Change::ListBegins => self.slice_list.incoming = Some(Vec::new()),
-            Change::Listed((slice, _)) => self.slice_list.incoming.get_or_insert_default().push(slice),
+            Change::ListBegins => self.slice_list.begin(),
+            Change::Listed((slice, _)) => {
+                let held = self.slices.get(&object_key(&slice));
+                self.slice_list.add(shared(slice, held));
+            }
             Change::ListEnds => {
                 let listed = self.slice_list.finish();
                 self.swap_slices(listed);
             }
             Change::Applied((slice, triggered_at)) => {
                 let service = slice.service.clone();
-                if let Some(former) = self.put_slice(slice) {
+                if let Some(former) = self.put_slice(Arc::new(slice)).filter(|former| *former != service) {
                     self.join(&former);
                 }
                 if self.join(&service) {
@@ -270,56 +292,77 @@ impl Store {
         }
     }
 
-    fn swap_slices(&mut self, listed: Vec<EndpointSlice>) {
-        let mut touched: Vec<ServiceKey> = self.slices.keys().cloned().collect();
-        self.slices.clear();
-        self.slice_service.clear();
-        for slice in listed {
-            touched.push(slice.service.clone());
-            self.put_slice(slice);
-        }
-        touched.sort_unstable();
-        touched.dedup();
+    fn swap_slices(&mut self, listed: Vec<Arc<EndpointSlice>>) {
+        let mut touched: BTreeSet<ServiceKey> = std::mem::take(&mut self.by_service).into_keys().collect();
+        self.slices = listed.into_iter().map(|slice| (object_key(&slice), slice)).collect();
+        let mut of_services: Vec<_> =
+            self.slices.values().map(|slice| (slice.service.clone(), vec![Arc::clone(slice)])).collect();
+        // It is in the order of names: those of one Service stay in it.
+        of_services.sort_by(|(a, _), (b, _)| a.cmp(b));
+        of_services.dedup_by(|(next, slices), (service, all)| {
+            let same = next == service;
+            if same {
+                all.append(slices);
+            }
+            same
+        });
+        self.by_service = of_services.into_iter().collect();
+        touched.extend(self.by_service.keys().cloned());
         for service in touched {
             self.join(&service);
         }
     }
 
-    /// Keeps `slice`. Returns the Service that it belonged to before, if that is another one.
-    fn put_slice(&mut self, slice: EndpointSlice) -> Option<ServiceKey> {
-        let key = (Arc::clone(&slice.namespace), Arc::clone(&slice.name));
-        let service = slice.service.clone();
-        let former = self.slice_service.get(&key).filter(|held| **held != service).cloned();
-        if former.is_some() {
-            self.remove_slice(&key);
+    /// Keeps `slice`. Returns the Service that it belonged to before.
+    fn put_slice(&mut self, slice: Arc<EndpointSlice>) -> Option<ServiceKey> {
+        let key = object_key(&slice);
+        let former = self.remove_slice(&key);
+        if let Some(of_service) = self.by_service.get_mut(&slice.service) {
+            let at = of_service.partition_point(|other| other.name < slice.name);
+            of_service.insert(at, Arc::clone(&slice));
+        } else {
+            // Most Services have one.
+            self.by_service.insert(slice.service.clone(), vec![Arc::clone(&slice)]);
         }
-        self.slice_service.insert(key.clone(), service.clone());
-        self.slices.entry(service).or_default().insert(key.1, Arc::new(slice));
+        self.slices.insert(key, slice);
         former
     }
 
+    /// Forgets a slice. Returns the Service that it belonged to.
     fn remove_slice(&mut self, key: &ObjectKey) -> Option<ServiceKey> {
-        let service = self.slice_service.remove(key)?;
-        if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(&key.1);
-            if slices.is_empty() {
-                self.slices.remove(&service);
+        let slice = self.slices.remove(key)?;
+        if let Some(of_service) = self.by_service.get_mut(&slice.service) {
+            of_service.retain(|other| other.name != slice.name);
+            if of_service.is_empty() {
+                self.by_service.remove(&slice.service);
             }
         }
-        Some(service)
+        Some(slice.service.clone())
     }
 
     /// Brings the endpoints of `service` in line with its slices. Returns whether they changed.
     fn join(&mut self, service: &ServiceKey) -> bool {
-        let changed = match self.slices.get(service) {
+        let endpoints = &mut self.snapshot.endpoints;
+        let changed = match self.by_service.get(service) {
             Some(slices) => {
-                let joined = EndpointSet::join(slices.values().map(AsRef::as_ref));
-                put(&mut self.snapshot.endpoints, service.clone(), joined)
+                put(endpoints, service.clone(), EndpointSet::join(slices.iter().map(AsRef::as_ref)))
             }
-            None => self.snapshot.endpoints.remove(service).is_some(),
+            None => endpoints.remove(service).is_some(),
         };
         self.changed |= changed;
         changed
+    }
+}
+
+pub(crate) fn object_key(slice: &EndpointSlice) -> ObjectKey {
+    (Arc::clone(&slice.namespace), Arc::clone(&slice.name))
+}
+
+/// The allocation that is there already, where it holds the same: a list that repeats what is known costs no memory.
+fn shared<V: PartialEq>(value: V, held: Option<&Arc<V>>) -> Arc<V> {
+    match held {
+        Some(held) if **held == value => Arc::clone(held),
+        _ => Arc::new(value),
     }
 }
 
@@ -332,15 +375,26 @@ fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value:
     true
 }
 
-/// Makes `map` hold exactly what was listed. Values that stay the same stay the same allocation.
-fn swap<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, listed: BTreeMap<K, V>) -> bool {
-    let gone: Vec<K> = map.keys().filter(|key| !listed.contains_key(key)).cloned().collect();
+/// Makes `map` hold exactly what was listed. What stays the same keeps its place, so that the difference to a former
+/// snapshot costs what has changed.
+fn swap<K: Ord + Clone, V: PartialEq>(
+    map: &mut OrdMap<K, Arc<V>>,
+    mut listed: Vec<Arc<V>>,
+    key: impl Fn(&V) -> &K,
+) -> bool {
+    listed.sort_by(|a, b| key(a).cmp(key(b)));
+    let is_listed = |name: &K| listed.binary_search_by(|value| key(value).cmp(name)).is_ok();
+    let gone: Vec<K> = map.keys().filter(|name| !is_listed(name)).cloned().collect();
     let mut changed = !gone.is_empty();
-    for key in gone {
-        map.remove(&key);
+    for name in gone {
+        map.remove(&name);
     }
-    for (key, value) in listed {
-        changed |= put(map, key, value);
+    for value in listed {
+        let name = key(&value);
+        if map.get(name).is_none_or(|held| !Arc::ptr_eq(held, &value) && *held != value) {
+            map.insert(name.clone(), value);
+            changed = true;
+        }
     }
     changed
 }

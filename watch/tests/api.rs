@@ -1,115 +1,17 @@
-//! The watch room against a small API server in memory: lists in pages, watches that break, versions that are gone.
+//! The watch room against a small API server in memory.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
+#[path = "support/server.rs"]
+mod server;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use http_body_util::combinators::BoxBody;
-use hyper::body::{Bytes, Frame};
-use kube::client::Body;
 use seaway_model::{ServiceKey, Snapshot};
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use server::Server;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// What the server holds.
-#[derive(Default)]
-struct State {
-    /// Objects by resource and name.
-    objects: BTreeMap<(String, String), Value>,
-    /// Open watches by resource.
-    watches: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
-    /// The next watches of these resources are answered with 410 Gone.
-    gone: Vec<String>,
-    /// Everything is answered with 503.
-    down: bool,
-    /// This resource is answered with 403.
-    forbidden: Option<String>,
-    lists: usize,
-}
-
-#[derive(Clone, Default)]
-struct Server(Arc<Mutex<State>>);
-
-impl Server {
-    fn client(&self) -> kube::Client {
-        let server = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| {
-            let server = server.clone();
-            async move { Ok::<_, Infallible>(server.answer(&request)) }
-        });
-        kube::Client::new(service, "default")
-    }
-
-    fn put(&self, resource: &str, object: Value) {
-        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        let mut state = self.0.lock().unwrap();
-        let known = state.objects.insert((resource.to_owned(), name), object.clone()).is_some();
-        send(
-            &mut state,
-            resource,
-            &json!({"type": if known { "MODIFIED" } else { "ADDED" }, "object": object}),
-        );
-    }
-
-    fn delete(&self, resource: &str, name: &str) {
-        let mut state = self.0.lock().unwrap();
-        let object = state.objects.remove(&(resource.to_owned(), name.to_owned())).unwrap();
-        send(&mut state, resource, &json!({"type": "DELETED", "object": object}));
-    }
-
-    /// Ends all watches, as a server that restarts does.
-    fn hang_up(&self) {
-        self.0.lock().unwrap().watches.clear();
-    }
-
-    fn answer(&self, request: &Request<Body>) -> Response<BoxBody<Bytes, Infallible>> {
-        let resource = request.uri().path().rsplit('/').next().unwrap().to_owned();
-        let query = request.uri().query().unwrap_or("");
-        let mut state = self.0.lock().unwrap();
-        if state.down {
-            return failure(StatusCode::SERVICE_UNAVAILABLE, "down");
-        }
-        if state.forbidden.as_ref() == Some(&resource) {
-            return failure(StatusCode::FORBIDDEN, "forbidden");
-        }
-        if query.contains("watch=") {
-            if let Some(at) = state.gone.iter().position(|gone| *gone == resource) {
-                state.gone.remove(at);
-                return failure(StatusCode::GONE, "too old resource version");
-            }
-            let (sender, receiver) = mpsc::unbounded_channel();
-            state.watches.push((resource, sender));
-            let frames = futures::stream::unfold(receiver, |mut receiver| async move {
-                let bytes = receiver.recv().await?;
-                Some((Ok::<_, Infallible>(Frame::data(bytes)), receiver))
-            });
-            return Response::new(BodyExt::boxed(http_body_util::StreamBody::new(frames)));
-        }
-        state.lists += 1;
-        let items: Vec<&Value> =
-            state.objects.iter().filter(|((of, _), _)| *of == resource).map(|(_, object)| object).collect();
-        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": items});
-        Response::new(http_body_util::Full::new(Bytes::from(list.to_string())).boxed())
-    }
-}
-
-fn send(state: &mut State, resource: &str, event: &Value) {
-    let line = Bytes::from(format!("{event}\n"));
-    state.watches.retain(|(of, sender)| of != resource || sender.send(line.clone()).is_ok());
-}
-
-fn failure(code: StatusCode, message: &str) -> Response<BoxBody<Bytes, Infallible>> {
-    let reason = if code == StatusCode::GONE { "Expired" } else { "ServiceUnavailable" };
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
-        "reason": reason, "code": code.as_u16()});
-    let body = http_body_util::Full::new(Bytes::from(status.to_string())).boxed();
-    Response::builder().status(code).body(body).unwrap()
-}
 
 fn service(name: &str, version: u32, port: i32) -> Value {
     json!({"apiVersion": "v1", "kind": "Service",

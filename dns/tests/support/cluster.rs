@@ -101,12 +101,10 @@ fn endpoint<'a>(addr: IpAddr, words: impl Iterator<Item = &'a str>) -> Endpoint 
         hostname: None,
         node: None,
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: Arc::new([]),
     };
     let mut ports = Vec::new();
@@ -138,7 +136,7 @@ fn slice(service: ServiceKey, endpoint: Endpoint) -> EndpointSlice {
         name: endpoint.addr.to_string().into(),
         service,
         family: Family::of(endpoint.addr),
-        endpoints: vec![endpoint],
+        endpoints: [endpoint].into(),
     }
 }
 

@@ -1,4 +1,9 @@
 //! How large the maps are.
+//!
+//! What is chosen here is a node's memory, whether anything uses it or not: the LRU maps and the arrays are allocated when
+//! they are made (about 24 MB with the defaults), the hash of services takes 2 MB for its table and 112 bytes for each
+//! entry. The maps that user space writes take a cluster of 30,000 Services with 4 endpoints each without being
+//! exchanged for larger ones, which would cost a second run of the verifier in the middle of the first sync.
 
 use seaway_ebpf_abi::maps::{self as names, capacity};
 
@@ -29,14 +34,16 @@ pub struct Capacities {
 impl Default for Capacities {
     fn default() -> Self {
         Self {
-            services: capacity::SERVICES,
-            backends: capacity::BACKENDS,
+            // A ClusterIP takes three: each scope and the guard of its undefined ports.
+            services: 131_072,
+            backends: 163_840,
             maglev: capacity::MAGLEV,
             source_ranges: capacity::SOURCE_RANGES,
-            affinity: capacity::AFFINITY,
-            sockets: capacity::SOCKETS,
-            flows: capacity::FLOWS,
-            fragments: capacity::FRAGMENTS,
+            affinity: 24_576,
+            sockets: 49_152,
+            // Two for a connection from outside: that of the longest silence goes first.
+            flows: 65_536,
+            fragments: 4_096,
             stats: capacity::STATS,
         }
     }

@@ -168,16 +168,15 @@ mod tests {
             hostname: None,
             node: Some(on.into()),
             zone: None,
-            pod: None,
             ready,
             serving: true,
             terminating: !ready,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
+            hints: None,
             ports: [].into(),
         };
         let mut owner_with = |endpoints: Vec<Endpoint>| {
-            snapshot.endpoints.insert(key.clone(), Arc::new(seaway_model::EndpointSet { endpoints }));
+            let set = seaway_model::EndpointSet { endpoints: endpoints.into() };
+            snapshot.endpoints.insert(key.clone(), Arc::new(set));
             owners(&snapshot).into_values().next()
         };
         for name in ["a", "b", "c"] {

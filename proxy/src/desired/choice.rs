@@ -106,7 +106,7 @@ fn near<'a>(
 ) -> impl Fn(&Candidate<'_>) -> bool + use<'a> {
     let mut preferences = vec![Nearness::HintedNode, Nearness::HintedZone];
     let ready = || candidates.iter().filter(|c| c.ready);
-    let hinted = ready().any(|c| !c.endpoint.zone_hints.is_empty() || !c.endpoint.node_hints.is_empty());
+    let hinted = ready().any(|c| !c.endpoint.zone_hints().is_empty() || !c.endpoint.node_hints().is_empty());
     match service.traffic_distribution {
         Some(_) | None if hinted => {}
         Some(TrafficDistribution::PreferSameNode) => {
@@ -117,11 +117,11 @@ fn near<'a>(
     }
     let nearness = preferences.into_iter().find(|preference| match preference {
         Nearness::HintedNode => {
-            ready().all(|c| !c.endpoint.node_hints.is_empty())
+            ready().all(|c| !c.endpoint.node_hints().is_empty())
                 && ready().any(|c| is_near(*preference, c, view))
         }
         Nearness::HintedZone => {
-            ready().all(|c| !c.endpoint.zone_hints.is_empty())
+            ready().all(|c| !c.endpoint.zone_hints().is_empty())
                 && ready().any(|c| is_near(*preference, c, view))
         }
         _ => ready().any(|c| is_near(*preference, c, view)),
@@ -133,8 +133,8 @@ fn is_near(nearness: Nearness, candidate: &Candidate<'_>, view: &NodeView) -> bo
     let endpoint = candidate.endpoint;
     match nearness {
         Nearness::Anywhere => true,
-        Nearness::HintedNode => endpoint.node_hints.contains(&view.name),
-        Nearness::HintedZone => view.zone.as_ref().is_some_and(|zone| endpoint.zone_hints.contains(zone)),
+        Nearness::HintedNode => endpoint.node_hints().contains(&view.name),
+        Nearness::HintedZone => view.zone.as_ref().is_some_and(|zone| endpoint.zone_hints().contains(zone)),
         Nearness::OwnNode => candidate.backend.local,
         Nearness::OwnZone => view.zone.is_some() && endpoint.zone == view.zone,
     }

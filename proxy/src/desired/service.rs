@@ -25,14 +25,17 @@ pub(super) fn frontends(
             if addresses.is_empty() {
                 continue;
             }
-            let shapes = Shapes::new(service, port, family, endpoints, view);
+            let choice = choose(service, port, family, endpoints, view);
+            let mut shape = None;
             for (addr, number, kind) in addresses {
-                for (scope, frontend) in shapes.of(kind, addr) {
+                // Addresses of a kind stand together, and share what the kernel is told.
+                let shape = match &shape {
+                    Some((of, held)) if *of == kind => held,
+                    _ => &shape.insert((kind, Shape::new(service, port, family, kind, &choice))).1,
+                };
+                for (scope, entry) in shape.at(addr) {
                     let key = FrontendKey { addr, port: number, protocol: port.protocol, scope };
-                    let owner = Owner { service: service.key.clone(), port_name: Arc::clone(&port.name) };
-                    entries
-                        .entry(key)
-                        .or_insert_with(|| Arc::new(Entry { frontend: Arc::clone(frontend), owner }));
+                    entries.entry(key).or_insert_with(|| Arc::clone(entry));
                 }
             }
         }
@@ -63,27 +66,23 @@ fn addresses(
     all
 }
 
-/// The few different frontends that a Service port has; its addresses share them. In each pair the first is asked
-/// from this node, the second from outside.
-struct Shapes {
-    cluster_ip: Arc<Frontend>,
-    load_balancer: [Arc<Frontend>; 2],
-    external_ip: [Arc<Frontend>; 2],
-    node_port: [Arc<Frontend>; 2],
+/// What a Service port is at addresses of one kind in one family: asked from this node, and from outside.
+struct Shape {
+    inside: Arc<Entry>,
+    outside: Arc<Entry>,
 }
 
-impl Shapes {
+impl Shape {
     fn new(
         service: &Service,
         port: &ServicePort,
         family: Family,
-        endpoints: &[Endpoint],
-        view: &NodeView,
+        kind: FrontendKind,
+        choice: &Choice,
     ) -> Self {
-        let choice = choose(service, port, family, endpoints, view);
         let blank = Frontend {
             group: Group::of(&service.key, &port.name, port.protocol, family),
-            kind: FrontendKind::ClusterIP,
+            kind,
             backends: Arc::from([]),
             affinity: service.session_affinity,
             source_ranges: Arc::from([]),
@@ -91,35 +90,35 @@ impl Shapes {
             elsewhere: false,
             maglev: view.chooses_by_maglev(service),
         };
+        let entry = |frontend| {
+            let owner = Owner { service: service.key.clone(), port_name: Arc::clone(&port.name) };
+            Arc::new(Entry { frontend: Arc::new(frontend), owner })
+        };
+        if kind == FrontendKind::ClusterIP {
+            let inside = entry(by_policy(&blank, choice, service.internal_policy));
+            return Self { outside: Arc::clone(&inside), inside };
+        }
         // At external addresses, clients on this node are never restricted to its own endpoints.
-        let inside = by_policy(&blank, &choice, TrafficPolicy::Cluster);
+        let inside = by_policy(&blank, choice, TrafficPolicy::Cluster);
         let outside = Frontend {
             preserve_source: service.external_policy == TrafficPolicy::Local,
-            ..by_policy(&blank, &choice, service.external_policy)
+            source_ranges: match kind {
+                FrontendKind::LoadBalancer => source_ranges(service, family),
+                _ => Arc::from([]),
+            },
+            ..by_policy(&blank, choice, service.external_policy)
         };
-        let of = |kind, source_ranges| {
-            let inside = Frontend { kind, ..inside.clone() };
-            [Arc::new(inside), Arc::new(Frontend { kind, source_ranges, ..outside.clone() })]
-        };
-        Self {
-            cluster_ip: Arc::new(by_policy(&blank, &choice, service.internal_policy)),
-            load_balancer: of(FrontendKind::LoadBalancer, source_ranges(service, family)),
-            external_ip: of(FrontendKind::ExternalIP, Arc::from([])),
-            node_port: of(FrontendKind::NodePort, Arc::from([])),
+        if inside == outside {
+            let inside = entry(inside);
+            return Self { outside: Arc::clone(&inside), inside };
         }
+        Self { inside: entry(inside), outside: entry(outside) }
     }
 
-    fn of(&self, kind: FrontendKind, addr: IpAddr) -> Vec<(Scope, &Arc<Frontend>)> {
-        let (inside, outside) = match kind {
-            FrontendKind::ClusterIP => (&self.cluster_ip, &self.cluster_ip),
-            FrontendKind::LoadBalancer => (&self.load_balancer[0], &self.load_balancer[1]),
-            FrontendKind::ExternalIP => (&self.external_ip[0], &self.external_ip[1]),
-            FrontendKind::NodePort => (&self.node_port[0], &self.node_port[1]),
-        };
-        if addr.is_loopback() {
-            return vec![(Scope::Internal, inside)];
-        }
-        vec![(Scope::Internal, inside), (Scope::External, outside)]
+    fn at(&self, addr: IpAddr) -> impl Iterator<Item = (Scope, &Arc<Entry>)> {
+        // Nothing comes from outside to a loopback address.
+        let outside = (!addr.is_loopback()).then_some((Scope::External, &self.outside));
+        [(Scope::Internal, &self.inside)].into_iter().chain(outside)
     }
 }
 

@@ -21,18 +21,16 @@ fn snapshot(ready_here: usize, terminating_here: usize, elsewhere: usize) -> Sna
                 hostname: None,
                 node: Some(node.into()),
                 zone: None,
-                pod: None,
                 ready,
                 serving: true,
                 terminating: !ready,
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
+                hints: None,
                 ports: [].into(),
             });
         }
     }
     let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
-    snapshot.endpoints.insert(service.key.clone(), Arc::new(EndpointSet { endpoints }));
+    snapshot.endpoints.insert(service.key.clone(), Arc::new(EndpointSet { endpoints: endpoints.into() }));
     snapshot.services.insert(service.key.clone(), Arc::new(service));
     snapshot
 }

@@ -37,12 +37,10 @@ fn add(snapshot: &mut Snapshot, name: &str, vip: &str, endpoints: &[Row]) {
         hostname: None,
         node: None,
         zone: None,
-        pod: None,
         ready: *ready,
         serving: *serving,
         terminating: !ready,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: Arc::clone(&ports),
     };
     let endpoints = endpoints.iter().map(endpoint).collect();

@@ -91,12 +91,10 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
             hostname: None,
             node: Some(node.into()),
             zone: Some(if node == "node-c" { "z2" } else { "z1" }.into()),
-            pod: None,
             ready,
             serving,
             terminating,
-            zone_hints: Vec::new(),
-            node_hints: Vec::new(),
+            hints: None,
             ports: ports
                 .into_iter()
                 .map(|(name, protocol, port)| EndpointPort { name: name.into(), protocol, port })
@@ -117,7 +115,7 @@ pub(crate) fn snapshot() -> impl Strategy<Value = Snapshot> {
         }
         for (name, endpoints) in endpoints {
             let key = ServiceKey::new("default", name);
-            snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints }));
+            snapshot.endpoints.insert(key, Arc::new(EndpointSet { endpoints: endpoints.into() }));
         }
         let addr = if other_address { "172.30.0.99" } else { "172.30.0.11" };
         snapshot.nodes.insert(NODE.into(), Arc::new(node(&[addr, "fd00:10:30::11"])));

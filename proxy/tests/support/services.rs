@@ -121,12 +121,10 @@ fn endpoint(addr: &str, node: &str) -> Endpoint {
         hostname: None,
         node: Some(node.into()),
         zone: None,
-        pod: None,
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: [Protocol::Tcp, Protocol::Udp]
             .map(|p| EndpointPort { name: p.as_str().to_lowercase().into(), protocol: p, port: 8080 })
             .into(),

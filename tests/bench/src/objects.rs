@@ -5,6 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use seaway_model::{EndpointSet, Snapshot};
 use seaway_watch::convert::{self, Names};
+use seaway_watch::wire;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::cluster::{NAMESPACE, Place, Spec};
@@ -131,13 +133,15 @@ pub fn snapshot(specs: &[Spec], place: Place) -> Result<Snapshot> {
     let mut names = Names::default();
     let mut snapshot = Snapshot { version: 1, synced: true, ..Snapshot::default() };
     for spec in specs {
-        let service = convert::service(&serde_json::from_value(service(spec, 1))?, &mut names)?;
-        let slice = convert::endpoint_slice(&serde_json::from_value(slice(spec, 1))?, &mut names)?;
+        let (service, slice) = (service(spec, 1), slice(spec, 1));
+        let service = convert::service(&wire::Service::deserialize(&service)?, &mut names)?;
+        let slice = convert::endpoint_slice(&wire::EndpointSlice::deserialize(&slice)?, &mut names)?;
         let slice = slice.context("the slice of a Service was taken for something else")?.slice;
         snapshot.endpoints.insert(service.key.clone(), Arc::new(EndpointSet::join([&slice])));
         snapshot.services.insert(service.key.clone(), Arc::new(service));
     }
-    let node = convert::node(&serde_json::from_value(node(place, 1))?, &mut names)?;
+    let node = node(place, 1);
+    let node = convert::node(&wire::Node::deserialize(&node)?, &mut names)?;
     snapshot.nodes.insert(Arc::clone(&node.name), Arc::new(node));
     Ok(snapshot)
 }

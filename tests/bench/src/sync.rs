@@ -15,7 +15,7 @@ use crate::cluster::{self, PORT, Place, STREAM_TARGET, Spec, TARGET};
 use crate::driver::{Asker, Talker, program};
 use crate::objects;
 use crate::row::{Report, Row, Target};
-use crate::stats::{Compared, median, percentile};
+use crate::stats::{Pairs, median, percentile};
 use crate::worker::agent::Said;
 use crate::worker::asker::{Answer, Ask};
 use footprint::Footprint;
@@ -43,12 +43,24 @@ const NFTABLES_TARGET_MS: f64 = 3_000.0;
 pub fn run(options: Options, report: &mut Report) -> Result<()> {
     let effort = if options.quick { QUICK } else { FULL };
     let site = Site::new()?;
-    let agent = cold_starts(&site, "ebpf", EBPF_TARGET_MS, effort, report)?;
+    let (agent, footprints) = cold_starts(&site, "ebpf", EBPF_TARGET_MS, effort, report)?;
     changes(&site, effort, report)?;
-    memory(&agent, report)?;
+    memory(&footprints, &agent, report)?;
     drop(agent);
     let once = Effort { cold_starts: if options.quick { 1 } else { 3 }, ..effort };
     cold_starts(&site, "nftables", NFTABLES_TARGET_MS, once, report).map(drop)
+}
+
+/// How an agent came up, from its first list on.
+#[derive(Debug, Clone, Copy)]
+struct ColdStart {
+    /// Until everything was done.
+    total_ms: f64,
+    /// Until everything was read and converted.
+    synced_ms: f64,
+    /// What the proxy's own sync took.
+    sync_ms: f64,
+    services: usize,
 }
 
 /// One node with a pod that answers and one that asks, and an API server that knows many Services.
@@ -82,8 +94,8 @@ impl Site {
         self.lab.node(0)
     }
 
-    /// Starts an agent and waits until it is done. Returns it with the milliseconds from its first list on.
-    fn agent(&self, work: &str) -> Result<(Talker, f64, Said)> {
+    /// Starts an agent and waits until it is done.
+    fn agent(&self, work: &str) -> Result<(Talker, ColdStart)> {
         self.server.forget_requests();
         let node = self.node();
         let (url, cgroup, bpffs) = (self.server.url(), node.cgroup().display(), node.bpffs().display());
@@ -93,10 +105,11 @@ impl Site {
         );
         let arguments: Vec<&str> = arguments.split(' ').collect();
         let mut agent = Talker::start(node.command(&program()?), &arguments)?;
-        let said: Said = agent.said()?;
-        let Said::Done { at_ns, .. } = said;
+        let Said::Done { at_ns, synced_at_ns, services, sync_us, .. } = agent.said()?;
         let begun = self.server.first_request_ns().context("the agent asked for no list")?;
-        Ok((agent, at_ns.saturating_sub(begun) as f64 / 1e6, said))
+        let since_begun_ms = |at_ns: u64| at_ns.saturating_sub(begun) as f64 / 1e6;
+        let (total_ms, synced_ms) = (since_begun_ms(at_ns), since_begun_ms(synced_at_ns));
+        Ok((agent, ColdStart { total_ms, synced_ms, sync_ms: sync_us as f64 / 1e3, services }))
     }
 
     /// Takes away what the agent has left in the kernel.
@@ -108,67 +121,55 @@ impl Site {
     }
 }
 
-/// Agents that start with nothing, and in turn clients that only list. Returns the last agent, running.
+/// Agents that start with nothing, and in turn clients that only list. Returns the last agent, running, and what each
+/// of them took.
 fn cold_starts(
     site: &Site,
     backend: &str,
     target_ms: f64,
     effort: Effort,
     report: &mut Report,
-) -> Result<Talker> {
-    let (mut totals, mut lists, mut syncs) = (Vec::new(), Vec::new(), Vec::new());
+) -> Result<(Talker, Vec<Footprint>)> {
+    let (mut starts, mut lists, mut footprints) = (Vec::new(), Vec::new(), Vec::new());
     let mut running = None;
     for number in 1..=effort.cold_starts {
         Report::progress(&format!("{backend}: cold start {number} of {}", effort.cold_starts));
         drop(running.take());
         site.make_cold()?;
-        let (client, list_ms, _) = site.agent("list")?;
+        let (client, list) = site.agent("list")?;
         drop(client);
-        let (agent, total_ms, Said::Done { services, sync_us, .. }) = site.agent(backend)?;
-        if services != SIZE {
-            bail!("the agent serves {services} Services of {SIZE}");
+        let (agent, start) = site.agent(backend)?;
+        if start.services != SIZE {
+            bail!("the agent serves {} Services of {SIZE}", start.services);
         }
-        totals.push(total_ms);
-        lists.push(list_ms);
-        syncs.push(sync_us as f64 / 1e3);
+        footprints.push(Footprint::of(agent.pid())?);
+        starts.push(start);
+        lists.push(list.total_ms);
         running = Some(agent);
     }
+    let of = |part: fn(&ColdStart) -> f64| starts.iter().map(part).collect::<Vec<f64>>();
+    let totals = of(|start| start.total_ms);
     let beyond: Vec<f64> = totals.iter().zip(&lists).map(|(total, list)| total - list).collect();
     let beside_list = |values: &[f64]| {
-        let ratios: Vec<f64> = values.iter().zip(&lists).map(|(value, list)| value / list).collect();
-        Compared {
-            ours: median(values),
-            theirs: median(&lists),
-            ratio: median(&ratios),
-            spread: [percentile(&ratios, 0.25), percentile(&ratios, 0.75)],
-        }
+        let mut pairs = Pairs::default();
+        values.iter().zip(&lists).for_each(|(value, list)| pairs.push(*value, *list));
+        pairs.compared()
     };
-    let note = format!("of which the proxy's own sync, decision and map writes: {:.0} ms", median(&syncs));
-    let peer = "the list alone";
-    let target = Target::OursAtMost(target_ms);
-    let row = Row::beside(
-        &format!("{backend}-cold-sync-beyond-list"),
-        SIZE,
-        "ms",
-        peer,
-        beside_list(&beyond),
-        target,
+    let (peer, target) = ("the list alone", Target::OursAtMost(target_ms));
+    let case = format!("{backend}-cold-sync-beyond-list");
+    let row = Row::beside(&case, SIZE, "ms", peer, beside_list(&beyond), target);
+    let note = format!(
+        "everything read and converted at {:.0} ms, all written at {:.0} ms (of which the proxy's own sync {:.0} ms); the \
+         server shares the machine's cores",
+        median(&of(|start| start.synced_ms)),
+        median(&totals),
+        median(&of(|start| start.sync_ms)),
     );
-    let what = if row.is_ok() {
-        note
-    } else {
-        format!("falls short; {note}; the rest is loading programs, conversion and the store")
-    };
-    report.add(row.with_note(what));
-    report.add(Row::beside(
-        &format!("{backend}-cold-sync"),
-        SIZE,
-        "ms",
-        peer,
-        beside_list(&totals),
-        Target::None,
-    ));
-    running.context("no cold start")
+    let note = if row.is_ok() { note } else { format!("falls short: {note}") };
+    report.add(row.with_note(note));
+    let case = format!("{backend}-cold-sync");
+    report.add(Row::beside(&case, SIZE, "ms", peer, beside_list(&totals), Target::None));
+    Ok((running.context("no cold start")?, footprints))
 }
 
 /// The real Service's only endpoint changes, over and over; a client sees when packets follow.
@@ -215,18 +216,24 @@ fn changes(site: &Site, effort: Effort, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn memory(agent: &Talker, report: &mut Report) -> Result<()> {
-    let footprint = Footprint::of(agent.pid())?;
-    let mb = |bytes: u64| bytes as f64 / 1e6;
-    let row = Row::alone("agent-memory", SIZE, "MB", mb(footprint.resident), Target::OursAtMost(100.0));
-    let note = format!("at most {:.0} MB, during the first list", mb(footprint.peak));
-    let what = if row.is_ok() {
-        note
-    } else {
-        format!("falls short; {note}; the allocator keeps what the list needed")
+/// What agents take once they are up, and what the last one takes after all those changes.
+fn memory(agents: &[Footprint], last: &Talker, report: &mut Report) -> Result<()> {
+    let of =
+        |part: fn(&Footprint) -> u64| agents.iter().map(|agent| part(agent) as f64 / 1e6).collect::<Vec<_>>();
+    let row = |case: &str, values: &[f64], target| {
+        Row::alone(case, SIZE, "MB", median(values), target)
+            .with_spread(percentile(values, 0.25), percentile(values, 0.75))
     };
-    report.add(row.with_note(what));
-    let row = Row::alone("map-memory", SIZE, "MB", mb(footprint.maps), Target::OursAtMost(40.0));
-    report.add(row.with_note(footprint.largest()));
+    let target = Target::OursAtMost(100.0);
+    let up = row("agent-memory", &of(|agent| agent.resident), target);
+    let note = format!("at most {:.0} MB, during the first list", median(&of(|agent| agent.peak)));
+    let limits = "the objects themselves, and what the allocator keeps of the list";
+    let note = if up.is_ok() { note } else { format!("falls short: {limits}; {note}") };
+    report.add(up.with_note(note));
+    let now = Footprint::of(last.pid())?;
+    let changed = row("agent-memory-after-changes", &[now.resident as f64 / 1e6], target);
+    report.add(changed.limited_by(limits));
+    let maps = row("map-memory", &of(|agent| agent.maps), Target::OursAtMost(40.0));
+    report.add(maps.with_note(now.largest()));
     Ok(())
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use k8s_openapi::api::discovery::v1 as api;
 use k8s_openapi::jiff::Timestamp;
-use seaway_model::{Endpoint, EndpointPort, EndpointSlice, Family, Protocol, ServiceKey, TargetPod};
+use seaway_model::{Endpoint, EndpointPort, EndpointSlice, Family, Hints, Protocol, ServiceKey};
 
-use super::{InvalidObject, Names, Subject, annotation, label};
+use super::{InvalidObject, Names, Subject};
+use crate::wire;
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -25,14 +25,14 @@ pub struct ConvertedSlice {
 
 /// Converts an EndpointSlice. `None`: it is of no concern to a data plane (no Service, or names instead of addresses).
 pub fn endpoint_slice(
-    object: &api::EndpointSlice,
+    object: &wire::EndpointSlice<'_>,
     names: &mut Names,
 ) -> Result<Option<ConvertedSlice>, InvalidObject> {
     let subject = Subject { kind: "EndpointSlice", meta: &object.metadata };
-    let Some(service) = label(&object.metadata, SERVICE_LABEL).filter(|name| !name.is_empty()) else {
+    let Some(service) = object.metadata.labels.get(SERVICE_LABEL).filter(|name| !name.is_empty()) else {
         return Ok(None);
     };
-    let family = match object.address_type.as_str() {
+    let family = match object.address_type.as_deref().unwrap_or("") {
         "IPv4" => Family::V4,
         "IPv6" => Family::V6,
         "FQDN" => return Ok(None),
@@ -48,26 +48,42 @@ pub fn endpoint_slice(
             Err(error) => left_out.push(error),
         }
     }
+    // Most Services have one slice: in this order, its endpoints are the Service's.
+    endpoints.sort_by_key(|endpoint: &Endpoint| endpoint.addr);
     let slice = EndpointSlice {
-        service: ServiceKey { namespace: Arc::clone(&namespace), name: service.as_str().into() },
+        service: ServiceKey { namespace: Arc::clone(&namespace), name: service.into() },
         namespace,
         name: subject.name()?.into(),
         family,
-        endpoints,
+        endpoints: endpoints.into(),
     };
-    let triggered_at = annotation(&object.metadata, TRIGGER_ANNOTATION)
+    let triggered_at = object
+        .metadata
+        .annotations
+        .get(TRIGGER_ANNOTATION)
         .and_then(|text| text.parse::<Timestamp>().ok())
         .map(SystemTime::from);
     Ok(Some(ConvertedSlice { slice, left_out, triggered_at }))
 }
 
+/// What to say of a slice whose Service does not exist.
+pub(crate) fn no_service(slice: &EndpointSlice) -> InvalidObject {
+    InvalidObject {
+        kind: "EndpointSlice",
+        object: format!("{}/{}", slice.namespace, slice.name),
+        field: format!("metadata.labels[{SERVICE_LABEL}]"),
+        value: slice.service.name.to_string(),
+        reason: "there is no such Service".to_owned(),
+    }
+}
+
 fn ports(
     subject: &Subject<'_>,
-    object: &api::EndpointSlice,
+    object: &wire::EndpointSlice<'_>,
     names: &mut Names,
 ) -> Result<Arc<[EndpointPort]>, InvalidObject> {
     let mut ports = Vec::new();
-    for (index, port) in object.ports.iter().flatten().enumerate() {
+    for (index, port) in object.ports.iter().enumerate() {
         let field = |name: &str| format!("ports[{index}].{name}");
         let protocol: Protocol = port.protocol.as_deref().unwrap_or("TCP").parse().map_err(|error| {
             subject.invalid(field("protocol"), port.protocol.as_deref().unwrap_or(""), error)
@@ -86,42 +102,38 @@ fn ports(
 fn endpoint(
     subject: &Subject<'_>,
     index: usize,
-    entry: &api::Endpoint,
+    entry: &wire::Endpoint<'_>,
     family: Family,
     ports: &Arc<[EndpointPort]>,
     names: &mut Names,
 ) -> Result<Endpoint, InvalidObject> {
-    let field = format!("endpoints[{index}].addresses[0]");
+    let field = format_args!("endpoints[{index}].addresses[0]");
     let Some(text) = entry.addresses.first() else {
         return Err(subject.invalid(field, "", "an endpoint needs an address"));
     };
-    let addr = subject.address(field.as_str(), text)?;
+    let addr = subject.address(field, text)?;
     if Family::of(addr) != family {
-        return Err(subject.invalid(field, text, "not of the slice's addressType"));
+        return Err(subject.invalid(field, &**text, "not of the slice's addressType"));
     }
-    let conditions = entry.conditions.as_ref();
-    let condition = |read: fn(&api::EndpointConditions) -> Option<bool>| conditions.and_then(read);
-    let ready = condition(|c| c.ready).unwrap_or(true);
-    let pod = entry.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-    let hints = entry.hints.as_ref();
+    let conditions = entry.conditions;
+    let ready = conditions.ready.unwrap_or(true);
     Ok(Endpoint {
         addr,
         hostname: entry.hostname.as_deref().map(Into::into),
-        node: names.share_opt(entry.node_name.as_ref()),
-        zone: names.share_opt(entry.zone.as_ref()),
-        pod: pod.and_then(|target| {
-            let namespace = target.namespace.as_ref().or(subject.meta.namespace.as_ref())?;
-            Some(TargetPod { namespace: names.share(namespace), name: target.name.as_deref()?.into() })
-        }),
+        node: names.share_opt(entry.node_name.as_deref()),
+        zone: names.share_opt(entry.zone.as_deref()),
         ready,
-        serving: condition(|c| c.serving).unwrap_or(ready),
-        terminating: condition(|c| c.terminating).unwrap_or(false),
-        zone_hints: hints
-            .and_then(|hints| hints.for_zones.as_ref())
-            .map_or_else(Vec::new, |zones| zones.iter().map(|zone| names.share(&zone.name)).collect()),
-        node_hints: hints
-            .and_then(|hints| hints.for_nodes.as_ref())
-            .map_or_else(Vec::new, |nodes| nodes.iter().map(|node| names.share(&node.name)).collect()),
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
+        hints: hints(&entry.hints, names),
         ports: Arc::clone(ports),
     })
+}
+
+fn hints(hints: &wire::Hints<'_>, names: &mut Names) -> Option<Arc<Hints>> {
+    let mut shared = |named: &[wire::Named<'_>]| -> Box<[Arc<str>]> {
+        named.iter().filter_map(|named| names.share_opt(named.name.as_deref())).collect()
+    };
+    let hints = Hints { zones: shared(&hints.for_zones), nodes: shared(&hints.for_nodes) };
+    (hints != Hints::default()).then(|| Arc::new(hints))
 }

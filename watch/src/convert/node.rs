@@ -1,10 +1,10 @@
 //! Node.
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as api;
 use seaway_model::{Node, NodeAddress, NodeAddressKind};
 
-use super::{InvalidObject, Names, Subject, annotation, label};
+use super::{InvalidObject, Names, Subject};
+use crate::wire;
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -13,19 +13,19 @@ const GOING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 const VTEP_ANNOTATION: &str = "seaway.dev/vtep-mac";
 
 /// Converts a Node.
-pub fn node(object: &api::Node, names: &mut Names) -> Result<Node, InvalidObject> {
+pub fn node(object: &wire::Node<'_>, names: &mut Names) -> Result<Node, InvalidObject> {
     let subject = Subject { kind: "Node", meta: &object.metadata };
     let meta = &object.metadata;
-    let excluded = label(meta, EXCLUDE_LABEL).is_some() || meta.deletion_timestamp.is_some();
+    let excluded = meta.labels.get(EXCLUDE_LABEL).is_some() || meta.deletion_timestamp.is_some();
     Ok(Node {
         name: names.share(subject.name()?),
         addresses: addresses(&subject, object)?,
         pod_cidrs: pod_cidrs(&subject, object)?,
-        zone: names.share_opt(label(meta, ZONE_LABEL)),
+        zone: names.share_opt(meta.labels.get(ZONE_LABEL)),
         ready: is_ready(object),
         excluded_from_load_balancers: excluded,
         draining: meta.deletion_timestamp.is_some() || has_taint(object, GOING_TAINT),
-        vtep_mac: match annotation(meta, VTEP_ANNOTATION) {
+        vtep_mac: match meta.annotations.get(VTEP_ANNOTATION) {
             None => None,
             Some(text) => Some(mac(text).ok_or_else(|| {
                 let field = format!("metadata.annotations[{VTEP_ANNOTATION}]");
@@ -35,29 +35,30 @@ pub fn node(object: &api::Node, names: &mut Names) -> Result<Node, InvalidObject
     })
 }
 
-fn has_taint(object: &api::Node, key: &str) -> bool {
-    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-    taints.iter().any(|taint| taint.key == key)
+fn has_taint(object: &wire::Node<'_>, key: &str) -> bool {
+    object.spec.taints.iter().any(|taint| taint.key.as_deref() == Some(key))
 }
 
-fn addresses(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<NodeAddress>, InvalidObject> {
-    let all = object.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+fn addresses(subject: &Subject<'_>, object: &wire::Node<'_>) -> Result<Vec<NodeAddress>, InvalidObject> {
     let mut found = Vec::new();
-    for (index, entry) in all.iter().enumerate() {
-        let kind = match entry.type_.as_str() {
-            "InternalIP" => NodeAddressKind::Internal,
-            "ExternalIP" => NodeAddressKind::External,
+    for (index, entry) in object.status.addresses.iter().enumerate() {
+        let kind = match entry.type_.as_deref() {
+            Some("InternalIP") => NodeAddressKind::Internal,
+            Some("ExternalIP") => NodeAddressKind::External,
             _ => continue, // Names.
         };
-        let addr = subject.address(format!("status.addresses[{index}].address"), &entry.address)?;
+        let addr = subject.address(
+            format_args!("status.addresses[{index}].address"),
+            entry.address.as_deref().unwrap_or(""),
+        )?;
         found.push(NodeAddress { addr, kind });
     }
     Ok(found)
 }
 
-fn pod_cidrs(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<IpNet>, InvalidObject> {
-    let Some(spec) = object.spec.as_ref() else { return Ok(Vec::new()) };
-    let plural = spec.pod_cidrs.as_deref().unwrap_or_default();
+fn pod_cidrs(subject: &Subject<'_>, object: &wire::Node<'_>) -> Result<Vec<IpNet>, InvalidObject> {
+    let spec = &object.spec;
+    let plural = &spec.pod_cidrs[..];
     let all = if plural.is_empty() { spec.pod_cidr.as_slice() } else { plural };
     all.iter()
         .filter(|text| !text.is_empty())
@@ -66,14 +67,14 @@ fn pod_cidrs(subject: &Subject<'_>, object: &api::Node) -> Result<Vec<IpNet>, In
             let field = format!("spec.podCIDRs[{index}]");
             text.parse::<IpNet>()
                 .map(|cidr| cidr.trunc())
-                .map_err(|error| subject.invalid(field, text, error))
+                .map_err(|error| subject.invalid(field, &**text, error))
         })
         .collect()
 }
 
-fn is_ready(object: &api::Node) -> bool {
-    let conditions = object.status.as_ref().and_then(|status| status.conditions.as_deref());
-    conditions.unwrap_or_default().iter().any(|c| c.type_ == "Ready" && c.status == "True")
+fn is_ready(object: &wire::Node<'_>) -> bool {
+    let mut conditions = object.status.conditions.iter();
+    conditions.any(|c| c.type_.as_deref() == Some("Ready") && c.status.as_deref() == Some("True"))
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

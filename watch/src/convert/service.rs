@@ -1,16 +1,16 @@
 //! Service.
 
-use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as api;
 use seaway_model::{
     Balancing, IngressMode, LoadBalancerIngress, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
     TrafficDistribution, TrafficPolicy,
 };
 
-use super::{InvalidObject, Names, Subject, annotation, label};
+use super::{InvalidObject, Names, Subject};
+use crate::wire;
 
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Read where `spec.loadBalancerSourceRanges` is empty, as kube-proxy does.
@@ -22,42 +22,27 @@ const AFFINITY_DEFAULT_S: i32 = 10_800;
 const AFFINITY_MAX_S: i32 = 86_400;
 
 /// Converts a Service.
-pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, InvalidObject> {
+pub fn service(object: &wire::Service<'_>, names: &mut Names) -> Result<Service, InvalidObject> {
     let subject = Subject { kind: "Service", meta: &object.metadata };
     let key = ServiceKey { namespace: names.share(subject.namespace()?), name: subject.name()?.into() };
-    let default = api::ServiceSpec::default();
-    let spec = object.spec.as_ref().unwrap_or(&default);
+    let spec = &object.spec;
     let kind = kind(&subject, spec)?;
-    let headless = spec.cluster_ip.as_deref() == Some("None");
+    let alias = kind == ServiceKind::ExternalName;
     let balanced = kind == ServiceKind::LoadBalancer;
+    let policy = |field, text| policy(&subject, field, text);
     Ok(Service {
         uid: object.metadata.uid.as_deref().unwrap_or("").into(),
-        cluster_ips: if kind == ServiceKind::ExternalName {
-            Vec::new()
-        } else {
-            cluster_ips(&subject, spec)?
-        },
-        headless: headless && kind != ServiceKind::ExternalName,
-        external_name: match kind {
-            ServiceKind::ExternalName => spec.external_name.as_deref().map(Into::into),
-            _ => None,
-        },
+        cluster_ips: if alias { Vec::new() } else { cluster_ips(&subject, spec)? },
+        headless: spec.cluster_ip.as_deref() == Some("None") && !alias,
+        external_name: spec.external_name.as_deref().filter(|_| alias).map(Into::into),
         ports: ports(&subject, spec, kind, names)?,
-        external_ips: external_ips(&subject, spec)?,
-        load_balancer: if balanced { ingress(&subject, object.status.as_ref())? } else { Vec::new() },
+        external_ips: addresses(&subject, "spec.externalIPs", &spec.external_ips)?,
+        load_balancer: if balanced { ingress(&subject, &object.status)? } else { Vec::new() },
         load_balancer_class: spec.load_balancer_class.as_deref().map(|class| names.share(class)),
         source_ranges: if balanced { source_ranges(&subject, spec)? } else { Vec::new() },
         session_affinity: session_affinity(&subject, spec)?,
-        external_policy: policy(
-            &subject,
-            "spec.externalTrafficPolicy",
-            spec.external_traffic_policy.as_ref(),
-        )?,
-        internal_policy: policy(
-            &subject,
-            "spec.internalTrafficPolicy",
-            spec.internal_traffic_policy.as_ref(),
-        )?,
+        external_policy: policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?,
+        internal_policy: policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?,
         health_check_node_port: match spec.health_check_node_port {
             None | Some(0) => None,
             Some(port) => Some(subject.port("spec.healthCheckNodePort", port)?),
@@ -69,19 +54,19 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Inva
             // A preference that is not known is not a reason to serve worse.
             _ => None,
         },
-        balancing: annotation(&object.metadata, BALANCING_ANNOTATION).map(|wish| match wish.as_str() {
+        balancing: object.metadata.annotations.get(BALANCING_ANNOTATION).map(|wish| match wish {
             "maglev" => Balancing::Maglev,
             "random" => Balancing::Random,
             // The Service is served all the same, and the proxy says so.
             _ => Balancing::Unknown,
         }),
-        proxy_name: label(&object.metadata, PROXY_NAME_LABEL).map(|name| names.share(name)),
+        proxy_name: object.metadata.labels.get(PROXY_NAME_LABEL).map(|name| names.share(name)),
         key,
         kind,
     })
 }
 
-fn kind(subject: &Subject<'_>, spec: &api::ServiceSpec) -> Result<ServiceKind, InvalidObject> {
+fn kind(subject: &Subject<'_>, spec: &wire::ServiceSpec<'_>) -> Result<ServiceKind, InvalidObject> {
     match spec.type_.as_deref() {
         None | Some("" | "ClusterIP") => Ok(ServiceKind::ClusterIp),
         Some("NodePort") => Ok(ServiceKind::NodePort),
@@ -91,45 +76,36 @@ fn kind(subject: &Subject<'_>, spec: &api::ServiceSpec) -> Result<ServiceKind, I
     }
 }
 
-fn cluster_ips(
-    subject: &Subject<'_>,
-    spec: &api::ServiceSpec,
-) -> Result<Vec<std::net::IpAddr>, InvalidObject> {
-    let plural = spec.cluster_ips.as_deref().unwrap_or_default();
+fn cluster_ips(subject: &Subject<'_>, spec: &wire::ServiceSpec<'_>) -> Result<Vec<IpAddr>, InvalidObject> {
+    let plural = &spec.cluster_ips[..];
     let all = if plural.is_empty() { spec.cluster_ip.as_slice() } else { plural };
-    all.iter()
-        .filter(|text| !text.is_empty() && *text != "None")
-        .enumerate()
-        .map(|(index, text)| subject.address(format!("spec.clusterIPs[{index}]"), text))
-        .collect()
+    let all: Vec<_> = all.iter().filter(|text| !text.is_empty() && ***text != *"None").collect();
+    addresses(subject, "spec.clusterIPs", all)
 }
 
-fn external_ips(
+fn addresses<'a, 'b: 'a>(
     subject: &Subject<'_>,
-    spec: &api::ServiceSpec,
-) -> Result<Vec<std::net::IpAddr>, InvalidObject> {
-    let all = spec.external_ips.as_deref().unwrap_or_default();
-    all.iter()
-        .enumerate()
-        .map(|(index, text)| subject.address(format!("spec.externalIPs[{index}]"), text))
-        .collect()
+    field: &str,
+    texts: impl IntoIterator<Item = &'a wire::Text<'b>>,
+) -> Result<Vec<IpAddr>, InvalidObject> {
+    let texts = texts.into_iter().enumerate();
+    texts.map(|(index, text)| subject.address(format_args!("{field}[{index}]"), text)).collect()
 }
 
 fn ports(
     subject: &Subject<'_>,
-    spec: &api::ServiceSpec,
+    spec: &wire::ServiceSpec<'_>,
     kind: ServiceKind,
     names: &mut Names,
 ) -> Result<Vec<ServicePort>, InvalidObject> {
-    let mut seen = HashSet::new();
-    let mut ports = Vec::new();
-    for (index, port) in spec.ports.iter().flatten().enumerate() {
+    let mut ports: Vec<ServicePort> = Vec::with_capacity(spec.ports.len());
+    for (index, port) in spec.ports.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
         let protocol: Protocol = port.protocol.as_deref().unwrap_or("TCP").parse().map_err(|error| {
             subject.invalid(field("protocol"), port.protocol.as_deref().unwrap_or(""), error)
         })?;
-        let number = subject.port(field("port"), port.port)?;
-        if !seen.insert((protocol, number)) {
+        let number = subject.port(field("port"), port.port.unwrap_or(0))?;
+        if ports.iter().any(|other| (other.protocol, other.port) == (protocol, number)) {
             return Err(subject.invalid(field("port"), number, format!("{protocol} {number} stands twice")));
         }
         let node_port = match port.node_port {
@@ -150,11 +126,10 @@ fn ports(
 
 fn ingress(
     subject: &Subject<'_>,
-    status: Option<&api::ServiceStatus>,
+    status: &wire::ServiceStatus<'_>,
 ) -> Result<Vec<LoadBalancerIngress>, InvalidObject> {
-    let all = status.and_then(|s| s.load_balancer.as_ref()).and_then(|lb| lb.ingress.as_deref());
     let mut found = Vec::new();
-    for (index, entry) in all.unwrap_or_default().iter().enumerate() {
+    for (index, entry) in status.load_balancer.ingress.iter().enumerate() {
         let field = |name: &str| format!("status.loadBalancer.ingress[{index}].{name}");
         let Some(ip) = entry.ip.as_deref().filter(|ip| !ip.is_empty()) else { continue };
         let mode = match entry.ip_mode.as_deref() {
@@ -167,10 +142,9 @@ fn ingress(
     Ok(found)
 }
 
-fn source_ranges(subject: &Subject<'_>, spec: &api::ServiceSpec) -> Result<Vec<IpNet>, InvalidObject> {
-    let listed: Vec<&str> =
-        spec.load_balancer_source_ranges.iter().flatten().map(|range| range.trim()).collect();
-    let annotated = annotation(subject.meta, SOURCE_RANGES_ANNOTATION);
+fn source_ranges(subject: &Subject<'_>, spec: &wire::ServiceSpec<'_>) -> Result<Vec<IpNet>, InvalidObject> {
+    let listed: Vec<&str> = spec.load_balancer_source_ranges.iter().map(|range| range.trim()).collect();
+    let annotated = subject.meta.annotations.get(SOURCE_RANGES_ANNOTATION);
     let ranges: Vec<&str> = if listed.is_empty() {
         annotated.iter().flat_map(|all| all.split(',')).map(str::trim).filter(|r| !r.is_empty()).collect()
     } else {
@@ -188,7 +162,7 @@ fn source_ranges(subject: &Subject<'_>, spec: &api::ServiceSpec) -> Result<Vec<I
 
 fn session_affinity(
     subject: &Subject<'_>,
-    spec: &api::ServiceSpec,
+    spec: &wire::ServiceSpec<'_>,
 ) -> Result<Option<Duration>, InvalidObject> {
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => return Ok(None),
@@ -197,8 +171,7 @@ fn session_affinity(
             return Err(subject.invalid("spec.sessionAffinity", other, "want ClientIP or None"));
         }
     }
-    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let timeout_s = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_DEFAULT_S);
+    let timeout_s = spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(AFFINITY_DEFAULT_S);
     match u64::try_from(timeout_s) {
         Ok(seconds) if (1..=AFFINITY_MAX_S).contains(&timeout_s) => Ok(Some(Duration::from_secs(seconds))),
         _ => Err(subject.invalid(
@@ -209,8 +182,8 @@ fn session_affinity(
     }
 }
 
-fn policy(subject: &Subject<'_>, field: &str, text: Option<&String>) -> Result<TrafficPolicy, InvalidObject> {
-    match text.map(String::as_str) {
+fn policy(subject: &Subject<'_>, field: &str, text: Option<&str>) -> Result<TrafficPolicy, InvalidObject> {
+    match text {
         None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
         Some("Local") => Ok(TrafficPolicy::Local),
         Some(other) => Err(subject.invalid(field, other, "want Cluster or Local")),

@@ -2,21 +2,20 @@
 #![allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 use expect_test::{Expect, expect};
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::wire;
 
 fn service_of(spec: Value) -> Result<seaway_model::Service, InvalidObject> {
-    let object: Service = serde_json::from_value(json!({
+    let object = json!({
         "metadata": {"namespace": "shop", "name": "web", "uid": "u1",
             "annotations": {"seaway.dev/load-balancing": "maglev"}},
         "spec": spec,
         "status": {"loadBalancer": {"ingress": [
             {"ip": "192.0.2.7"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}, {"hostname": "lb.example"}]}},
-    }))
-    .unwrap();
+    });
+    let object = wire::Service::deserialize(&object).unwrap();
     service(&object, &mut Names::default())
 }
 
@@ -166,14 +165,14 @@ fn senseless_services_name_field_and_value() {
 }
 
 fn slice_of(address_type: &str, endpoints: Value) -> Result<Option<ConvertedSlice>, InvalidObject> {
-    let object: EndpointSlice = serde_json::from_value(json!({
+    let object = json!({
         "metadata": {"namespace": "shop", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
             "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-02T03:04:05Z"}},
         "addressType": address_type,
         "ports": [{"name": "http", "port": 8080}, {"name": "all"}],
         "endpoints": endpoints,
-    }))
-    .unwrap();
+    });
+    let object = wire::EndpointSlice::deserialize(&object).unwrap();
     endpoint_slice(&object, &mut Names::default())
 }
 
@@ -223,15 +222,15 @@ fn slices_of_names_are_nobodys_concern() {
 
 #[test]
 fn a_node_of_every_field() {
-    let object: Node = serde_json::from_value(json!({
+    let object = json!({
         "metadata": {"name": "a", "labels": {"topology.kubernetes.io/zone": "z1",
             "node.kubernetes.io/exclude-from-external-load-balancers": ""},
             "annotations": {"seaway.dev/vtep-mac": "02:00:00:00:00:0a"}},
         "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]},
         "status": {"addresses": [{"type": "Hostname", "address": "a"}, {"type": "InternalIP", "address": "192.0.2.1"}],
             "conditions": [{"type": "Ready", "status": "True"}]},
-    }))
-    .unwrap();
+    });
+    let object = wire::Node::deserialize(&object).unwrap();
     let converted = node(&object, &mut Names::default()).unwrap();
     assert!(converted.ready && converted.excluded_from_load_balancers);
     assert_eq!(converted.addr(seaway_model::Family::V4), Some("192.0.2.1".parse().unwrap()));
@@ -241,21 +240,21 @@ fn a_node_of_every_field() {
 
 #[test]
 fn a_mac_that_is_none_is_refused() {
-    let object: Node = serde_json::from_value(json!({
+    let object = json!({
         "metadata": {"name": "a", "annotations": {"seaway.dev/vtep-mac": "02:00:00:00:00:+a"}},
-    }))
-    .unwrap();
+    });
+    let object = wire::Node::deserialize(&object).unwrap();
     assert!(node(&object, &mut Names::default()).is_err());
 }
 
 #[test]
 fn a_node_that_is_about_to_go() {
     let node = |taint: &str, deleted: Option<&str>| {
-        let object = serde_json::from_value(json!({
+        let object = json!({
             "metadata": {"name": "a", "deletionTimestamp": deleted},
             "spec": {"taints": [{"key": taint, "effect": "NoSchedule"}]},
-        }));
-        node(&object.unwrap(), &mut Names::default()).unwrap().draining
+        });
+        node(&wire::Node::deserialize(&object).unwrap(), &mut Names::default()).unwrap().draining
     };
     assert!(!node("some-other", None));
     assert!(node("ToBeDeletedByClusterAutoscaler", None));
@@ -265,12 +264,12 @@ fn a_node_that_is_about_to_go() {
 #[test]
 fn host_ports_of_pods_that_run() {
     let pod = |phase: &str, host_network: bool, port: Value| {
-        let object = serde_json::from_value(json!({
+        let object = json!({
             "metadata": {"namespace": "default", "name": "web", "uid": "u"},
             "spec": {"nodeName": "node1", "hostNetwork": host_network, "containers": [{"name": "a", "ports": [port]}, {"name": "b"}]},
             "status": {"phase": phase, "podIPs": [{"ip": "10.244.1.5"}, {"ip": "fd00:10:244:1::5"}]},
-        }));
-        host_pod(&object.unwrap(), Some("node1"), &mut Names::default())
+        });
+        host_pod(&wire::Pod::deserialize(&object).unwrap(), Some("node1"), &mut Names::default())
     };
     let port = || json!({"containerPort": 8080, "hostPort": 80, "hostIP": "0.0.0.0"});
     let found = pod("Running", false, port()).unwrap().unwrap();

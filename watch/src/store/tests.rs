@@ -22,12 +22,10 @@ fn slice(name: &str, service: &str, addrs: &[&str]) -> EndpointSlice {
                 hostname: None,
                 node: None,
                 zone: None,
-                pod: None,
                 ready: true,
                 serving: true,
                 terminating: false,
-                zone_hints: Vec::new(),
-                node_hints: Vec::new(),
+                hints: None,
                 ports: Arc::from([]),
             })
             .collect(),

@@ -225,8 +225,9 @@ impl Layout {
         let (mut services, mut backends, mut ranges, mut chunks) = (0, 0, 0, 0_u32);
         let mut seen = HashSet::new();
         for (key, frontend) in &plan.upserts {
-            // The guard of a new frontend may be new as well.
-            services += if self.group_of.contains_key(key) { 0 } else { 2 };
+            services += usize::from(!self.group_of.contains_key(key));
+            let guard = codec::guard(key, frontend).map(|(guard, _)| guard);
+            services += usize::from(guard.is_some_and(|guard| !self.guards.contains_key(&guard)));
             if seen.insert((frontend.group, frontend.backends.as_ptr())) {
                 backends += frontend.backends.len();
                 ranges += frontend.source_ranges.len();

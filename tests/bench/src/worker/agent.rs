@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::watcher;
+use kube::api::ListParams;
+use kube::core::Request;
 use seaway_proxy::{Metrics, Mode, ProxyConfig};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ns;
 
+/// As the watch pages its lists.
+const PAGE_SIZE: u32 = 1000;
 /// How exactly the moment of being in sync is known.
 const POLL: Duration = Duration::from_micros(500);
 
@@ -43,7 +42,7 @@ pub struct Options {
 /// What is done with the lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Work {
-    /// Read them as any client does, and forget them
+    /// Read them, and make nothing of them
     List,
     /// Program the kernel with the eBPF backend
     Ebpf,
@@ -58,6 +57,8 @@ pub enum Said {
     Done {
         /// When ([`now_ns`]).
         at_ns: u64,
+        /// When everything was read.
+        synced_at_ns: u64,
         /// Services that are served.
         services: usize,
         /// Frontends in the kernel.
@@ -92,41 +93,29 @@ fn say(said: &Said) -> Result<()> {
     Ok(())
 }
 
-/// The same lists by the same means, with nothing done with them.
+/// The same lists, page after page as the watch reads them, with nothing made of the objects: what no client can do without.
 async fn list(client: &kube::Client) -> Result<()> {
-    let parts = [
-        listed::<Service>(client.clone()),
-        listed::<EndpointSlice>(client.clone()),
-        listed::<Node>(client.clone()),
-    ];
-    let mut all = futures::stream::select_all(parts);
-    let mut complete = 0;
-    while let Some(event) = all.next().await {
-        complete += usize::from(event?);
-        if complete == 3 {
-            break;
-        }
-    }
-    say(&Said::Done { at_ns: now_ns(), services: 0, frontends: 0, sync_us: 0 })?;
+    let all = ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/nodes"];
+    futures::future::try_join_all(all.map(|path| pages(client.clone(), path))).await?;
+    let at_ns = now_ns();
+    say(&Said::Done { synced_at_ns: at_ns, at_ns, services: 0, frontends: 0, sync_us: 0 })?;
     std::future::pending::<()>().await;
     Ok(())
 }
 
-/// `true` where a list ends.
-fn listed<K>(client: kube::Client) -> BoxStream<'static, watcher::Result<bool>>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
-{
-    /// As the watch pages its lists.
-    const PAGE_SIZE: u32 = 1000;
-    let config = watcher::Config::default().page_size(PAGE_SIZE);
-    let events = watcher(kube::Api::<K>::all(client), config);
-    events.map(|event| Ok(matches!(event?, watcher::Event::InitDone))).boxed()
+async fn pages(client: kube::Client, path: &str) -> Result<()> {
+    /// What tells whether there is more. The objects are passed over.
+    #[derive(Deserialize)]
+    struct Page {
+        metadata: kube::core::ListMeta,
+    }
+    let mut params = ListParams::default().limit(PAGE_SIZE);
+    loop {
+        let text = client.request_text(Request::new(path).list(&params)?).await?;
+        let page: Page = serde_json::from_str(&text)?;
+        let Some(token) = page.metadata.continue_.filter(|token| !token.is_empty()) else { return Ok(()) };
+        params.continue_token = Some(token);
+    }
 }
 
 async fn proxy(options: &Options, mode: Mode, client: kube::Client) -> Result<()> {
@@ -138,15 +127,20 @@ async fn proxy(options: &Options, mode: Mode, client: kube::Client) -> Result<()
     let observed = snapshots.clone();
     let metrics = Metrics::new(&prometheus::Registry::new());
     let serving = tokio::spawn(seaway_proxy::run(config, snapshots, metrics, shutdown));
+    let mut synced_at_ns = None;
     loop {
         let expected = {
             let snapshot: Arc<_> = Arc::clone(&observed.borrow());
             snapshot.synced.then_some(snapshot.services.len())
         };
+        if expected.is_some() {
+            synced_at_ns.get_or_insert_with(now_ns);
+        }
         let now = status.status();
         if now.synced && expected == Some(now.services) {
             say(&Said::Done {
                 at_ns: now_ns(),
+                synced_at_ns: synced_at_ns.unwrap_or_default(),
                 services: now.services,
                 frontends: now.frontends,
                 sync_us: now.last_sync_us.unwrap_or(0),
