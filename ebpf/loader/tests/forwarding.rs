@@ -276,6 +276,77 @@ fn clients_outside_reach_pods_here_and_elsewhere() {
     assert!(node.counter(Counter::Forward) > 0);
 }
 
+/// Packets that this thread's network namespace has forwarded by its stack.
+fn forwarded() -> u64 {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+    let v4 = read("snmp").lines().filter_map(|line| line.strip_prefix("Ip: ")).nth(1).unwrap().to_owned();
+    // Forwarding, DefaultTTL, InReceives, InHdrErrors, InAddrErrors, ForwDatagrams
+    let v4: u64 = v4.split(' ').nth(5).unwrap().parse().unwrap();
+    let v6 = read("snmp6");
+    let v6 = v6.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams")).unwrap().trim();
+    v4 + v6.parse::<u64>().unwrap()
+}
+
+#[test]
+fn packets_of_clients_and_pods_with_programs_at_their_links_pass_the_stack_by() {
+    let (world, mut node) = ready();
+    let devices = |with_pod: bool| -> Vec<(String, Role)> {
+        let pod = with_pod.then_some(("pod0", Role::Pod));
+        let all = [("up0", Role::Uplink), ("ab0", Role::Uplink)].into_iter().chain(pod);
+        all.map(|(name, role)| (name.to_owned(), role)).collect()
+    };
+    assert!(node.dataplane.attach_devices(&devices(true)).unwrap().is_empty());
+    for f in &FAMILIES {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            node.service(external(f.vip, 80, protocol), &[(f.pod, 8080, true)], |_| {});
+            node.service(external(f.own, 30_080, protocol), &[(f.pod, 8080, true)], |_| {});
+            node.service(external(f.vip, 91, protocol), &[(f.pod, 9, true)], |_| {});
+        }
+    }
+    let ask = || {
+        for f in &FAMILIES {
+            for to in [at(f.vip, 80), at(f.own, 30_080)] {
+                let said = world.inside("client", || ask_tcp(to, 1_000_000)).unwrap();
+                assert_eq!(said, format!("pod {} 1000000", f.seen_by_pod), "TCP to {to}");
+                for bytes in [100, 4000] {
+                    let said = world.inside("client", || ask_udp(to, bytes)).unwrap();
+                    assert_eq!(said, format!("pod {} {bytes}", f.seen_by_pod), "UDP to {to}");
+                }
+            }
+        }
+    };
+    let before = forwarded();
+    ask();
+    assert_eq!(forwarded(), before, "straight to the pod and straight back");
+    for f in &FAMILIES {
+        for ask in [ask_tcp, ask_udp] {
+            let refused = world.inside("client", || ask(at(f.vip, 91), 10)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+        }
+    }
+    assert!(node.dataplane.attach_devices(&devices(false)).unwrap().is_empty());
+    let before = forwarded();
+    ask();
+    assert!(forwarded() > before + 20, "without programs at the pod's link, through the stack");
+}
+
+#[test]
+fn a_narrow_way_back_to_the_client_is_found_out_by_the_pod() {
+    let (world, mut node) = ready();
+    let devices = [("up0", Role::Uplink), ("ab0", Role::Uplink), ("pod0", Role::Pod)];
+    node.dataplane.attach_devices(&devices.map(|(name, role)| (name.to_owned(), role))).unwrap();
+    world.ip("a", "link set up0 mtu 1400");
+    world.ip("client", "link set c0 mtu 1400");
+    for f in &FAMILIES {
+        node.service(external(f.vip, 80, Protocol::Udp), &[(f.pod, 8080, true)], |_| {});
+        // As much as the pod's link takes, but not the client's: it is told, and fragments the answer to the next.
+        let bytes = 1420;
+        let said = world.inside("client", || ask_udp(at(f.vip, 80), bytes)).unwrap();
+        assert_eq!(said, format!("pod {} {bytes}", f.seen_by_pod));
+    }
+    assert!(node.counter(Counter::TooBig) >= 2);
+}
+
 #[test]
 fn clients_outside_are_refused_at_once_by_services_and_pods_that_do_not_listen() {
     let (world, mut node) = ready();

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use seaway_ebpf_loader as loader;
-use seaway_ebpf_loader::{MapError, ServiceMaps as _};
+use seaway_ebpf_loader::{MapError, Role, ServiceMaps as _};
 
 pub(crate) use kernel::remove_all;
 pub use kernel::{Kernel, Loaded, Memory, Room};
@@ -37,12 +37,14 @@ pub struct Ebpf<K> {
     layout: Option<Layout>,
     /// Links that this process has attached its own programs to.
     uplinks: BTreeSet<Device>,
+    pod_links: BTreeSet<Device>,
 }
 
 impl<K: Kernel> Ebpf<K> {
     /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
     pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
-        Self { kernel, snat_ports, netns_cookie, layout: None, uplinks: BTreeSet::new() }
+        let (uplinks, pod_links) = (BTreeSet::new(), BTreeSet::new());
+        Self { kernel, snat_ports, netns_cookie, layout: None, uplinks, pod_links }
     }
 
     /// Where it is kept.
@@ -69,8 +71,15 @@ impl<K: Kernel> Ebpf<K> {
             self.kernel.maps().set_config(&config).map_err(map_error)?;
         }
         let attached = self.kernel.attached()?;
-        self.uplinks.retain(|device| attached.contains(&*device.name));
-        Ok(Host { node_v4: config.node_v4, node_v6: config.node_v6, uplinks: self.uplinks.clone() })
+        for (held, role) in [(&mut self.uplinks, Role::Uplink), (&mut self.pod_links, Role::Pod)] {
+            held.retain(|device| attached.contains(&(device.name.to_string(), role)));
+        }
+        Ok(Host {
+            node_v4: config.node_v4,
+            node_v6: config.node_v6,
+            uplinks: self.uplinks.clone(),
+            pod_links: self.pod_links.clone(),
+        })
     }
 
     fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
@@ -82,11 +91,18 @@ impl<K: Kernel> Ebpf<K> {
             ..loader::NodeConfig::default()
         };
         self.kernel.maps().set_config(&config).map_err(map_error)?;
-        let names: Vec<String> = host.uplinks.iter().map(|device| device.name.to_string()).collect();
-        let missing = self.kernel.attach(&names)?;
-        self.uplinks =
-            host.uplinks.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect();
-        match missing.first() {
+        let named = |devices: &BTreeSet<Device>, role| -> Vec<(String, Role)> {
+            devices.iter().map(|device| (device.name.to_string(), role)).collect()
+        };
+        let wanted = [named(&host.uplinks, Role::Uplink), named(&host.pod_links, Role::Pod)].concat();
+        let missing = self.kernel.attach(&wanted)?;
+        let there = |devices: &BTreeSet<Device>| {
+            devices.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect()
+        };
+        (self.uplinks, self.pod_links) = (there(&host.uplinks), there(&host.pod_links));
+        // A pod's link that is gone already has no need of programs.
+        let missing = missing.iter().find(|name| host.uplinks.iter().any(|device| *device.name == ***name));
+        match missing {
             None => Ok(()),
             Some(device) => Err(DataplaneError::Attach {
                 device: device.clone(),
@@ -220,6 +236,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
             maps.remove_connections(&stale).map_err(map_error)?;
         }
         Ok(stale.len())
+    }
+
+    fn serves_pod_links(&self) -> bool {
+        true
     }
 
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {
