@@ -253,6 +253,7 @@ impl Agent {
         proxy.conntrack = config.conntrack;
         proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
         proxy.devices.clone_from(&config.devices);
+        proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);
         proxy.announce_load_balancers = config.announce_load_balancers;
         proxy.status = self.proxy.clone();
         proxy

@@ -80,7 +80,7 @@ fn addresses_v4(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped
 #[inline(always)]
 fn addresses_v6(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
     if hop {
-        skb.store_uncovered(ETHERNET + 7, (packet.ttl as u8).wrapping_sub(1))?;
+        skb.store_covered(ETHERNET + 7, &(packet.ttl as u8).wrapping_sub(1))?;
     }
     skb.store(ETHERNET + 8, &join((&to.src, &to.dst)))
 }

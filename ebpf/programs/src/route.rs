@@ -76,7 +76,7 @@ pub(crate) fn may_hop(packet: &Packet) -> bool {
 pub(crate) fn hop(skb: Skb, packet: &Packet) -> Dropped<()> {
     let ttl = packet.ttl as u8;
     if !packet.is_v4() {
-        return skb.store_uncovered(ETHERNET + 7, ttl.wrapping_sub(1));
+        return skb.store_covered(ETHERNET + 7, &ttl.wrapping_sub(1));
     }
     let old = u16::from_ne_bytes([ttl, 0]);
     let new = u16::from_ne_bytes([ttl.wrapping_sub(1), 0]);

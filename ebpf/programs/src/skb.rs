@@ -52,13 +52,13 @@ impl Skb {
         check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size_of::<T>() as u32, 0) })
     }
 
-    /// Writes a byte of an IPv6 header, which has no checksum of its own: one over the whole packet is kept right.
+    /// Writes to an IPv6 header, which has no checksum of its own: one over the whole packet is kept right.
     #[inline(always)]
-    pub(crate) fn store_uncovered(self, offset: u32, byte: u8) -> Dropped<()> {
-        let from: *const u8 = &raw const byte;
-        let flags = BPF_F_RECOMPUTE_CSUM as u64;
-        // SAFETY: the helper reads one byte.
-        check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), 1, flags) })
+    pub(crate) fn store_covered<T>(self, offset: u32, from: &T) -> Dropped<()> {
+        let from: *const T = from;
+        let (size, flags) = (size_of::<T>() as u32, BPF_F_RECOMPUTE_CSUM as u64);
+        // SAFETY: the helper reads at most the size of T.
+        check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size, flags) })
     }
 
     /// Adjusts the checksum of an IPv4 header by a difference.

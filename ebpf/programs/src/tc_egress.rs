@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use seaway_ebpf_abi::{Counter, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES};
+use seaway_ebpf_abi::{Counter, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES};
 
 use crate::count::count;
 use crate::maps::{Scratch, pod_link, scratch};
@@ -42,7 +42,7 @@ fn verdict(result: Dropped<i32>) -> i32 {
 /// Whether a flow is one of replies that are translated here: those for pods at the pods, all others at the uplinks.
 #[inline(always)]
 fn is_ours(flow: &FlowValue, pod: u16) -> bool {
-    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD) == FLOW_REPLY | pod
+    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR) == FLOW_REPLY | pod
 }
 
 #[inline(always)]

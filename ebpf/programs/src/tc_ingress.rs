@@ -7,8 +7,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowTuple, FlowValue,
-    POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES,
+    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT,
+    FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES,
     Service, select,
 };
 
@@ -20,7 +20,7 @@ use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
 use crate::skb::{Dropped, Skb};
 use crate::stats::{self, Event};
-use crate::{flow, nat, parse};
+use crate::{dsr, flow, nat, parse};
 
 /// On an uplink.
 #[classifier]
@@ -57,6 +57,7 @@ fn from_outside(skb: Skb) -> Dropped<i32> {
     if scratch.packet.is_icmp() {
         return error(skb, scratch);
     }
+    dsr::accept(skb, scratch)?;
     translate(skb, scratch, false)
 }
 
@@ -83,7 +84,7 @@ fn from_pod(skb: Skb) -> Dropped<i32> {
 #[inline(always)]
 fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
     let known = flow::known(&scratch.packet);
-    let (flow, first): (&FlowValue, bool) = match known {
+    let (flow, first): (&mut FlowValue, bool) = match known {
         Some(known) if !flow::restarts(&scratch.packet, known) => (known, false),
         _ => {
             let scope = if pod { SCOPE_INTERNAL } else { SCOPE_EXTERNAL };
@@ -101,19 +102,20 @@ fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
                 return refuse(skb, scratch, found);
             }
             let backend = balance(found, wanted, scope)?;
-            let made = flow::create(scratch, found.id, backend, pod)?;
+            let made = flow::create(scratch, found, backend, pod)?;
             if pod && let Some(link) = pod_link(skb.ifindex()) {
                 link.flags |= POD_LINK_TRANSLATES;
             }
             (made, true)
         }
     };
-    match flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD) {
+    match flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR) {
         // An answer of a local backend to a client outside. It came back from there, or it is on its way there.
         FLOW_REPLY if pod => answer(skb, scratch, flow),
         // One of a backend to a pod: that pod's link translates it.
         kind if kind & (FLOW_REPLY | FLOW_SNAT) == FLOW_REPLY => Ok(TC_ACT_UNSPEC),
         0 => deliver(skb, scratch, flow, first),
+        FLOW_DSR => send_direct(skb, scratch, flow, first),
         kind if kind & FLOW_SNAT != 0 => send_on(skb, scratch, flow, first),
         _ => through_stack(skb, &scratch.packet, flow, first),
     }
@@ -153,7 +155,9 @@ fn balance(found: &Service, wanted: &FlowTuple, scope: u8) -> Dropped<&'static B
 #[inline(always)]
 fn account(packet: &Packet, flow: &FlowValue, first: bool) {
     packet.note_fragment();
-    if flow.flags & FLOW_REPLY != 0 {
+    if flow.flags & FLOW_TRANSPARENT != 0 {
+        // The node that translated it has counted it.
+    } else if flow.flags & FLOW_REPLY != 0 {
         let from = &packet.flow;
         stats::note(flow.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
         count(Counter::Reply);
@@ -204,6 +208,39 @@ fn send_on(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dr
     Ok(send(&scratch.fib, &mut scratch.words))
 }
 
+/// From a client outside to a backend elsewhere that answers it directly, as that one's node is told.
+#[inline(always)]
+fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: bool) -> Dropped<i32> {
+    let v4 = scratch.packet.is_v4();
+    let long = scratch.packet.total_len + dsr::length(v4);
+    // What was told once is told again where that costs no packet.
+    let tell = dsr::can_tell(&scratch.packet) && (flow.flags & FLOW_ANNOUNCED == 0 || long <= dsr::FITS);
+    let (size, proto) = (if tell { long as u16 } else { 0 }, scratch.packet.flow.proto as u8);
+    match route(skb, &mut scratch.fib, v4, (proto, size), &flow.to.src, &flow.to.dst) {
+        Way::TooBig(mtu) => {
+            let room = if tell { dsr::length(v4) as u16 } else { 0 };
+            if flow.flags & FLOW_ANNOUNCED == 0 {
+                // What comes instead may be fragments, which cannot tell either: source NAT is for them.
+                flow::forget(&scratch.packet, flow);
+            }
+            return too_big(skb, scratch, mtu.wrapping_sub(room));
+        }
+        Way::Stack => return Err(Counter::NoRoute),
+        Way::Open => {}
+    }
+    if !may_hop(&scratch.packet) {
+        return Err(Counter::TtlExceeded);
+    }
+    nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
+    account(&scratch.packet, flow, first);
+    if tell {
+        let asked = &scratch.packet.flow;
+        dsr::tell(skb, v4, &mut scratch.words, &asked.dst, asked.dst_port_be)?;
+        flow.flags |= FLOW_ANNOUNCED;
+    }
+    Ok(send(&scratch.fib, &mut scratch.words))
+}
+
 /// From a client outside to a backend of this node: straight to its pod, if the pod's answers come straight back.
 #[inline(always)]
 fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
@@ -239,12 +276,12 @@ fn answer(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
 #[inline(always)]
 fn error(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
     let Some(flow) = crate::icmp::quoted(skb, scratch) else { return Ok(TC_ACT_UNSPEC) };
-    let snat = flow.flags & FLOW_SNAT != 0;
-    if flow.flags & FLOW_REPLY != 0 && !snat {
+    let elsewhere = flow.flags & (FLOW_SNAT | FLOW_DSR) != 0;
+    if flow.flags & FLOW_REPLY != 0 && flow.flags & FLOW_SNAT == 0 {
         return Ok(TC_ACT_UNSPEC);
     }
     crate::icmp::translate(skb, scratch, flow)?;
-    if !snat {
+    if !elsewhere {
         return Ok(TC_ACT_OK);
     }
     if !may_hop(&scratch.packet) {

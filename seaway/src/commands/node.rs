@@ -55,6 +55,7 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.localhost_node_ports = args.localhost_node_ports;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;
+    config.pod_link_prefixes = args.pod_link_prefix;
     config.overlay = match args.overlay {
         OverlayKind::None => Overlay::None,
         OverlayKind::Vxlan => Overlay::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port },
