@@ -239,9 +239,7 @@ fn traffic_follows_from_inside_and_outside() {
 fn pods_that_no_socket_program_serves_reach_services_through_their_links() {
     let world = World::new();
     let running = world.start();
-    for (v6, ip, vip) in
-        [(false, "10.96.7.", "172.30.7.20"), (true, "fd00:10:96::", "fd00:7::c")]
-    {
+    for (v6, ip, vip) in [(false, "10.96.7.", "172.30.7.20"), (true, "fd00:10:96::", "fd00:7::c")] {
         let ask = |protocol: &str, to: SocketAddr| match protocol {
             "tcp" => world.net.ask_tcp("pod", to),
             _ => world.net.ask_udp("pod", to),

@@ -156,7 +156,8 @@ fn one_client_port_to_two_frontends_of_one_backend_gets_another_source_for_the_s
         node.service(external(f.other_vip, 80, protocol), &[(f.remote, 8080, false)], dsr);
         let (_, sent) = run(&node, Direction::Ingress, &first(protocol, (f.client, 4000), (f.vip, 80)));
         without_option(f, &sent);
-        let (verdict, sent) = run(&node, Direction::Ingress, &first(protocol, (f.client, 4000), (f.other_vip, 80)));
+        let (verdict, sent) =
+            run(&node, Direction::Ingress, &first(protocol, (f.client, 4000), (f.other_vip, 80)));
         let seen = read(&sent);
         assert_eq!((verdict, seen.src.to_string().as_str()), (REDIRECT, f.node));
         assert!(node.counter(Counter::SnatCollision) >= 1);
@@ -195,7 +196,8 @@ fn the_backends_node_takes_the_option_out_and_answers_as_the_frontend() {
     each(|f, protocol| {
         let mut node = Node::new("dsr-backend").with_uplink();
         node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true), (f.remote, 8080, false)], dsr);
-        let (verdict, given) = run(&node, Direction::Ingress, &told(f, protocol, (f.local, 8080), (f.vip, 80)));
+        let (verdict, given) =
+            run(&node, Direction::Ingress, &told(f, protocol, (f.local, 8080), (f.vip, 80)));
         let plain = first(protocol, (f.client, 4000), (f.local, 8080));
         assert_eq!((verdict, given), (PASS, plain), "the packet as it would be without any option");
         for direction in [Direction::Egress, Direction::PodIngress] {
@@ -226,7 +228,11 @@ fn an_option_that_this_node_would_not_have_written_is_not_believed() {
             ((f.local, 8080), (f.other_vip, 80)), // no frontend
         ] {
             let packet = told(f, protocol, backend, frontend);
-            assert_eq!(run(&node, Direction::Ingress, &packet), (UNTOUCHED, packet), "{backend:?} {frontend:?}");
+            assert_eq!(
+                run(&node, Direction::Ingress, &packet),
+                (UNTOUCHED, packet),
+                "{backend:?} {frontend:?}"
+            );
         }
         assert!(node.maps.connections().unwrap().is_empty());
     });

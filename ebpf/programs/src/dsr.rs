@@ -5,8 +5,8 @@ use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET}
 use aya_ebpf::helpers::generated::bpf_skb_adjust_room;
 use seaway_ebpf_abi::packet::{DESTINATION_OPTIONS, ETHERNET, Position, TCP_ACK, TCP_SYN};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowTuple, FlowValue, SCOPE_EXTERNAL, SERVICE_DSR,
-    TCP, checksum, dsr,
+    Addr, BACKEND_LOCAL, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowTuple, FlowValue, SCOPE_EXTERNAL,
+    SERVICE_DSR, TCP, checksum, dsr,
 };
 
 use crate::balance::{member, service};
@@ -101,7 +101,8 @@ pub(crate) fn accept(skb: Skb, scratch: &mut Scratch) -> Dropped<()> {
     let flow = scratch.packet.flow;
     let Some(found) = service(&addr, port_be, flow.proto as u8, SCOPE_EXTERNAL) else { return Ok(()) };
     let here = found.flags & SERVICE_DSR != 0
-        && member(found, &flow.dst, flow.dst_port_be).is_some_and(|backend| backend.flags & BACKEND_LOCAL != 0);
+        && member(found, &flow.dst, flow.dst_port_be)
+            .is_some_and(|backend| backend.flags & BACKEND_LOCAL != 0);
     if !here {
         return Ok(());
     }

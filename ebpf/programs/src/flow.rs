@@ -8,6 +8,7 @@ use seaway_ebpf_abi::{
     FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, Service, TCP,
 };
 
+use crate::balance::is_node_port;
 use crate::count::count;
 use crate::dsr;
 use crate::maps::{FLOWS, Scratch, config, now_s};
@@ -190,6 +191,11 @@ fn translate_source(scratch: &mut Scratch, backend: &Backend, pod: bool, now: u3
     for attempt in 0..PORT_ATTEMPTS {
         let port = source_port(attempt, own, local, hash, config.snat_port_min, config.snat_port_max);
         scratch.reply_key.dst_port_be = port.to_be();
+        // The range keeps off the usual NodePorts; a cluster may have others.
+        let v4 = scratch.packet.is_v4();
+        if !local && is_node_port(v4, port.to_be(), scratch.packet.flow.proto as u8) {
+            continue;
+        }
         if take(scratch, now)? {
             return Ok(flags);
         }

@@ -71,7 +71,8 @@ fn addresses_v4(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped
     let covered = |ttl: u8, flow: &FlowTuple| {
         u32::from_ne_bytes([ttl, proto, 0, 0]) as u64 + flow.src.v4_word() as u64 + flow.dst.v4_word() as u64
     };
-    let field = checksum::update(u16::from_ne_bytes([c, d]), covered(ttl, &packet.flow), covered(new_ttl, to));
+    let field =
+        checksum::update(u16::from_ne_bytes([c, d]), covered(ttl, &packet.flow), covered(new_ttl, to));
     let [c, d] = field.to_ne_bytes();
     let words = [u32::from_ne_bytes([new_ttl, proto, c, d]), to.src.v4_word(), to.dst.v4_word()];
     skb.store(ETHERNET + 8, &words)

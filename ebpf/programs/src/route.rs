@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
 use aya_ebpf::helpers::generated as helpers;
-use seaway_ebpf_abi::packet::ETHERNET;
 use seaway_ebpf_abi::Addr;
+use seaway_ebpf_abi::packet::ETHERNET;
 
 use crate::parse::Packet;
 use crate::skb::{Dropped, Skb};

@@ -8,8 +8,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
     AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT,
-    FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES,
-    Service, select,
+    FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service, select,
 };
 
 use crate::balance::{choose, service};

@@ -156,7 +156,8 @@ fn uplinks_are_the_links_of_the_nodes_own_addresses() {
     let names = |host: Host| host.uplinks.iter().map(|d| d.name.to_string()).collect::<Vec<_>>();
     assert_eq!(names(host(&config, Some(&node), &links)), ["eth0"]);
     assert_eq!(host(&config, Some(&node), &links).node_v6, Some("fd00::1".parse().unwrap()));
-    let pods = [Link { mac: Some([0xee; 6]), ..link("sw0123456789a", 4, "fe80::1") }, link("lxc1", 5, "fe80::2")];
+    let pods =
+        [Link { mac: Some([0xee; 6]), ..link("sw0123456789a", 4, "fe80::1") }, link("lxc1", 5, "fe80::2")];
     let pod_links = |config: &ProxyConfig| {
         let host = host(config, Some(&node), &[&links[..], &pods].concat());
         host.pod_links.iter().map(|d| d.name.to_string()).collect::<Vec<_>>()
