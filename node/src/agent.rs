@@ -266,6 +266,7 @@ impl Agent {
         proxy.devices.clone_from(&config.devices);
         proxy.maglev = config.maglev;
         proxy.count_traffic = config.traffic_metrics;
+        proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);
         proxy.announce_load_balancers = config.announce_load_balancers;
         proxy.status = self.proxy.clone();
         proxy

@@ -81,6 +81,8 @@ pub struct NodeConfig {
     pub announce_load_balancers: bool,
     /// Devices that north-south traffic arrives on; empty: those that carry the node's addresses.
     pub devices: Vec<String>,
+    /// What names of the node's ends of pods' links begin with, beside the links of this project's CNI plugin.
+    pub pod_link_prefixes: Vec<String>,
     /// How pod packets travel between nodes.
     pub overlay: Overlay,
     /// The link towards the other nodes; `None`: the one that carries the node's first address.
@@ -157,6 +159,7 @@ impl NodeConfig {
             traffic_metrics: false,
             announce_load_balancers: true,
             devices: Vec::new(),
+            pod_link_prefixes: Vec::new(),
             overlay: Overlay::None,
             uplink: None,
             vxlan_device: seaway_cni_network::VXLAN_DEVICE.to_owned(),

@@ -69,6 +69,9 @@ pub struct ProxyConfig {
     pub bpffs: PathBuf,
     /// The uplinks, where traffic from outside arrives. Empty: the links that carry the node's own addresses.
     pub devices: Vec<String>,
+    /// Names of the node's ends of pods' links begin with one of these. Those with the MAC address that Seaway's (and
+    /// Calico's) CNI plugin gives them are known without.
+    pub pod_link_prefixes: Vec<String>,
     /// Which of the node's addresses serve NodePorts. Empty: the addresses of the Node object. Otherwise every
     /// address of the node's links that lies in one of these.
     pub node_port_addresses: Vec<IpNet>,
@@ -104,6 +107,7 @@ impl ProxyConfig {
             cgroup: cgroup.into(),
             bpffs: bpffs.into(),
             devices: Vec::new(),
+            pod_link_prefixes: Vec::new(),
             node_port_addresses: Vec::new(),
             node_port_loopback: true,
             maglev: false,

@@ -32,6 +32,11 @@ pub trait Dataplane: Send {
     /// Carries out `plan`. A frontend that fails does not keep the others from being written.
     fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError>;
 
+    /// Whether it wants to be told of the pods' links.
+    fn serves_pod_links(&self) -> bool {
+        false
+    }
+
     /// Forgets UDP flows whose backend is not in `serving`. Returns how many.
     fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
         let _ = serving;

@@ -29,6 +29,8 @@ pub struct Host {
     pub node_v6: Option<Ipv6Addr>,
     /// The links that traffic from outside arrives on.
     pub uplinks: BTreeSet<Device>,
+    /// The node's ends of its pods' links, for backends that look at what comes from pods there.
+    pub pod_links: BTreeSet<Device>,
 }
 
 /// A link of this node.

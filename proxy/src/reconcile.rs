@@ -32,6 +32,8 @@ const LINKS_INTERVAL: Duration = Duration::from_secs(10);
 const LINKS_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// What CNI plugins that route to each pod (Seaway's, Calico) give the node's ends of links, as all are gateways.
+const POD_LINK_MAC: [u8; 6] = [0xee; 6];
 
 /// Keeps one data plane in line.
 pub struct Reconciler {
@@ -45,6 +47,7 @@ pub struct Reconciler {
     /// Frontends that may differ from what is held.
     pending: BTreeSet<FrontendKey>,
     links: Vec<Link>,
+    serves_pod_links: bool,
     /// The snapshot of the last sync.
     former: Snapshot,
     /// UDP flows have to be looked through: an endpoint is gone, or may have gone before this process began.
@@ -76,6 +79,7 @@ impl Reconciler {
             config,
             metrics,
             computation: Computation::default(),
+            serves_pod_links: dataplane.serves_pod_links(),
             dataplane: Some(dataplane),
             actual: None,
             pending: BTreeSet::new(),
@@ -166,7 +170,10 @@ impl Reconciler {
         };
         let mut view = view(&self.config, Some(&node), &self.links);
         view.maglev_offered = self.maglev_offered;
-        let host = host(&self.config, Some(&node), &self.links);
+        let mut host = host(&self.config, Some(&node), &self.links);
+        if !self.serves_pod_links {
+            host.pod_links.clear();
+        }
         self.pending.append(&mut self.computation.update(snapshot, &view));
         let changes = snapshot.changes_since(&self.former).services;
         self.metrics.changed(&changes, &self.former, snapshot);
@@ -396,7 +403,11 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
             config.devices.iter().any(|name| **name == *link.name)
         }
     };
-    let uplinks: BTreeSet<Device> = links.iter().filter(is_uplink).map(Link::device).collect();
+    let uplinks: BTreeSet<Device> = links.iter().filter(&is_uplink).map(Link::device).collect();
+    let is_pods = |link: &&Link| {
+        let named = config.pod_link_prefixes.iter().any(|prefix| link.name.starts_with(prefix));
+        (named || link.mac == Some(POD_LINK_MAC)) && !is_uplink(link)
+    };
     let addr = |family| node.and_then(|node| node.addr(family));
     Host {
         node_v4: addr(Family::V4).and_then(|addr| match addr {
@@ -408,6 +419,7 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
             IpAddr::V4(_) => None,
         }),
         uplinks,
+        pod_links: links.iter().filter(is_pods).map(Link::device).collect(),
     }
 }
 

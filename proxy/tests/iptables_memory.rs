@@ -66,7 +66,7 @@ fn add(snapshot: &mut Snapshot, service: Service) {
 
 fn host() -> Host {
     let uplinks = [Device { name: "eth0".into(), index: 2 }].into();
-    Host { node_v4: Some("172.30.0.11".parse().unwrap()), node_v6: None, uplinks }
+    Host { node_v4: Some("172.30.0.11".parse().unwrap()), node_v6: None, uplinks, ..Host::default() }
 }
 
 fn wanted(snapshot: &Snapshot) -> Desired {

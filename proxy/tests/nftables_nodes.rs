@@ -73,6 +73,7 @@ impl World {
             node_v4: Some(NODE[0].parse().unwrap()),
             node_v6: Some(NODE[1].parse().unwrap()),
             uplinks: BTreeSet::from([Device { name: "eth0".into(), index: 2 }]),
+            ..Host::default()
         };
         self.net.within("node", || {
             let mut dataplane = Nftables::open().unwrap();

@@ -44,6 +44,7 @@ impl Running {
         let mut config = ProxyConfig::new(node, &place.cgroup, &place.bpffs);
         config.mode = Mode::Ebpf;
         config.resync_interval = Duration::from_secs(1);
+        config.pod_link_prefixes = vec!["swpod".into()];
         let (stop, status) = (CancellationToken::new(), config.status.clone());
         let (sender, ended) = std::sync::mpsc::channel();
         let shutdown = stop.clone();
@@ -228,6 +229,36 @@ fn traffic_follows_from_inside_and_outside() {
     assert_eq!((status.mode.as_str(), status.services), ("ebpf", 4));
     assert_eq!(status.announced.len(), 8);
     assert_eq!(status.devices, ["eth0"]);
+    running.stop();
+}
+
+/// A sandbox with a stack of its own, a virtual machine, a raw socket: nothing of them passes the socket programs.
+#[test]
+fn pods_that_no_socket_program_serves_reach_services_through_their_links() {
+    let world = World::new();
+    let running = world.start();
+    for (v6, ip, vip) in [(false, "10.96.7.", "172.30.7.20"), (true, "fd00:10:96::", "fd00:7::c")] {
+        let ask = |protocol: &str, to: SocketAddr| match protocol {
+            "tcp" => world.net.ask_tcp("pod", to),
+            _ => world.net.ask_udp("pod", to),
+        };
+        let pod = family(v6, LOCAL);
+        let node = family(v6, NODE_ADDRS);
+        for protocol in ["tcp", "udp"] {
+            // A pod elsewhere sees the pod; one that is given itself sees the node.
+            for to in [at(&format!("{ip}2"), 80), at(&format!("{vip}2"), 80), at(node, 30_002)] {
+                let said = eventually(&format!("{protocol} to {to}"), || ask(protocol, to));
+                assert_eq!(said, format!("remote {pod}"), "{protocol} to {to}");
+            }
+            let said = eventually("itself", || ask(protocol, at(&format!("{ip}1"), 80)));
+            assert_eq!(said, format!("local {node}"), "{protocol}");
+            // Without endpoints, and at a port that the Service has not, it is refused at once.
+            for to in [at(&format!("{ip}3"), 80), at(&format!("{ip}1"), 81)] {
+                let refused = ask(protocol, to).unwrap_err();
+                assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{protocol} to {to}");
+            }
+        }
+    }
     running.stop();
 }
 

@@ -357,6 +357,10 @@ pub struct Node {
     /// Devices that traffic from outside arrives on (default: those with the node's addresses)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub device: Vec<String>,
+    /// With eBPF: what names of the node's ends of pods' links begin with (those with the MAC address
+    /// ee:ee:ee:ee:ee:ee, which Seaway's and Calico's plugins give, are known without)
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub pod_link_prefix: Vec<String>,
     /// How pod packets travel between nodes
     #[arg(long, value_enum, default_value_t = NodeOverlay::None)]
     pub overlay: NodeOverlay,

@@ -55,4 +55,19 @@ impl Config {
     }
 }
 
-const _: () = assert!(size_of::<Config>() == 120);
+/// A link whose host end runs the programs for pods, so that packets may go straight to its far end, and answers of
+/// the pod straight out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodLink {
+    /// `POD_LINK_*`; the programs add to them.
+    pub flags: u32,
+}
+
+/// [`PodLink::flags`]: something that this pod sent was translated at its link, so answers have to be.
+pub const POD_LINK_TRANSLATES: u32 = 1;
+
+const _: () = {
+    assert!(size_of::<Config>() == 120);
+    assert!(size_of::<PodLink>() == 4);
+};

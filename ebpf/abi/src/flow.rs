@@ -55,6 +55,14 @@ pub const FLOW_SEEN_REPLY: u16 = 1 << 3;
 
 /// [`FlowValue::flags`]: made for a pod of this node, at the host's end of its link.
 pub const FLOW_POD: u16 = 1 << 4;
+/// [`FlowValue::flags`]: the backend is on another node, sees the client and answers it directly. Of the two entries,
+/// the reply's only keeps others from the same addresses and ports.
+pub const FLOW_DSR: u16 = 1 << 5;
+/// [`FlowValue::flags`]: with [`FLOW_DSR`]: the backend's node has been told what the client asked for.
+pub const FLOW_ANNOUNCED: u16 = 1 << 6;
+/// [`FlowValue::flags`]: another node has translated it for a backend here ([`FLOW_DSR`] there); this direction stays as
+/// it is, the reply is translated here.
+pub const FLOW_TRANSPARENT: u16 = 1 << 7;
 
 /// How packets of a flow are rewritten: `to` is the whole tuple after translation. A connection has two entries,
 /// the request's (client -> frontend) and the reply's (backend -> client, or -> node address when [`FLOW_SNAT`]).

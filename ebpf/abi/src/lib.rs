@@ -24,6 +24,7 @@ mod addr;
 pub mod checksum;
 mod config;
 mod counter;
+pub mod dsr;
 mod flow;
 pub mod maps;
 pub mod packet;
@@ -32,17 +33,17 @@ mod service;
 mod stats;
 
 pub use addr::Addr;
-pub use config::{CONFIG_STATS, Config, REJECTS_PER_S};
+pub use config::{CONFIG_STATS, Config, POD_LINK_TRANSLATES, PodLink, REJECTS_PER_S};
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_CLOSING, FLOW_POD, FLOW_REPLY,
-    FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, FragmentKey, FragmentValue, SOCKET_BACKEND,
-    SOCKET_FRONTEND, SocketKey, SocketValue, client_netns, netns_client,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_ANNOUNCED, FLOW_CLOSING, FLOW_DSR,
+    FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, FragmentKey,
+    FragmentValue, SOCKET_BACKEND, SOCKET_FRONTEND, SocketKey, SocketValue, client_netns, netns_client,
 };
 pub use service::{
     BACKEND_LOCAL, Backend, CHUNK_SLOTS, MaglevChunk, SCOPE_EXTERNAL, SCOPE_INTERNAL,
-    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES, Service,
-    ServiceKey, SourceRangeKey,
+    SERVICE_DROP_WHEN_EMPTY, SERVICE_DSR, SERVICE_HOST_ONLY, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES,
+    Service, ServiceKey, SourceRangeKey,
 };
 pub use stats::{Stats, StatsKey};
 

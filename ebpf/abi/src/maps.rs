@@ -23,10 +23,24 @@ pub const COUNTERS: &str = "sw_counters_1";
 pub const STATS: &str = "sw_stats_1";
 /// The node: 0 -> [`crate::Config`], array. Written by user space.
 pub const CONFIG: &str = "sw_config_2";
+/// Pods' links whose host end runs the programs: index of the link -> [`crate::PodLink`], hash. User space writes it.
+pub const POD_LINKS: &str = "sw_pod_links_1";
 
 /// All maps that are pinned.
-pub const ALL: [&str; 11] =
-    [SERVICES, BACKENDS, MAGLEV, SOURCE_RANGES, AFFINITY, SOCKETS, FLOWS, FRAGMENTS, COUNTERS, STATS, CONFIG];
+pub const ALL: [&str; 12] = [
+    SERVICES,
+    BACKENDS,
+    MAGLEV,
+    SOURCE_RANGES,
+    AFFINITY,
+    SOCKETS,
+    FLOWS,
+    FRAGMENTS,
+    COUNTERS,
+    STATS,
+    CONFIG,
+    POD_LINKS,
+];
 
 /// Entries that a map takes unless the user says otherwise. What user space writes begins small and is exchanged for
 /// a larger map when it fills; the LRU maps take their memory at once (about 24 MB with these).
@@ -49,4 +63,6 @@ pub mod capacity {
     pub const STATS: u32 = 65_536;
     /// Fragmented datagrams on their way.
     pub const FRAGMENTS: u32 = 8_192;
+    /// Links of pods: more than a node has pods. Elements are allocated as they come.
+    pub const POD_LINKS: u32 = 4_096;
 }

@@ -9,6 +9,9 @@ pub const ETHERTYPE_V4: u16 = 0x0800;
 /// EtherType of IPv6, host byte order.
 pub const ETHERTYPE_V6: u16 = 0x86dd;
 
+/// IPv6 header number of destination options.
+pub const DESTINATION_OPTIONS: u8 = 60;
+
 /// TCP flag bits as in byte 13 of the header.
 pub const TCP_FIN: u8 = 0x01;
 /// SYN.

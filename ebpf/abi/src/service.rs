@@ -19,6 +19,8 @@ pub const SERVICE_DROP_WHEN_EMPTY: u32 = 1 << 1;
 pub const SERVICE_NODE_PORT: u32 = 1 << 2;
 /// [`Service::flags`]: only sockets of the node's own network namespace see it (a NodePort on localhost).
 pub const SERVICE_HOST_ONLY: u32 = 1 << 3;
+/// [`Service::flags`]: backends on other nodes see the client's address and answer it directly ([`crate::dsr`]).
+pub const SERVICE_DSR: u32 = 1 << 4;
 
 /// A frontend.
 ///

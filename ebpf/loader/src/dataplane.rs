@@ -22,6 +22,8 @@ pub struct Attached {
     pub program: &'static str,
     /// The device's name, or "cgroup" for the socket programs.
     pub target: String,
+    /// What the device is to the node.
+    pub role: Option<Role>,
     /// The id of the program that runs there.
     pub program_id: u32,
 }
@@ -157,12 +159,16 @@ impl Dataplane {
     pub fn attach_devices(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, LoadError> {
         let mut missing = Vec::new();
         let mut indices = Vec::new();
+        let mut pods = Vec::new();
         for (device, role) in devices {
             let Some(ifindex) = sys::ifindex(device).filter(|_| sys::is_ethernet(device)) else {
                 missing.push(device.clone());
                 continue;
             };
             indices.push((ifindex, *role));
+            if *role == Role::Pod && sys::has_peer(device) {
+                pods.push(ifindex);
+            }
             for hook in Hook::ALL.iter().filter(|hook| hook.role == Some(*role)) {
                 let target = links::Target::Device { ifindex };
                 links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(
@@ -170,7 +176,11 @@ impl Dataplane {
                 )?;
             }
         }
+        // Packets go straight to a pod only while its link runs the programs.
+        let maps = self.maps.now();
+        maps.retain_pod_links(&pods)?;
         links::detach_devices_except(&self.bpffs, &indices)?;
+        maps.add_pod_links(&pods)?;
         Ok(missing)
     }
 
@@ -282,6 +292,7 @@ fn open_maps(pin: Pins<'_>) -> Result<Maps, LoadError> {
         counters: open(names::COUNTERS)?,
         stats: open(names::STATS)?,
         config: open(names::CONFIG)?,
+        pod_links: open(names::POD_LINKS)?,
         cpus,
         csum_flags_v6: csum_flags_v6(),
     })

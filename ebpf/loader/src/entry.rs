@@ -124,6 +124,9 @@ pub struct ServiceEntry {
     pub node_port: bool,
     /// Only for sockets of the node's own network namespace: NodePorts at loopback addresses.
     pub host_only: bool,
+    /// Direct server return ([`Scope::External`] only): a backend on another node sees the client and answers it
+    /// directly. That node must have the frontend as well, with this set.
+    pub dsr: bool,
     /// Where its Maglev table begins ([`crate::ServiceMaps::put_maglev`]).
     pub maglev_base: u32,
     /// How many slots that table has; 0: backends are chosen without one.
@@ -141,7 +144,8 @@ impl ServiceEntry {
             flags: flag(self.source_ranges, abi::SERVICE_SOURCE_RANGES)
                 | flag(self.drop_when_empty, abi::SERVICE_DROP_WHEN_EMPTY)
                 | flag(self.node_port, abi::SERVICE_NODE_PORT)
-                | flag(self.host_only, abi::SERVICE_HOST_ONLY),
+                | flag(self.host_only, abi::SERVICE_HOST_ONLY)
+                | flag(self.dsr, abi::SERVICE_DSR),
             affinity_timeout_s: u32::try_from(timeout).unwrap_or(u32::MAX),
             generation: self.generation,
             maglev_base: self.maglev_base,
@@ -162,6 +166,7 @@ impl ServiceEntry {
             drop_when_empty: flag(abi::SERVICE_DROP_WHEN_EMPTY),
             node_port: flag(abi::SERVICE_NODE_PORT),
             host_only: flag(abi::SERVICE_HOST_ONLY),
+            dsr: flag(abi::SERVICE_DSR),
             maglev_base: value.maglev_base,
             maglev_size: value.maglev_size,
         }
@@ -459,7 +464,7 @@ mod tests {
         }
 
         #[test]
-        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 4]>(), maglev in any::<[u32; 2]>()) {
+        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 5]>(), maglev in any::<[u32; 2]>()) {
             let entry = ServiceEntry {
                 id: numbers[0],
                 base: numbers[1],
@@ -470,6 +475,7 @@ mod tests {
                 drop_when_empty: flags[1],
                 node_port: flags[2],
                 host_only: flags[3],
+                dsr: flags[4],
                 maglev_base: maglev[0],
                 maglev_size: maglev[1],
             };

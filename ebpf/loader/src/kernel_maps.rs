@@ -64,6 +64,7 @@ pub(crate) struct Maps {
     pub(crate) counters: KernelMap,
     pub(crate) stats: KernelMap,
     pub(crate) config: KernelMap,
+    pub(crate) pod_links: KernelMap,
     /// Values of a per-CPU element.
     pub(crate) cpus: usize,
     /// [`abi::Config::csum_flags_v6`] for this kernel.
@@ -206,6 +207,28 @@ impl Maps {
             self.config.put(&[0_u32], &[config])?;
         }
         Ok(())
+    }
+
+    /// Lets the programs use these pods' links, whose host ends run them.
+    pub(crate) fn add_pod_links(&self, indices: &[u32]) -> Result<(), MapError> {
+        for index in indices {
+            sys::insert(self.pod_links.fd.as_fd(), index, &abi::PodLink::default())
+                .map_err(|e| self.pod_links.error("write", e))?;
+        }
+        Ok(())
+    }
+
+    /// Lets them use no others.
+    pub(crate) fn retain_pod_links(&self, indices: &[u32]) -> Result<(), MapError> {
+        let mut gone = self.pod_link_indices()?;
+        gone.retain(|index| !indices.contains(index));
+        self.pod_links.remove(&gone)
+    }
+
+    /// Those that they use.
+    pub(crate) fn pod_link_indices(&self) -> Result<Vec<u32>, MapError> {
+        let held = self.pod_links.all((0_u32, abi::PodLink::default()))?;
+        Ok(held.into_iter().map(|(index, _)| index).collect())
     }
 
     /// `count` elements of the array from `base` on; the batch call continues after a key.

@@ -219,7 +219,7 @@ pub(crate) fn update_all<'a>(
 /// What the pinned links are attached to; ones whose target is gone are left out.
 pub(crate) fn attached(bpffs: &Path) -> Result<Vec<Attached>, LoadError> {
     let mut attached = Vec::new();
-    for Pin { path, program, ifindex, .. } in pins(bpffs)? {
+    for Pin { path, program, ifindex, role } in pins(bpffs)? {
         let link = sys::open_pin(&path).map_err(|e| LoadError::io("open", &path, e))?;
         let info = sys::link_info(link.as_fd()).map_err(|e| LoadError::io("inspect", &path, e))?;
         if info.target == 0 && info.target_high == 0 {
@@ -230,7 +230,7 @@ pub(crate) fn attached(bpffs: &Path) -> Result<Vec<Attached>, LoadError> {
             Some(index) => sys::ifname(index).unwrap_or_else(|| format!("device {index}")),
             None => "cgroup".to_owned(),
         };
-        attached.push(Attached { program, target, program_id: info.prog_id });
+        attached.push(Attached { program, target, role, program_id: info.prog_id });
     }
     attached.sort();
     Ok(attached)

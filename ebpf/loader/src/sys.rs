@@ -56,6 +56,8 @@ unsafe impl Plain for seaway_ebpf_abi::FragmentValue {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::Config {}
 // SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::PodLink {}
+// SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::MaglevChunk {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::StatsKey {}
@@ -201,6 +203,17 @@ fn found(result: io::Result<libc::c_long>) -> io::Result<bool> {
 pub(crate) fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = ElementAttr { map_fd: raw(map), key: at(key), value: at(value), ..ElementAttr::default() };
     call(MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Inserts an element that is not there; false: it is, and stays as it was.
+pub(crate) fn insert<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    const BPF_NOEXIST: u64 = 1;
+    let (key, value) = (at(key), at(value));
+    let mut attr = ElementAttr { map_fd: raw(map), key, value, flags: BPF_NOEXIST, ..ElementAttr::default() };
+    match call(MAP_UPDATE_ELEM, &mut attr) {
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        other => other.map(|_| true),
+    }
 }
 
 /// Deletes one element; false: there was none.
@@ -457,15 +470,7 @@ pub(crate) fn ifindex(name: &str) -> Option<u32> {
 
 /// Whether a device's packets begin with an Ethernet header (the loopback device's do, tunnels' may not).
 pub(crate) fn is_ethernet(name: &str) -> bool {
-    let Ok(socket) = std::os::unix::net::UnixDatagram::unbound() else { return false };
-    // SAFETY: an all-zero request is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= libc::IF_NAMESIZE {
-        return false;
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
+    let Some((socket, mut request)) = device_request(name) else { return false };
     // SAFETY: the call reads the name and fills the hardware address, which is then the union's member in use.
     let kind = unsafe {
         if libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) != 0 {
@@ -474,6 +479,41 @@ pub(crate) fn is_ethernet(name: &str) -> bool {
         request.ifr_ifru.ifru_hwaddr.sa_family
     };
     kind == libc::ARPHRD_ETHER || kind == libc::ARPHRD_LOOPBACK
+}
+
+/// Whether a device is one of a pair, the other end of which packets can be handed to (`bpf_redirect_peer`).
+pub(crate) fn has_peer(name: &str) -> bool {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    /// `struct ethtool_drvinfo`.
+    #[repr(C)]
+    struct DriverInfo {
+        cmd: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
+    }
+    let Some((socket, mut request)) = device_request(name) else { return false };
+    let mut info = DriverInfo { cmd: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // SAFETY: the call reads the name, and reads and fills what the data points to, which has its size.
+    if unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCETHTOOL, &raw mut request) } != 0 {
+        return false;
+    }
+    [&b"veth\0"[..], &b"netkit\0"[..]].iter().any(|driver| info.driver.starts_with(driver))
+}
+
+/// A socket for ioctl(2) about a device, and a request with its name.
+fn device_request(name: &str) -> Option<(std::os::unix::net::UnixDatagram, libc::ifreq)> {
+    let socket = std::os::unix::net::UnixDatagram::unbound().ok()?;
+    // SAFETY: an all-zero request is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= libc::IF_NAMESIZE {
+        return None;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Some((socket, request))
 }
 
 /// A device's name, in the calling thread's network namespace.

@@ -10,8 +10,8 @@ mod wire;
 
 use node::{NODE_V4, NODE_V6, Node, external};
 use seaway_ebpf_loader::{
-    AffinityClient, Counter, Direction, MaglevTable, NodeConfig, Protocol, ServiceEntry, ServiceMaps,
-    SourceRange, Traffic, maglev, maglev_chunks,
+    AffinityClient, Counter, Direction, Frontend, MaglevTable, NodeConfig, Protocol, ServiceEntry,
+    ServiceMaps, SourceRange, Traffic, maglev, maglev_chunks,
 };
 use wire::{Read, TCP, UDP, frame, icmp, ip, ip_raw, read, read_headers, read_ip, tcp, udp};
 
@@ -422,6 +422,25 @@ fn source_ports_run_out_by_name() {
     assert_eq!(verdicts, [REDIRECT, REDIRECT, REDIRECT, DROP, DROP]);
     assert_eq!(node.counter(Counter::SnatExhausted), 2);
     assert!(node.counter(Counter::SnatCollision) >= 48);
+}
+
+#[test]
+fn source_nat_keeps_off_node_ports_that_lie_in_its_range() {
+    each_family_and_protocol(|f, protocol| {
+        let mut node = Node::new("snat-node-port").with_uplink();
+        let config = NodeConfig { snat_ports: 5000..=5002, ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
+        node.service(external(f.vip, 80, protocol), &[(f.remote, 8080, false)], |_| {});
+        for port in [5000, 5002] {
+            let guard = Frontend::node_port_guard(f.icmp == 1, port, protocol);
+            node.service(guard, &[], |entry| entry.node_port = true);
+        }
+        // Not even the client's own, which is kept otherwise.
+        let (verdict, sent) = node.ingress(&packet(protocol, (f.client, 5000), (f.vip, 80)));
+        assert_eq!((verdict, read(&sent).src_port), (REDIRECT, 5001));
+        assert_eq!(node.ingress(&packet(protocol, (f.client, 5002), (f.vip, 80))).0, DROP);
+        assert_eq!(node.counter(Counter::SnatExhausted), 1);
+    });
 }
 
 #[test]

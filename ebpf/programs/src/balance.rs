@@ -1,6 +1,9 @@
 //! From a frontend to one of its backends: shared by sockets and packets.
 
-use seaway_ebpf_abi::{Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, Service, ServiceKey, select};
+use seaway_ebpf_abi::{
+    Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, SCOPE_EXTERNAL, SERVICE_NODE_PORT, Service,
+    ServiceKey, select,
+};
 
 use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SERVICES, now_s};
 
@@ -16,6 +19,14 @@ pub(crate) fn service(addr: &Addr, port_be: u16, proto: u8, scope: u8) -> Option
     key.proto = 0;
     // SAFETY: as above.
     unsafe { SERVICES.get(&key) }
+}
+
+/// Whether a port of this node is some service's NodePort, by the guard that stands for all its addresses.
+#[inline(always)]
+pub(crate) fn is_node_port(v4: bool, port_be: u16, proto: u8) -> bool {
+    let key = ServiceKey { addr: Addr::unspecified(v4), port_be, proto, scope: SCOPE_EXTERNAL, pad: 0 };
+    // SAFETY: as above.
+    unsafe { SERVICES.get(&key) }.is_some_and(|service| service.flags & SERVICE_NODE_PORT != 0)
 }
 
 /// A backend by address, if it stands in the service's slice.

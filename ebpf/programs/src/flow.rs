@@ -4,11 +4,13 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT,
-    FlowTuple, FlowValue, TCP,
+    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY,
+    FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, Service, TCP,
 };
 
+use crate::balance::is_node_port;
 use crate::count::count;
+use crate::dsr;
 use crate::maps::{FLOWS, Scratch, config, now_s};
 use crate::parse::Packet;
 use crate::skb::Dropped;
@@ -19,6 +21,8 @@ const CLOSED_S: u32 = 10;
 const QUIET_S: u32 = 8 * 3600;
 /// A UDP flow's, after this.
 const QUIET_UDP_S: u32 = 180;
+/// One whose client has not been heard of for as long as this does not begin anew.
+const RESTING_S: u32 = 2;
 const EEXIST: i32 = -17;
 
 /// The entry of a packet's flow, touched.
@@ -29,8 +33,19 @@ pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
     // flow's and answered with a reset there.
     let flow = unsafe { &mut *flow };
     let now = now_s();
+    if begins_answer_of_closed(packet, flow) {
+        if now.wrapping_sub(flow.last_seen_s) < RESTING_S {
+            return Some(flow);
+        }
+        forget(packet, flow);
+        return None;
+    }
     if flow.last_seen_s != now {
         flow.last_seen_s = now;
+        if flow.flags & FLOW_DSR != 0 {
+            // Nothing of the other direction comes here that could keep its entry.
+            touch(flow, now);
+        }
     }
     if packet.flow.proto == TCP as u32 {
         let flags = packet.kind as u8;
@@ -43,6 +58,24 @@ pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
         mark(flow, FLOW_SEEN_REPLY);
     }
     Some(flow)
+}
+
+/// Whether a backend begins to answer, while the connection that was translated has ended: unless a straggler of the
+/// former connection has just marked a new one, a client that now reaches the backend directly has got the same port.
+#[inline(always)]
+fn begins_answer_of_closed(packet: &Packet, flow: &FlowValue) -> bool {
+    packet.flow.proto == TCP as u32
+        && flow.flags & (FLOW_REPLY | FLOW_CLOSING) == FLOW_REPLY | FLOW_CLOSING
+        && packet.kind as u8 & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
+        && packet.has_ports()
+}
+
+/// Removes both directions.
+#[inline(always)]
+pub(crate) fn forget(packet: &Packet, flow: &FlowValue) {
+    // Either may be gone already.
+    let _ = FLOWS.remove(&flow.to.inverted());
+    let _ = FLOWS.remove(&packet.flow);
 }
 
 /// Marks both directions as ending.
@@ -63,6 +96,15 @@ fn mark(flow: &FlowValue, flag: u16) {
     }
 }
 
+/// Keeps the other direction's entry alive.
+#[inline(always)]
+fn touch(flow: &FlowValue, now: u32) {
+    if let Some(other) = FLOWS.get_ptr_mut(&flow.to.inverted()) {
+        // SAFETY: as in `known`.
+        unsafe { (*other).last_seen_s = now };
+    }
+}
+
 /// Whether the packet begins a connection anew that is known as ending.
 #[inline(always)]
 pub(crate) fn restarts(packet: &Packet, flow: &FlowValue) -> bool {
@@ -79,39 +121,48 @@ fn node_address(v4: bool) -> Dropped<Addr> {
     if addr.same(&Addr::NONE) || config.snat_port_max == 0 { Err(Counter::NoNodeAddress) } else { Ok(addr) }
 }
 
+/// Whether a backend on another node is to see the client and to answer it directly.
+#[inline(always)]
+fn direct(packet: &Packet, service: &Service, backend: &Backend, pod: bool) -> bool {
+    service.flags & SERVICE_DSR != 0 && backend.flags & BACKEND_LOCAL == 0 && !pod && dsr::can_tell(packet)
+}
+
 /// Makes the entries of a new connection; returns that of its own direction. `pod`: its client is a pod of this node,
 /// which keeps its address, unless it has been given itself as its backend.
 #[inline(always)]
 pub(crate) fn create(
     scratch: &mut Scratch,
-    service: u32,
+    service: &Service,
     backend: &Backend,
     pod: bool,
-) -> Dropped<&'static FlowValue> {
+) -> Dropped<&'static mut FlowValue> {
     let packet = &scratch.packet;
-    let local = if pod { !backend.addr.same(&packet.flow.src) } else { backend.flags & BACKEND_LOCAL != 0 };
-    let source = if local { packet.flow.src } else { node_address(packet.is_v4())? };
     let now = now_s();
-    let flags = if local { 0 } else { FLOW_SNAT } | if pod { FLOW_POD } else { 0 };
+    let service_id = service.id;
     scratch.reply_key = FlowTuple {
         src: backend.addr,
-        dst: source,
+        dst: packet.flow.src,
         src_port_be: backend.port_be,
-        dst_port_be: 0,
+        dst_port_be: packet.flow.src_port_be,
         proto: packet.flow.proto,
     };
     scratch.reply = FlowValue {
         to: packet.flow.inverted(),
-        service,
-        flags: flags | FLOW_REPLY,
+        service: service_id,
+        flags: FLOW_DSR | FLOW_REPLY,
         pad: 0,
         last_seen_s: now,
         created_s: now,
     };
-    reserve(scratch, local, now)?;
+    // If somebody has this port to this backend already, source NAT finds another.
+    let flags = if direct(packet, service, backend, pod) && take(scratch, now)? {
+        FLOW_DSR
+    } else {
+        translate_source(scratch, backend, pod, now)?
+    };
     scratch.forward = FlowValue {
         to: scratch.reply_key.inverted(),
-        service,
+        service: service_id,
         flags,
         pad: 0,
         last_seen_s: now,
@@ -122,34 +173,54 @@ pub(crate) fn create(
     }
     count(Counter::FlowCreated);
     // SAFETY: as in `known`.
-    FLOWS.get_ptr(&scratch.packet.flow).map(|flow| unsafe { &*flow }).ok_or(Counter::FlowMapFull)
+    FLOWS.get_ptr_mut(&scratch.packet.flow).map(|flow| unsafe { &mut *flow }).ok_or(Counter::FlowMapFull)
 }
 
-/// Takes a source port under which nobody else talks to the backend, by inserting the reply's entry.
+/// Decides which source the backend sees, and makes the reply's entry. Returns the flags of both directions.
 #[inline(always)]
-fn reserve(scratch: &mut Scratch, local: bool, now: u32) -> Dropped<()> {
+fn translate_source(scratch: &mut Scratch, backend: &Backend, pod: bool, now: u32) -> Dropped<u16> {
+    let packet = &scratch.packet;
+    let local = if pod { !backend.addr.same(&packet.flow.src) } else { backend.flags & BACKEND_LOCAL != 0 };
+    let source = if local { packet.flow.src } else { node_address(packet.is_v4())? };
+    let flags = if local { 0 } else { FLOW_SNAT } | if pod { FLOW_POD } else { 0 };
+    scratch.reply_key.dst = source;
+    scratch.reply.flags = flags | FLOW_REPLY;
     let Some(config) = config() else { return Err(Counter::SnatExhausted) };
     let own = u16::from_be(scratch.packet.flow.src_port_be);
     let hash = flow_hash(&scratch.packet.flow);
     for attempt in 0..PORT_ATTEMPTS {
         let port = source_port(attempt, own, local, hash, config.snat_port_min, config.snat_port_max);
         scratch.reply_key.dst_port_be = port.to_be();
-        match FLOWS.insert(&scratch.reply_key, &scratch.reply, BPF_NOEXIST as u64) {
-            Ok(()) => return Ok(()),
-            Err(EEXIST) => {}
-            Err(_) => return Err(Counter::FlowMapFull),
+        // The range keeps off the usual NodePorts; a cluster may have others.
+        let v4 = scratch.packet.is_v4();
+        if !local && is_node_port(v4, port.to_be(), scratch.packet.flow.proto as u8) {
+            continue;
         }
-        if let Some(held) = FLOWS.get_ptr_mut(&scratch.reply_key) {
-            // SAFETY: as in `known`.
-            let held = unsafe { &mut *held };
-            if held.to.same(&scratch.reply.to) || over(held, now) {
-                *held = scratch.reply;
-                return Ok(());
-            }
+        if take(scratch, now)? {
+            return Ok(flags);
         }
-        count(Counter::SnatCollision);
     }
     Err(Counter::SnatExhausted)
+}
+
+/// Takes a source port, by inserting the reply's entry. False: somebody else talks to the backend under it.
+#[inline(always)]
+fn take(scratch: &mut Scratch, now: u32) -> Dropped<bool> {
+    match FLOWS.insert(&scratch.reply_key, &scratch.reply, BPF_NOEXIST as u64) {
+        Ok(()) => return Ok(true),
+        Err(EEXIST) => {}
+        Err(_) => return Err(Counter::FlowMapFull),
+    }
+    if let Some(held) = FLOWS.get_ptr_mut(&scratch.reply_key) {
+        // SAFETY: as in `known`.
+        let held = unsafe { &mut *held };
+        if held.to.same(&scratch.reply.to) || over(held, now) {
+            *held = scratch.reply;
+            return Ok(true);
+        }
+    }
+    count(Counter::SnatCollision);
+    Ok(false)
 }
 
 /// Whether a connection has ended, as far as one can tell.

@@ -10,6 +10,7 @@
 
 mod balance;
 mod count;
+mod dsr;
 mod flow;
 mod icmp;
 mod maps;

@@ -7,7 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
     AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue,
-    FragmentKey, FragmentValue, MaglevChunk, Service, ServiceKey, SocketKey, SocketValue, Stats, StatsKey,
+    FragmentKey, FragmentValue, MaglevChunk, PodLink, Service, ServiceKey, SocketKey, SocketValue, Stats,
+    StatsKey,
 };
 
 use crate::parse::Packet;
@@ -53,6 +54,10 @@ pub(crate) static STATS: PerCpuHashMap<StatsKey, Stats> =
 #[map(name = "sw_config_2")]
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
+#[map(name = "sw_pod_links_1")]
+pub(crate) static POD_LINKS: HashMap<u32, PodLink> =
+    HashMap::with_max_entries(capacity::POD_LINKS, BPF_F_NO_PREALLOC);
+
 /// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
 /// its own at most once at a time.
 #[repr(C)]
@@ -95,9 +100,16 @@ pub(crate) fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// Seconds of `CLOCK_MONOTONIC`.
+/// The pod's link with this index, if it has one that runs the programs.
+#[inline(always)]
+pub(crate) fn pod_link(ifindex: u32) -> Option<&'static mut PodLink> {
+    // SAFETY: the map is not preallocated: an element that is removed meanwhile stays valid; whoever writes, sets bits.
+    POD_LINKS.get_ptr_mut(&ifindex).map(|link| unsafe { &mut *link })
+}
+
+/// Seconds of `CLOCK_MONOTONIC`, as of its last tick: reading the clock itself is dear.
 #[inline(always)]
 pub(crate) fn now_s() -> u32 {
     // SAFETY: the helper has no arguments.
-    (unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() } / 1_000_000_000) as u32
+    (unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
 }

@@ -1,7 +1,7 @@
 //! Rewriting of addresses and ports, with every checksum that covers them.
 
 use seaway_ebpf_abi::packet::ETHERNET;
-use seaway_ebpf_abi::{Addr, FlowTuple, TCP};
+use seaway_ebpf_abi::{Addr, FlowTuple, TCP, checksum};
 
 use crate::maps::config;
 use crate::parse::Packet;
@@ -41,23 +41,66 @@ fn join((a, b): (&Addr, &Addr)) -> [u32; 8] {
     [a.words[0], a.words[1], a.words[2], a.words[3], b.words[0], b.words[1], b.words[2], b.words[3]]
 }
 
-/// Makes the packet one of flow `to`.
+/// Makes the packet one of flow `to`; `hop`: and one that has come a hop further.
 #[inline(always)]
-pub(crate) fn rewrite(skb: Skb, packet: &Packet, to: &FlowTuple) -> Dropped<()> {
+pub(crate) fn rewrite(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
     let from = &packet.flow;
     let v4 = packet.is_v4();
-    let change = rewrite_addresses(skb, v4, (&from.src, &from.dst), (&to.src, &to.dst))?;
+    if v4 {
+        addresses_v4(skb, packet, to, hop)?;
+    } else {
+        addresses_v6(skb, packet, to, hop)?;
+    }
     if !packet.has_ports() {
         return Ok(());
     }
     let (sum, flags) = if from.proto == TCP as u32 { (packet.l4 + 16, 0) } else { (packet.l4 + 6, UDP_SUM) };
-    let mut old = [ports(from)];
-    let mut new = [ports(to)];
-    if old[0] != new[0] {
-        skb.data_sum(sum, diff(&mut old, &mut new), flags)?;
+    let (old, new) = (ports(from), ports(to));
+    if old != new {
+        skb.data_sum_32(sum, old, new, flags)?;
         skb.store(packet.l4, &new)?;
     }
-    skb.pseudo_sum(sum, change, flags | family_flags(v4))
+    skb.pseudo_sum(sum, address_change(v4, from, to), flags | family_flags(v4))
+}
+
+/// The rest of the header's third word, then both addresses: one write, checksum included.
+#[inline(always)]
+fn addresses_v4(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
+    let [ttl, proto, c, d] = packet.hop_word.to_ne_bytes();
+    let new_ttl = if hop { ttl.wrapping_sub(1) } else { ttl };
+    let covered = |ttl: u8, flow: &FlowTuple| {
+        u32::from_ne_bytes([ttl, proto, 0, 0]) as u64 + flow.src.v4_word() as u64 + flow.dst.v4_word() as u64
+    };
+    let field =
+        checksum::update(u16::from_ne_bytes([c, d]), covered(ttl, &packet.flow), covered(new_ttl, to));
+    let [c, d] = field.to_ne_bytes();
+    let words = [u32::from_ne_bytes([new_ttl, proto, c, d]), to.src.v4_word(), to.dst.v4_word()];
+    skb.store(ETHERNET + 8, &words)
+}
+
+#[inline(always)]
+fn addresses_v6(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
+    if hop {
+        skb.store_covered(ETHERNET + 7, &(packet.ttl as u8).wrapping_sub(1))?;
+    }
+    skb.store(ETHERNET + 8, &join((&to.src, &to.dst)))
+}
+
+/// The difference that a pseudo-header makes when a packet becomes one of flow `to`.
+#[inline(always)]
+fn address_change(v4: bool, from: &FlowTuple, to: &FlowTuple) -> u64 {
+    let add = |flow: &FlowTuple, invert: u32| {
+        let word = |word: u32| (word ^ invert) as u64;
+        let (src, dst) = (&flow.src.words, &flow.dst.words);
+        let last = word(src[3]) + word(dst[3]);
+        if v4 {
+            return last;
+        }
+        last + word(src[0]) + word(src[1]) + word(src[2]) + word(dst[0]) + word(dst[1]) + word(dst[2])
+    };
+    let sum = add(from, u32::MAX) + add(to, 0);
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    (sum & 0xffff_ffff) + (sum >> 32)
 }
 
 /// Both ports as they lie in the header.

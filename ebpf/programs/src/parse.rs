@@ -31,6 +31,8 @@ pub(crate) struct Packet {
     pub(crate) ttl: u32,
     /// TCP flags; ICMP type.
     pub(crate) kind: u32,
+    /// The word of the IP header that holds the time to live, and in IPv4 the checksum.
+    pub(crate) hop_word: u32,
 }
 
 impl Packet {
@@ -74,12 +76,12 @@ impl Packet {
 pub(crate) fn destination(skb: Skb) -> Option<Addr> {
     match u16::from_be(skb.protocol_be()) {
         ETHERTYPE_V4 => {
-            let mut word = 0_u32;
-            skb.load(ETHERNET + 16, &mut word).then(|| Addr::v4_be(word))
+            let mut word = [0_u32];
+            skb.peek(ETHERNET + 16, &mut word).then(|| Addr::v4_be(word[0]))
         }
         ETHERTYPE_V6 => {
             let mut addr = Addr::NONE;
-            skb.load(ETHERNET + 24, &mut addr.words).then_some(addr)
+            skb.peek(ETHERNET + 24, &mut addr.words).then_some(addr)
         }
         _ => None,
     }
@@ -94,8 +96,9 @@ pub(crate) fn parse(skb: Skb, packet: &mut Packet, words: &mut [u32; 32]) -> boo
         ETHERTYPE_V6 => ip_v6(skb, words),
         _ => None,
     };
-    let Some((ip, v4)) = ip else { return false };
+    let Some((ip, v4, hop_word)) = ip else { return false };
     packet.v4 = v4 as u32;
+    packet.hop_word = hop_word;
     packet.l4 = ETHERNET + ip.len;
     packet.total_len = ip.total_len;
     packet.ident = ip.ident;
@@ -111,21 +114,21 @@ pub(crate) fn parse(skb: Skb, packet: &mut Packet, words: &mut [u32; 32]) -> boo
 }
 
 #[inline(always)]
-fn ip_v4(skb: Skb, words: &mut [u32; 32]) -> Option<(IpHeader, bool)> {
+fn ip_v4(skb: Skb, words: &mut [u32; 32]) -> Option<(IpHeader, bool, u32)> {
     let header: &mut [u32; 5] = words.first_chunk_mut()?;
-    if !skb.load(ETHERNET, header) {
+    if !skb.peek(ETHERNET, header) {
         return None;
     }
-    Some((IpHeader::v4(header)?, true))
+    Some((IpHeader::v4(header)?, true, header[2]))
 }
 
 #[inline(always)]
-fn ip_v6(skb: Skb, words: &mut [u32; 32]) -> Option<(IpHeader, bool)> {
+fn ip_v6(skb: Skb, words: &mut [u32; 32]) -> Option<(IpHeader, bool, u32)> {
     let header: &mut [u32; 10] = words.first_chunk_mut()?;
-    if !skb.load(ETHERNET, header) {
+    if !skb.peek(ETHERNET, header) {
         return None;
     }
-    Some((IpHeader::v6(header)?, false))
+    Some((IpHeader::v6(header)?, false, header[1]))
 }
 
 #[inline(always)]
@@ -176,18 +179,31 @@ fn transport(skb: Skb, packet: &mut Packet) -> bool {
         packet.flow.dst_port_be = ports.dst_port_be;
         return true;
     }
-    let mut ports = [0_u16; 2];
-    if !skb.load(packet.l4, &mut ports) {
-        return false;
+    let tcp = packet.flow.proto == TCP as u32;
+    // Up to the byte with TCP's flags; a word is the least of UDP's header that there is.
+    let mut tcp_words = [0_u32; 4];
+    let (read, ports) = if tcp {
+        (transport_words(skb, packet, &mut tcp_words), tcp_words[0])
+    } else {
+        let mut word = [0_u32];
+        (transport_words(skb, packet, &mut word), word[0])
+    };
+    let [a, b, c, d] = ports.to_ne_bytes();
+    packet.flow.src_port_be = u16::from_ne_bytes([a, b]);
+    packet.flow.dst_port_be = u16::from_ne_bytes([c, d]);
+    packet.kind = tcp_words[3].to_ne_bytes()[1] as u32;
+    read
+}
+
+/// The first words of the transport header.
+#[inline(always)]
+fn transport_words<const N: usize>(skb: Skb, packet: &Packet, words: &mut [u32; N]) -> bool {
+    // Constant places first: what stands there is read without a call.
+    if packet.l4 == ETHERNET + 20 {
+        skb.peek(ETHERNET + 20, words)
+    } else if packet.l4 == ETHERNET + 40 {
+        skb.peek(ETHERNET + 40, words)
+    } else {
+        skb.load(packet.l4, words)
     }
-    packet.flow.src_port_be = ports[0];
-    packet.flow.dst_port_be = ports[1];
-    if packet.flow.proto == TCP as u32 {
-        let mut flags = 0_u8;
-        if !skb.load(packet.l4 + 13, &mut flags) {
-            return false;
-        }
-        packet.kind = flags as u32;
-    }
-    true
 }

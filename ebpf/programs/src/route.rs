@@ -1,12 +1,14 @@
-//! Sending a translated packet on its way. What stays on this node goes up the stack. What goes to another node
-//! leaves from here: its source is an address of this node, or its destination a client that the stack would answer
-//! by another way, and the stack refuses packets from outside that claim to come from itself.
+//! Sending a translated packet on its way. What goes to another node leaves from here: its source is an address of
+//! this node, or its destination a client that the stack would answer by another way, and the stack refuses packets
+//! from outside that claim to come from itself. What goes to a pod of this node is handed to it directly where the
+//! pod's link runs the programs, which send the answers directly, too; otherwise both go through the stack.
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
 use aya_ebpf::helpers::generated as helpers;
+use seaway_ebpf_abi::Addr;
 use seaway_ebpf_abi::packet::ETHERNET;
-use seaway_ebpf_abi::{Addr, Counter};
 
+use crate::parse::Packet;
 use crate::skb::{Dropped, Skb};
 
 const AF_INET: u8 = 2;
@@ -23,6 +25,8 @@ pub(crate) enum Way {
     Open,
     /// It is too large for it; this is the MTU.
     TooBig(u16),
+    /// None that leads on from here: it is for this node itself, or a route that only the stack can go.
+    Stack,
 }
 
 /// Looks up the way from `src` to `dst`, for the packet as it is, or for one of `size` bytes.
@@ -34,7 +38,7 @@ pub(crate) fn route(
     (proto, size): (u8, u16),
     src: &Addr,
     dst: &Addr,
-) -> Dropped<Way> {
+) -> Way {
     fib.family = if v4 { AF_INET } else { AF_INET6 };
     fib.l4_protocol = proto;
     fib.sport = 0;
@@ -54,28 +58,35 @@ pub(crate) fn route(
     let code =
         unsafe { helpers::bpf_fib_lookup(skb.0.cast(), fib, size_of::<bpf_fib_lookup>() as i32, SKIP_NEIGH) };
     match code {
-        FIB_SUCCESS | FIB_NO_NEIGH => Ok(Way::Open),
+        FIB_SUCCESS | FIB_NO_NEIGH => Way::Open,
         // SAFETY: both members of the union are plain integers.
-        FIB_FRAG_NEEDED => Ok(Way::TooBig(unsafe { fib.__bindgen_anon_1.mtu_result })),
-        _ => Err(Counter::NoRoute),
+        FIB_FRAG_NEEDED => Way::TooBig(unsafe { fib.__bindgen_anon_1.mtu_result }),
+        _ => Way::Stack,
     }
 }
 
-/// Lowers the time to live and sends the packet out by the route in `fib`.
+/// Whether a packet may go a hop further.
 #[inline(always)]
-pub(crate) fn send(skb: Skb, fib: &bpf_fib_lookup, room: &mut [u32; 32], v4: bool, ttl: u32) -> Dropped<i32> {
-    if ttl <= 1 {
-        return Err(Counter::TtlExceeded);
+pub(crate) fn may_hop(packet: &Packet) -> bool {
+    packet.ttl > 1
+}
+
+/// Lowers the time to live of a packet that is otherwise rewritten already.
+#[inline(always)]
+pub(crate) fn hop(skb: Skb, packet: &Packet) -> Dropped<()> {
+    let ttl = packet.ttl as u8;
+    if !packet.is_v4() {
+        return skb.store_covered(ETHERNET + 7, &ttl.wrapping_sub(1));
     }
-    let ttl = ttl as u8;
-    if v4 {
-        let old = u16::from_ne_bytes([ttl, 0]);
-        let new = u16::from_ne_bytes([ttl - 1, 0]);
-        skb.header_sum_16(ETHERNET + 10, old, new)?;
-        skb.store(ETHERNET + 8, &(ttl - 1))?;
-    } else {
-        skb.store(ETHERNET + 7, &(ttl - 1))?;
-    }
+    let old = u16::from_ne_bytes([ttl, 0]);
+    let new = u16::from_ne_bytes([ttl.wrapping_sub(1), 0]);
+    skb.header_sum_16(ETHERNET + 10, old, new)?;
+    skb.store(ETHERNET + 8, &ttl.wrapping_sub(1))
+}
+
+/// Sends the packet out by the route in `fib`.
+#[inline(always)]
+pub(crate) fn send(fib: &bpf_fib_lookup, room: &mut [u32; 32]) -> i32 {
     // `struct bpf_redir_neigh`: a family, and an address of up to 16 bytes.
     room[0] = fib.family as u32;
     // SAFETY: all members of the union are plain integers, and the kernel has set all of it or none is looked at.
@@ -86,5 +97,12 @@ pub(crate) fn send(skb: Skb, fib: &bpf_fib_lookup, room: &mut [u32; 32], v4: boo
     room[4] = next[3];
     let size = size_of::<bpf_redir_neigh>() as i32;
     // SAFETY: the helper reads `size` bytes, which `room` has.
-    Ok(unsafe { helpers::bpf_redirect_neigh(fib.ifindex, room.as_mut_ptr().cast(), size, 0) } as i32)
+    unsafe { helpers::bpf_redirect_neigh(fib.ifindex, room.as_mut_ptr().cast(), size, 0) as i32 }
+}
+
+/// Hands the packet to the pod at the far end of the link in `fib`, past this node's stack.
+#[inline(always)]
+pub(crate) fn hand_over(fib: &bpf_fib_lookup) -> i32 {
+    // SAFETY: the helper takes a device index.
+    unsafe { helpers::bpf_redirect_peer(fib.ifindex, 0) as i32 }
 }

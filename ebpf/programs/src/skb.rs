@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::ptr::read_volatile;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
@@ -25,12 +25,40 @@ impl Skb {
         unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to.cast::<c_void>(), size_of::<T>() as u32) == 0 }
     }
 
+    /// Fills `to` from the packet, without a call where its beginning is in one piece; false: it ends before.
+    #[inline(always)]
+    pub(crate) fn peek<const N: usize>(self, offset: u32, to: &mut [u32; N]) -> bool {
+        // SAFETY: the context is valid while the program runs; the verifier admits the reads for the bounds are
+        // checked. They are of words wherever these lie: in front of an IP header there is room for that.
+        unsafe {
+            let start = read_volatile(&raw const (*self.0).data) as usize;
+            let end = read_volatile(&raw const (*self.0).data_end) as usize;
+            let from = start + offset as usize;
+            if from + size_of::<[u32; N]>() <= end {
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = read_volatile((from as *const u32).add(i));
+                }
+                return true;
+            }
+        }
+        self.load(offset, to)
+    }
+
     /// Writes to the packet.
     #[inline(always)]
     pub(crate) fn store<T>(self, offset: u32, from: &T) -> Dropped<()> {
         let from: *const T = from;
         // SAFETY: the helper reads at most the size of T.
         check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size_of::<T>() as u32, 0) })
+    }
+
+    /// Writes to an IPv6 header, which has no checksum of its own: one over the whole packet is kept right.
+    #[inline(always)]
+    pub(crate) fn store_covered<T>(self, offset: u32, from: &T) -> Dropped<()> {
+        let from: *const T = from;
+        let (size, flags) = (size_of::<T>() as u32, BPF_F_RECOMPUTE_CSUM as u64);
+        // SAFETY: the helper reads at most the size of T.
+        check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size, flags) })
     }
 
     /// Adjusts the checksum of an IPv4 header by a difference.
@@ -61,6 +89,13 @@ impl Skb {
         check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, diff, flags) })
     }
 
+    /// Replaces a word in a transport checksum that covers it.
+    #[inline(always)]
+    pub(crate) fn data_sum_32(self, offset: u32, from: u32, to: u32, flags: u64) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, from as u64, to as u64, flags | 4) })
+    }
+
     /// Whether the checksum at `offset` is still to be filled in by the device, so that the field holds no more than
     /// the pseudo-header's. The kernel does not tell, but then it ignores replaced data. The field may be changed.
     #[inline(always)]
@@ -78,6 +113,14 @@ impl Skb {
     pub(crate) fn protocol_be(self) -> u16 {
         // SAFETY: the context is valid while the program runs.
         unsafe { read_volatile(&raw const (*self.0).protocol) as u16 }
+    }
+
+    /// Whether the packet was sent to this host: a device may also hand over what it overhears.
+    #[inline(always)]
+    pub(crate) fn is_for_us(self) -> bool {
+        const PACKET_HOST: u32 = 0;
+        // SAFETY: as above.
+        unsafe { read_volatile(&raw const (*self.0).pkt_type) == PACKET_HOST }
     }
 
     /// The device that the packet is at.

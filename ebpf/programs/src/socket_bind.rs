@@ -7,10 +7,11 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock;
 use aya_ebpf::programs::SockContext;
-use seaway_ebpf_abi::{Addr, Counter, SCOPE_EXTERNAL, SERVICE_NODE_PORT, ServiceKey, TCP, UDP};
+use seaway_ebpf_abi::{Counter, TCP, UDP};
 
+use crate::balance::is_node_port;
 use crate::count::count;
-use crate::maps::{SERVICES, config};
+use crate::maps::config;
 use crate::socket::{ALLOW, DENY};
 
 const EADDRINUSE: i32 = 98;
@@ -41,18 +42,11 @@ fn protect(sock: *mut bpf_sock, v6: bool) -> i32 {
         return ALLOW;
     }
     let port_be = (port as u16).to_be();
-    if guarded(v6, port_be, proto) || (v6 && guarded(false, port_be, proto)) {
+    if is_node_port(!v6, port_be, proto) || (v6 && is_node_port(true, port_be, proto)) {
         count(Counter::BindRefused);
         // SAFETY: the helper takes an errno.
         unsafe { bpf_set_retval(-EADDRINUSE) };
         return DENY;
     }
     ALLOW
-}
-
-#[inline(always)]
-fn guarded(v6: bool, port_be: u16, proto: u8) -> bool {
-    let key = ServiceKey { addr: Addr::unspecified(!v6), port_be, proto, scope: SCOPE_EXTERNAL, pad: 0 };
-    // SAFETY: the map is not preallocated.
-    unsafe { SERVICES.get(&key) }.is_some_and(|service| service.flags & SERVICE_NODE_PORT != 0)
 }

@@ -4,10 +4,10 @@
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use seaway_ebpf_abi::{Counter, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue};
+use seaway_ebpf_abi::{Counter, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES};
 
 use crate::count::count;
-use crate::maps::{Scratch, scratch};
+use crate::maps::{Scratch, pod_link, scratch};
 use crate::skb::{Dropped, Skb};
 use crate::stats::{self, Event};
 use crate::{flow, icmp, nat, parse};
@@ -21,7 +21,11 @@ fn sw_egress(ctx: TcContext) -> i32 {
 /// At the host's end of a pod's link.
 #[classifier]
 fn sw_pod_egress(ctx: TcContext) -> i32 {
-    verdict(egress(Skb(ctx.skb.skb), FLOW_POD))
+    let skb = Skb(ctx.skb.skb);
+    if pod_link(skb.ifindex()).is_some_and(|link| link.flags & POD_LINK_TRANSLATES == 0) {
+        return TC_ACT_UNSPEC;
+    }
+    verdict(egress(skb, FLOW_POD))
 }
 
 #[inline(always)]
@@ -38,7 +42,7 @@ fn verdict(result: Dropped<i32>) -> i32 {
 /// Whether a flow is one of replies that are translated here: those for pods at the pods, all others at the uplinks.
 #[inline(always)]
 fn is_ours(flow: &FlowValue, pod: u16) -> bool {
-    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD) == FLOW_REPLY | pod
+    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR) == FLOW_REPLY | pod
 }
 
 #[inline(always)]
@@ -58,7 +62,7 @@ fn egress(skb: Skb, pod: u16) -> Dropped<i32> {
     packet.note_fragment();
     let from = &packet.flow;
     stats::note(known.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
-    nat::rewrite(skb, packet, &known.to)?;
+    nat::rewrite(skb, packet, &known.to, false)?;
     count(Counter::Reply);
     Ok(TC_ACT_OK)
 }

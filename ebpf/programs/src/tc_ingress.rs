@@ -7,19 +7,20 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_REPLY, FLOW_SNAT, FlowTuple, FlowValue,
-    SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES,
-    Service, select,
+    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT,
+    FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service, select,
 };
 
 use crate::balance::{choose, service};
 use crate::count::count;
-use crate::maps::{SOURCE_RANGES, Scratch, config, scratch};
+use crate::maps::{SOURCE_RANGES, Scratch, config, pod_link, scratch};
+use crate::parse::Packet;
 use crate::reply::{Message, icmp, reject};
-use crate::route::{Way, route, send};
+use crate::route::{Way, hand_over, hop, may_hop, route, send};
 use crate::skb::{Dropped, Skb};
 use crate::stats::{self, Event};
-use crate::{flow, nat, parse};
+use crate::{dsr, flow, nat, parse};
 
 /// On an uplink.
 #[classifier]
@@ -46,6 +47,9 @@ fn verdict(result: Dropped<i32>) -> i32 {
 
 #[inline(always)]
 fn from_outside(skb: Skb) -> Dropped<i32> {
+    if !skb.is_for_us() {
+        return Ok(TC_ACT_UNSPEC);
+    }
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
     if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
         return Ok(TC_ACT_UNSPEC);
@@ -53,11 +57,15 @@ fn from_outside(skb: Skb) -> Dropped<i32> {
     if scratch.packet.is_icmp() {
         return error(skb, scratch);
     }
+    dsr::accept(skb, scratch)?;
     translate(skb, scratch, false)
 }
 
 #[inline(always)]
 fn from_pod(skb: Skb) -> Dropped<i32> {
+    if !skb.is_for_us() {
+        return Ok(TC_ACT_UNSPEC);
+    }
     let Some(destination) = parse::destination(skb) else { return Ok(TC_ACT_UNSPEC) };
     if config().is_some_and(|config| config.is_pod(&destination)) {
         return Ok(TC_ACT_UNSPEC);
@@ -75,37 +83,52 @@ fn from_pod(skb: Skb) -> Dropped<i32> {
 /// Translates a packet of a known flow, or of a new one to a service.
 #[inline(always)]
 fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
-    if let Some(known) = flow::known(&scratch.packet)
-        && !flow::restarts(&scratch.packet, known)
-    {
-        // A reply that belongs to egress has no business here: it came back from outside, or it is on its way there.
-        if known.flags & (FLOW_REPLY | FLOW_SNAT) == FLOW_REPLY {
-            return Ok(TC_ACT_UNSPEC);
+    let known = flow::known(&scratch.packet);
+    let (flow, first): (&mut FlowValue, bool) = match known {
+        Some(known) if !flow::restarts(&scratch.packet, known) => (known, false),
+        _ => {
+            let scope = if pod { SCOPE_INTERNAL } else { SCOPE_EXTERNAL };
+            let wanted = &scratch.packet.flow;
+            let Some(found) = service(&wanted.dst, wanted.dst_port_be, wanted.proto as u8, scope) else {
+                return Ok(TC_ACT_UNSPEC);
+            };
+            if found.flags & SERVICE_HOST_ONLY != 0 {
+                return Ok(TC_ACT_UNSPEC);
+            }
+            if found.flags & SERVICE_SOURCE_RANGES != 0 && !pod && !admitted(found, wanted) {
+                return Err(Counter::SourceRange);
+            }
+            if found.count == 0 {
+                return refuse(skb, scratch, found);
+            }
+            let backend = balance(found, wanted, scope)?;
+            let made = flow::create(scratch, found, backend, pod)?;
+            if pod && let Some(link) = pod_link(skb.ifindex()) {
+                link.flags |= POD_LINK_TRANSLATES;
+            }
+            (made, true)
         }
-        return deliver(skb, scratch, known, false);
-    }
-    let scope = if pod { SCOPE_INTERNAL } else { SCOPE_EXTERNAL };
-    let wanted = &scratch.packet.flow;
-    let Some(found) = service(&wanted.dst, wanted.dst_port_be, wanted.proto as u8, scope) else {
-        return Ok(TC_ACT_UNSPEC);
     };
-    if found.flags & SERVICE_HOST_ONLY != 0 {
-        return Ok(TC_ACT_UNSPEC);
+    match flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR) {
+        // An answer of a local backend to a client outside. It came back from there, or it is on its way there.
+        FLOW_REPLY if pod => answer(skb, scratch, flow),
+        // One of a backend to a pod: that pod's link translates it.
+        kind if kind & (FLOW_REPLY | FLOW_SNAT) == FLOW_REPLY => Ok(TC_ACT_UNSPEC),
+        0 => deliver(skb, scratch, flow, first),
+        FLOW_DSR => send_direct(skb, scratch, flow, first),
+        kind if kind & FLOW_SNAT != 0 => send_on(skb, scratch, flow, first),
+        _ => through_stack(skb, &scratch.packet, flow, first),
     }
-    if found.flags & SERVICE_SOURCE_RANGES != 0 && !pod && !admitted(found, wanted) {
-        return Err(Counter::SourceRange);
+}
+
+#[inline(always)]
+fn refuse(skb: Skb, scratch: &mut Scratch, service: &Service) -> Dropped<i32> {
+    if service.flags & SERVICE_DROP_WHEN_EMPTY != 0 {
+        return Err(Counter::NoLocalBackend);
     }
-    if found.count == 0 {
-        if found.flags & SERVICE_DROP_WHEN_EMPTY != 0 {
-            return Err(Counter::NoLocalBackend);
-        }
-        let verdict = reject(skb, scratch)?;
-        count(Counter::NoBackend);
-        return Ok(verdict);
-    }
-    let backend = balance(found, wanted, scope)?;
-    let made = flow::create(scratch, found.id, backend, pod)?;
-    deliver(skb, scratch, made, true)
+    let verdict = reject(skb, scratch)?;
+    count(Counter::NoBackend);
+    Ok(verdict)
 }
 
 #[inline(always)]
@@ -128,54 +151,148 @@ fn balance(found: &Service, wanted: &FlowTuple, scope: u8) -> Dropped<&'static B
         .ok_or(Counter::StaleSlice)
 }
 
-/// Translates to what the flow says and sends the packet on.
+/// What is noted of a packet that is translated.
 #[inline(always)]
-fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
-    let reply = flow.flags & FLOW_REPLY != 0;
-    let packet = &scratch.packet;
-    let v4 = packet.is_v4();
+fn account(packet: &Packet, flow: &FlowValue, first: bool) {
     packet.note_fragment();
-    if reply {
+    if flow.flags & FLOW_TRANSPARENT != 0 {
+        // The node that translated it has counted it.
+    } else if flow.flags & FLOW_REPLY != 0 {
         let from = &packet.flow;
         stats::note(flow.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
+        count(Counter::Reply);
     } else {
         let event = if first { Event::First(packet.total_len) } else { Event::In(packet.total_len) };
         stats::note(flow.service, &flow.to.dst, flow.to.dst_port_be, event);
-    }
-    if flow.flags & FLOW_SNAT == 0 {
-        nat::rewrite(skb, packet, &flow.to)?;
         count(Counter::Forward);
-        return Ok(TC_ACT_OK);
     }
-    let proto = packet.flow.proto as u8;
-    match route(skb, &mut scratch.fib, v4, (proto, 0), &flow.to.src, &flow.to.dst)? {
-        Way::TooBig(mtu) => {
-            let verdict = icmp(skb, scratch, &Message::too_big(v4, mtu))?;
-            count(Counter::TooBig);
-            return Ok(verdict);
-        }
+}
+
+/// The way of a packet once it is translated.
+#[inline(always)]
+fn way(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Way {
+    let (v4, proto) = (scratch.packet.is_v4(), scratch.packet.flow.proto as u8);
+    route(skb, &mut scratch.fib, v4, (proto, 0), &flow.to.src, &flow.to.dst)
+}
+
+/// Tells the sender the MTU of a way that its packet is too large for.
+#[inline(always)]
+fn too_big(skb: Skb, scratch: &mut Scratch, mtu: u16) -> Dropped<i32> {
+    let v4 = scratch.packet.is_v4();
+    let verdict = icmp(skb, scratch, &Message::too_big(v4, mtu))?;
+    count(Counter::TooBig);
+    Ok(verdict)
+}
+
+/// Translates and leaves the rest to this node's stack.
+#[inline(always)]
+fn through_stack(skb: Skb, packet: &Packet, flow: &FlowValue, first: bool) -> Dropped<i32> {
+    nat::rewrite(skb, packet, &flow.to, false)?;
+    account(packet, flow, first);
+    Ok(TC_ACT_OK)
+}
+
+/// Between a client and a backend elsewhere: translates and sends out.
+#[inline(always)]
+fn send_on(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
+    match way(skb, scratch, flow) {
+        Way::TooBig(mtu) => return too_big(skb, scratch, mtu),
+        Way::Stack => return Err(Counter::NoRoute),
         Way::Open => {}
     }
-    nat::rewrite(skb, packet, &flow.to)?;
-    count(if reply { Counter::Reply } else { Counter::Forward });
-    send(skb, &scratch.fib, &mut scratch.words, v4, packet.ttl)
+    if !may_hop(&scratch.packet) {
+        return Err(Counter::TtlExceeded);
+    }
+    nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
+    account(&scratch.packet, flow, first);
+    Ok(send(&scratch.fib, &mut scratch.words))
+}
+
+/// From a client outside to a backend elsewhere that answers it directly, as that one's node is told.
+#[inline(always)]
+fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: bool) -> Dropped<i32> {
+    let v4 = scratch.packet.is_v4();
+    let long = scratch.packet.total_len + dsr::length(v4);
+    // What was told once is told again where that costs no packet.
+    let tell = dsr::can_tell(&scratch.packet) && (flow.flags & FLOW_ANNOUNCED == 0 || long <= dsr::FITS);
+    let (size, proto) = (if tell { long as u16 } else { 0 }, scratch.packet.flow.proto as u8);
+    match route(skb, &mut scratch.fib, v4, (proto, size), &flow.to.src, &flow.to.dst) {
+        Way::TooBig(mtu) => {
+            let room = if tell { dsr::length(v4) as u16 } else { 0 };
+            if flow.flags & FLOW_ANNOUNCED == 0 {
+                // What comes instead may be fragments, which cannot tell either: source NAT is for them.
+                flow::forget(&scratch.packet, flow);
+            }
+            return too_big(skb, scratch, mtu.wrapping_sub(room));
+        }
+        Way::Stack => return Err(Counter::NoRoute),
+        Way::Open => {}
+    }
+    if !may_hop(&scratch.packet) {
+        return Err(Counter::TtlExceeded);
+    }
+    nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
+    account(&scratch.packet, flow, first);
+    if tell {
+        let asked = &scratch.packet.flow;
+        dsr::tell(skb, v4, &mut scratch.words, &asked.dst, asked.dst_port_be)?;
+        flow.flags |= FLOW_ANNOUNCED;
+    }
+    Ok(send(&scratch.fib, &mut scratch.words))
+}
+
+/// From a client outside to a backend of this node: straight to its pod, if the pod's answers come straight back.
+#[inline(always)]
+fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
+    let shortcut = may_hop(&scratch.packet)
+        && matches!(way(skb, scratch, flow), Way::Open)
+        && pod_link(scratch.fib.ifindex).is_some();
+    if !shortcut {
+        return through_stack(skb, &scratch.packet, flow, first);
+    }
+    nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
+    account(&scratch.packet, flow, first);
+    Ok(hand_over(&scratch.fib))
+}
+
+/// An answer of a pod to a client outside: translated here and sent straight out. What only the stack can send is
+/// translated where it leaves.
+#[inline(always)]
+fn answer(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
+    if !may_hop(&scratch.packet) {
+        return Ok(TC_ACT_UNSPEC);
+    }
+    match way(skb, scratch, flow) {
+        Way::TooBig(mtu) => return too_big(skb, scratch, mtu),
+        Way::Stack => return Ok(TC_ACT_UNSPEC),
+        Way::Open => {}
+    }
+    nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
+    account(&scratch.packet, flow, false);
+    Ok(send(&scratch.fib, &mut scratch.words))
 }
 
 /// An ICMP error: of the way to a remote backend (for the client), or of the way to the client (for the backend).
 #[inline(always)]
 fn error(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
     let Some(flow) = crate::icmp::quoted(skb, scratch) else { return Ok(TC_ACT_UNSPEC) };
-    let snat = flow.flags & FLOW_SNAT != 0;
-    if flow.flags & FLOW_REPLY != 0 && !snat {
+    let elsewhere = flow.flags & (FLOW_SNAT | FLOW_DSR) != 0;
+    if flow.flags & FLOW_REPLY != 0 && flow.flags & FLOW_SNAT == 0 {
         return Ok(TC_ACT_UNSPEC);
     }
     crate::icmp::translate(skb, scratch, flow)?;
-    if !snat {
+    if !elsewhere {
         return Ok(TC_ACT_OK);
     }
-    let (v4, to) = (scratch.packet.is_v4(), &scratch.forward.to);
-    match route(skb, &mut scratch.fib, v4, (to.proto as u8, 0), &to.src, &to.dst)? {
-        Way::TooBig(_) => Err(Counter::TooBig),
-        Way::Open => send(skb, &scratch.fib, &mut scratch.words, v4, scratch.packet.ttl),
+    if !may_hop(&scratch.packet) {
+        return Err(Counter::TtlExceeded);
     }
+    let (v4, to) = (scratch.packet.is_v4(), &scratch.forward.to);
+    match route(skb, &mut scratch.fib, v4, (to.proto as u8, 0), &to.src, &to.dst) {
+        Way::TooBig(_) => return Err(Counter::TooBig),
+        Way::Stack => return Err(Counter::NoRoute),
+        Way::Open => {}
+    }
+    hop(skb, &scratch.packet)?;
+    Ok(send(&scratch.fib, &mut scratch.words))
 }

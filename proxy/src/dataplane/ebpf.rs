@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use seaway_ebpf_loader as loader;
-use seaway_ebpf_loader::{MapError, ServiceMaps as _};
+use seaway_ebpf_loader::{MapError, Role, ServiceMaps as _};
 
 pub use kernel::{Kernel, Loaded, Memory, Room};
 pub(crate) use kernel::{Retiring, remove_all};
@@ -42,13 +42,15 @@ pub struct Ebpf<K> {
     layout: Option<Layout>,
     /// Links that this process has attached its own programs to.
     uplinks: BTreeSet<Device>,
+    pod_links: BTreeSet<Device>,
 }
 
 impl<K: Kernel> Ebpf<K> {
     /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
     pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
-        let (counting, passed_by, layout, uplinks) = (false, false, None, BTreeSet::new());
-        Self { kernel, snat_ports, netns_cookie, counting, passed_by, layout, uplinks }
+        let (counting, passed_by, layout) = (false, false, None);
+        let (uplinks, pod_links) = (BTreeSet::new(), BTreeSet::new());
+        Self { kernel, snat_ports, netns_cookie, counting, passed_by, layout, uplinks, pod_links }
     }
 
     /// Where it is kept.
@@ -74,8 +76,15 @@ impl<K: Kernel> Ebpf<K> {
             self.kernel.maps().set_config(&config).map_err(map_error)?;
         }
         let attached = self.kernel.attached()?;
-        self.uplinks.retain(|device| attached.contains(&*device.name));
-        Ok(Host { node_v4: config.node_v4, node_v6: config.node_v6, uplinks: self.uplinks.clone() })
+        for (held, role) in [(&mut self.uplinks, Role::Uplink), (&mut self.pod_links, Role::Pod)] {
+            held.retain(|device| attached.contains(&(device.name.to_string(), role)));
+        }
+        Ok(Host {
+            node_v4: config.node_v4,
+            node_v6: config.node_v6,
+            uplinks: self.uplinks.clone(),
+            pod_links: self.pod_links.clone(),
+        })
     }
 
     /// `config` with what this process decides.
@@ -117,11 +126,18 @@ impl<K: Kernel> Ebpf<K> {
         let held = loader::NodeConfig { node_v4: host.node_v4, node_v6: host.node_v6, ..held };
         let config = self.own_settings(held);
         self.kernel.maps().set_config(&config).map_err(map_error)?;
-        let names: Vec<String> = host.uplinks.iter().map(|device| device.name.to_string()).collect();
-        let missing = self.kernel.attach(&names)?;
-        self.uplinks =
-            host.uplinks.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect();
-        match missing.first() {
+        let named = |devices: &BTreeSet<Device>, role| -> Vec<(String, Role)> {
+            devices.iter().map(|device| (device.name.to_string(), role)).collect()
+        };
+        let wanted = [named(&host.uplinks, Role::Uplink), named(&host.pod_links, Role::Pod)].concat();
+        let missing = self.kernel.attach(&wanted)?;
+        let there = |devices: &BTreeSet<Device>| {
+            devices.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect()
+        };
+        (self.uplinks, self.pod_links) = (there(&host.uplinks), there(&host.pod_links));
+        // A pod's link that is gone already has no need of programs.
+        let missing = missing.iter().find(|name| host.uplinks.iter().any(|device| *device.name == ***name));
+        match missing {
             None => Ok(()),
             Some(device) => Err(DataplaneError::Attach {
                 device: device.clone(),
@@ -273,6 +289,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         let table = self.kernel.traffic();
         self.counting = table.is_some();
         table
+    }
+
+    fn serves_pod_links(&self) -> bool {
+        true
     }
 
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {

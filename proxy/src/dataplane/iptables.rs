@@ -95,6 +95,7 @@ impl<T: Tables> Iptables<T> {
             node_v4: of(Family::V4).and_then(|layout| layout.host.node_v4),
             node_v6: of(Family::V6).map_or(self.host.node_v6, |layout| layout.host.node_v6),
             uplinks: of(Family::V4).map_or_else(Default::default, |layout| layout.host.uplinks.clone()),
+            ..Host::default()
         };
         for layout in &mut layouts {
             layout.host = host.clone();

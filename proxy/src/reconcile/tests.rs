@@ -156,6 +156,15 @@ fn uplinks_are_the_links_of_the_nodes_own_addresses() {
     let names = |host: Host| host.uplinks.iter().map(|d| d.name.to_string()).collect::<Vec<_>>();
     assert_eq!(names(host(&config, Some(&node), &links)), ["eth0"]);
     assert_eq!(host(&config, Some(&node), &links).node_v6, Some("fd00::1".parse().unwrap()));
+    let pods =
+        [Link { mac: Some([0xee; 6]), ..link("sw0123456789a", 4, "fe80::1") }, link("lxc1", 5, "fe80::2")];
+    let pod_links = |config: &ProxyConfig| {
+        let host = host(config, Some(&node), &[&links[..], &pods].concat());
+        host.pod_links.iter().map(|d| d.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(pod_links(&config), ["sw0123456789a"]);
+    config.pod_link_prefixes = vec!["lxc".into(), "eth0".into()];
+    assert_eq!(pod_links(&config), ["lxc1", "sw0123456789a"], "an uplink is none, whatever its name");
     config.devices = vec!["eth1".into()];
     assert_eq!(names(host(&config, Some(&node), &links)), ["eth1"]);
     config.node_port_addresses = vec!["192.0.2.64/26".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];

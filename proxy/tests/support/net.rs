@@ -57,6 +57,8 @@ impl Net {
         // The other node's pod is an address of that node itself.
         net.ip("other", "addr add 10.244.2.5/32 dev lo");
         net.ip("other", "addr add fd00:10:244:2::5/128 dev lo nodad");
+        net.ip("other", "route add 10.244.1.0/24 via 172.30.7.11");
+        net.ip("other", "-6 route add fd00:10:244:1::/64 via fd00:7::11");
         net.ip("node", "route add 10.244.2.0/24 via 172.30.7.12");
         net.ip("node", "-6 route add fd00:10:244:2::/64 via fd00:7::12");
         net

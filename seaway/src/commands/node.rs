@@ -63,6 +63,7 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.traffic_metrics = args.balance.traffic_metrics;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;
+    config.pod_link_prefixes = args.pod_link_prefix;
     config.overlay = match args.overlay {
         NodeOverlay::None => Overlay::None,
         NodeOverlay::Vxlan => Overlay::Vxlan { vni: args.vxlan_vni, port: args.vxlan_port },

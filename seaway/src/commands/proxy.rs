@@ -66,6 +66,7 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     config.devices.clone_from(&args.device);
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
     config.traffic_metrics = args.balance.traffic_metrics;
+    config.pod_link_prefixes.clone_from(&args.pod_link_prefix);
     // Load balancers of the cluster's own kind announce their addresses themselves.
     config.announce_load_balancers = false;
     config.proxy_mode = match args.proxy_mode.as_deref() {

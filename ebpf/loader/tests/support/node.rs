@@ -101,7 +101,8 @@ impl Node {
     /// Gives the node an uplink `up0` with addresses, and routes to the pods of another node.
     pub fn with_uplink(self) -> Self {
         batch(&[
-            "link add up0 type veth peer name wire0",
+            // The address that the frames of `wire` are for.
+            "link add up0 address 02:00:00:00:00:01 type veth peer name wire0",
             "addr add 192.168.0.1/24 dev up0",
             "addr add fd01::1/64 dev up0 nodad",
             "link set up0 up",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use seaway_ebpf_loader as loader;
-use seaway_ebpf_loader::{DropReason, FakeMaps, KernelMaps, ServiceMaps};
+use seaway_ebpf_loader::{DropReason, FakeMaps, KernelMaps, Role, ServiceMaps};
 use seaway_model::Protocol;
 use seaway_nft::{Family, conntrack};
 
@@ -69,11 +69,11 @@ pub trait Kernel: Send {
     /// Exchanges maps for ones with at least so much room, where that is possible. The content stays.
     fn grow(&mut self, room: &Room) -> Result<(), DataplaneError>;
 
-    /// Makes exactly these links carry the packet programs. Returns those that do not exist.
-    fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError>;
+    /// Makes exactly these links carry the packet programs of their roles. Returns those that do not exist.
+    fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError>;
 
     /// The links that carry them.
-    fn attached(&self) -> Result<BTreeSet<String>, DataplaneError>;
+    fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError>;
 
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount>;
@@ -180,15 +180,14 @@ impl Kernel for Loaded {
         Ok(())
     }
 
-    fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError> {
-        let uplinks: Vec<_> = devices.iter().map(|name| (name.clone(), loader::Role::Uplink)).collect();
-        self.dataplane.attach_devices(&uplinks).map_err(failed("cannot attach the packet programs"))
+    fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError> {
+        self.dataplane.attach_devices(devices).map_err(failed("cannot attach the packet programs"))
     }
 
-    fn attached(&self) -> Result<BTreeSet<String>, DataplaneError> {
+    fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError> {
         let attached =
             self.dataplane.attached().map_err(failed("cannot list what the programs are attached to"))?;
-        Ok(attached.into_iter().map(|link| link.target).collect())
+        Ok(attached.into_iter().filter_map(|link| Some((link.target, link.role?))).collect())
     }
 
     fn drops(&self) -> Vec<DropCount> {
@@ -230,7 +229,7 @@ pub struct Memory {
     /// Its maps.
     pub maps: FakeMaps,
     /// Links that programs are attached to.
-    pub devices: BTreeSet<String>,
+    pub devices: BTreeSet<(String, Role)>,
     /// Maps are exchanged for larger ones when that is asked for.
     pub grows: bool,
     /// Connections that somebody else translates.
@@ -263,12 +262,12 @@ impl Kernel for Memory {
         Ok(())
     }
 
-    fn attach(&mut self, devices: &[String]) -> Result<Vec<String>, DataplaneError> {
+    fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError> {
         self.devices = devices.iter().cloned().collect();
         Ok(Vec::new())
     }
 
-    fn attached(&self) -> Result<BTreeSet<String>, DataplaneError> {
+    fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError> {
         Ok(self.devices.clone())
     }
 

@@ -61,6 +61,7 @@ impl Layout {
             node_v4: first(Family::Ip, Set::Node).and_then(codec::read_node_v4),
             node_v6: first(Family::Ip6, Set::Node).and_then(codec::read_node_v6),
             uplinks,
+            ..Host::default()
         };
         let mut shapes = Shapes::default();
         let stands: Option<HashMap<Address, Stand>> =

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, bail};
+use seaway_cni_network::netlink::Mac;
 use seaway_ebpf_loader::{Capacities, Dataplane, Direction};
 use seaway_lab::LabNode;
 
@@ -28,20 +29,23 @@ struct Programs<'a> {
     node: &'a LabNode,
     dataplane: Dataplane,
     uplink: u32,
+    /// The uplink's address: the programs leave alone what is for others.
+    mac: Mac,
     place: Place,
 }
 
 impl<'a> Programs<'a> {
     fn open(bed: &'a Bed, place: Place) -> Result<Self> {
         let node = bed.node(place);
-        let uplink = node.netlink()?.link("eth0")?.context("the uplink")?.index;
+        let uplink = node.netlink()?.link("eth0")?.context("the uplink")?;
+        let mac = uplink.mac.context("an uplink with a MAC address")?;
         let dataplane = Dataplane::open(node.bpffs(), &Capacities::default())?;
-        Ok(Self { node, dataplane, uplink, place })
+        Ok(Self { node, dataplane, uplink: uplink.index, mac, place })
     }
 
     /// Nanoseconds of a packet that addresses no Service.
     fn untouched(&self) -> Result<f64> {
-        let packet = packet(self.place.address(), 22, 4000, SYN);
+        let packet = packet(self.mac, self.place.address(), 22, 4000, SYN);
         let dataplane = &self.dataplane;
         let run = self.node.run(|| dataplane.run_packet(Direction::Ingress, &packet, self.uplink, REPEAT))?;
         if run.verdict != UNTOUCHED {
@@ -57,7 +61,7 @@ impl<'a> Programs<'a> {
         self.node.run(|| {
             let mut times = Vec::new();
             for port in first..first + SINGLE {
-                let packet = packet(self.place.address(), NODE_PORTS[0], port, flags);
+                let packet = packet(self.mac, self.place.address(), NODE_PORTS[0], port, flags);
                 let run = dataplane.run_packet(Direction::Ingress, &packet, self.uplink, 1)?;
                 if run.verdict == UNTOUCHED {
                     bail!("a packet to a NodePort was not translated");
@@ -92,7 +96,7 @@ pub fn run(bed: &Bed, effort: Effort, report: &mut Report) -> Result<()> {
 }
 
 /// A frame with a TCP segment without payload from a client outside.
-fn packet(to: Ipv4Addr, to_port: u16, from_port: u16, flags: u8) -> Vec<u8> {
+fn packet(mac: Mac, to: Ipv4Addr, to_port: u16, from_port: u16, flags: u8) -> Vec<u8> {
     let from = Ipv4Addr::new(172, 30, 0, 100);
     let mut ip = vec![0x45, 0, 0, 40, 0x12, 0x34, 0x40, 0, 64, 6, 0, 0];
     ip.extend(from.octets());
@@ -106,8 +110,8 @@ fn packet(to: Ipv4Addr, to_port: u16, from_port: u16, flags: u8) -> Vec<u8> {
     let pseudo: Vec<u8> = [&ip[12..20], &[0, 6, 0, 20], &tcp[..]].concat();
     let sum = checksum(&pseudo);
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    let ethernet = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0];
-    [&ethernet[..], &ip, &tcp].concat()
+    let rest = [2, 0, 0, 0, 0, 2, 0x08, 0];
+    [&mac.0[..], &rest, &ip, &tcp].concat()
 }
 
 fn checksum(bytes: &[u8]) -> u16 {
@@ -124,7 +128,7 @@ mod tests {
 
     #[test]
     fn packets_have_right_checksums() {
-        let frame = packet(Ipv4Addr::new(172, 30, 0, 11), 30_080, 4000, SYN);
+        let frame = packet(Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(172, 30, 0, 11), 30_080, 4000, SYN);
         assert_eq!(frame.len(), 54);
         assert_eq!(checksum(&frame[14..34]), 0);
         let pseudo = [&frame[26..34], &[0, 6, 0, 20], &frame[34..]].concat();
