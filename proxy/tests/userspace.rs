@@ -206,7 +206,7 @@ fn affinity_ranges_and_a_backend_that_refuses() {
         let mut set = (**set).clone();
         let mut extra = set.endpoints[0].clone();
         extra.addr = "172.30.7.12".parse().unwrap();
-        set.endpoints.push(extra);
+        set.endpoints = set.endpoints.iter().cloned().chain([extra]).collect();
         Arc::new(set)
     };
     let key = seaway_model::ServiceKey::new("default", "web-1");

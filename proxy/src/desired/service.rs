@@ -31,7 +31,7 @@ pub(super) fn frontends(
                 // Addresses of a kind stand together, and share what the kernel is told.
                 let shape = match &shape {
                     Some((of, held)) if *of == kind => held,
-                    _ => &shape.insert((kind, Shape::new(service, port, family, kind, &choice))).1,
+                    _ => &shape.insert((kind, Shape::new(service, port, family, kind, &choice, view))).1,
                 };
                 for (scope, entry) in shape.at(addr) {
                     let key = FrontendKey { addr, port: number, protocol: port.protocol, scope };
@@ -79,6 +79,7 @@ impl Shape {
         family: Family,
         kind: FrontendKind,
         choice: &Choice,
+        view: &NodeView,
     ) -> Self {
         let blank = Frontend {
             group: Group::of(&service.key, &port.name, port.protocol, family),

@@ -84,6 +84,7 @@ pub(super) fn entry(
         drop_when_empty: frontend.elsewhere,
         node_port: frontend.kind == FrontendKind::NodePort,
         host_only: key.addr.is_loopback(),
+        dsr: false,
         maglev_base,
         maglev_size,
     }

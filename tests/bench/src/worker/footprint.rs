@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use seaway_dns::DnsConfig;
 use seaway_dns::zone::Zone;
-use seaway_model::{Endpoint, EndpointPort, EndpointSet, Protocol, ServiceKey, TargetPod};
+use seaway_model::{Endpoint, EndpointPort, EndpointSet, Protocol, ServiceKey};
 use serde::{Deserialize, Serialize};
 
 use crate::dns::records::{NAMESPACE, snapshot};
@@ -46,7 +46,7 @@ pub fn run(options: &Options) -> Result<()> {
     for n in 0..options.services {
         let key = ServiceKey::new(NAMESPACE, &format!("s{n}"));
         let places = options.pods * n / options.services..options.pods * (n + 1) / options.services;
-        let endpoints = places.map(|pod| endpoint(n, pod, &key.namespace, &ports)).collect();
+        let endpoints = places.map(|pod| endpoint(pod, &ports)).collect();
         if n % HEADLESS_EVERY == 0
             && let Some(service) = snapshot.services.get_mut(&key)
         {
@@ -65,18 +65,16 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn endpoint(service: usize, pod: usize, namespace: &Arc<str>, ports: &Arc<[EndpointPort]>) -> Endpoint {
+fn endpoint(pod: usize, ports: &Arc<[EndpointPort]>) -> Endpoint {
     Endpoint {
         addr: Ipv4Addr::from_bits(Ipv4Addr::new(10, 244, 0, 0).to_bits() + pod as u32).into(),
         hostname: None,
         node: Some("node".into()),
         zone: None,
-        pod: Some(TargetPod { namespace: Arc::clone(namespace), name: format!("s{service}-{pod}").into() }),
         ready: true,
         serving: true,
         terminating: false,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+        hints: None,
         ports: Arc::clone(ports),
     }
 }
