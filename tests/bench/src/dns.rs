@@ -59,9 +59,9 @@ const QUICK: Effort = Effort {
     answers: 20_000,
     sizes: &[1_000, 50_000],
     peer_sizes: &[1_000],
-    seconds: 0.5,
+    seconds: 0.4,
     changes: 100,
-    overload_s: 4,
+    overload_s: 3,
 };
 
 /// Measures.
