@@ -35,11 +35,12 @@ pub const fn option_v4(frontend: &Addr, port_be: u16) -> [u32; 2] {
 /// The IPv6 destination options header, in front of upper-layer protocol `next`.
 #[inline(always)]
 pub const fn option_v6(next: u8, frontend: &Addr, port_be: u16) -> [u32; 6] {
-    let [a, b] = port_be.to_ne_bytes();
-    let [w, x, y, z] = frontend.words;
     let head = u32::from_ne_bytes([next, UNITS_V6, OPTION_V6[0], OPTION_V6[1]]);
+    let [a, b] = port_be.to_ne_bytes();
     // Two bytes of padding, which the option's length covers.
-    [head, w, x, y, z, u32::from_ne_bytes([a, b, 0, 0])]
+    let tail = u32::from_ne_bytes([a, b, 0, 0]);
+    let words = &frontend.words;
+    [head, words[0], words[1], words[2], words[3], tail]
 }
 
 /// Reads what follows an IPv4 header without other options.
