@@ -301,13 +301,13 @@ fn the_device_has_the_name_that_it_is_given_and_the_former_one_goes() {
     };
     drop(Agent::start(&place, overlay, named("one"), &all));
     assert_eq!(devices(), [("one".to_owned(), (3, 4800))]);
-    let _agent = Agent::start(&place, overlay, named("two"), &all);
+    let agent = Agent::start(&place, overlay, named("two"), &all);
     wait_for(PATIENCE, "the new name", || devices() == [("two".to_owned(), (3, 4800))]);
     let conflist = Path::new(&place.state).join("net.d/10-seaway.conflist");
     wait_for(PATIENCE, "the configuration", || {
         std::fs::read_to_string(&conflist).is_ok_and(|text| text.contains("\"two\""))
     });
-    drop(_agent);
+    drop(agent);
     place.namespace().run(|| cleanup(&place.config(overlay))).unwrap().unwrap();
     assert_eq!(devices(), []);
 }

@@ -30,10 +30,9 @@ mod worker;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use row::Report;
+use supervise::measure;
 use worker::Role;
 
 #[derive(Parser)]
@@ -85,19 +84,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs a bench in a process of its own and cleans up behind it. The inner process does the measuring.
-fn measure(
-    name: &'static str,
-    options: Options,
-    bench: fn(Options, &mut Report) -> Result<()>,
-) -> Result<bool> {
-    if !supervise::is_inside() {
-        return supervise::run();
-    }
-    let mut report = Report::new(name, options.json);
-    bench(options, &mut report)?;
-    report.finish();
-    Ok(true)
 }

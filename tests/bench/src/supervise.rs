@@ -6,16 +6,34 @@ use anyhow::{Context, Result, bail};
 use seaway_lab::Lab;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::Options;
+use crate::row::Report;
+
 /// Tells the inner process what it is.
 const INSIDE: &str = "SEAWAY_BENCH_INSIDE";
 
+/// Runs a bench in a process of its own and cleans up behind it. The inner process does the measuring.
+pub fn measure(
+    name: &'static str,
+    options: Options,
+    bench: fn(Options, &mut Report) -> Result<()>,
+) -> Result<bool> {
+    if !is_inside() {
+        return run();
+    }
+    let mut report = Report::new(name, options.json);
+    bench(options, &mut report)?;
+    report.finish();
+    Ok(true)
+}
+
 /// Whether this is the process that measures.
-pub fn is_inside() -> bool {
+fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
 /// Starts this program anew to measure, and waits for it. Returns whether it did well.
-pub fn run() -> Result<bool> {
+fn run() -> Result<bool> {
     if !rustix::process::geteuid().is_root() {
         bail!("a bench makes network namespaces and loads eBPF programs: run it as root");
     }
