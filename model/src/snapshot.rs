@@ -49,32 +49,36 @@ pub struct Changes {
     pub nodes: BTreeSet<Arc<str>>,
     /// Pods with host ports that appeared, changed or went.
     pub host_pods: BTreeSet<TargetPod>,
+    /// Of `services`, how many have another object.
+    pub service_objects: usize,
+    /// Of `services`, how many have other endpoints.
+    pub endpoint_sets: usize,
 }
 
 impl Snapshot {
     /// What has changed since `older`. Costs O(changes · log n) where `self` was derived from `older`.
     pub fn changes_since(&self, older: &Self) -> Changes {
         let mut changes = Changes::default();
-        changed_keys(&older.services, &self.services, &mut changes.services);
-        changed_keys(&older.endpoints, &self.endpoints, &mut changes.services);
+        changes.service_objects = changed_keys(&older.services, &self.services, &mut changes.services);
+        changes.endpoint_sets = changed_keys(&older.endpoints, &self.endpoints, &mut changes.services);
         changed_keys(&older.nodes, &self.nodes, &mut changes.nodes);
         changed_keys(&older.host_pods, &self.host_pods, &mut changes.host_pods);
         changes
     }
 }
 
+/// Adds the keys whose values differ. Returns how many do.
 fn changed_keys<K: Ord + Clone, V: PartialEq>(
     old: &OrdMap<K, Arc<V>>,
     new: &OrdMap<K, Arc<V>>,
     keys: &mut BTreeSet<K>,
-) {
-    for item in old.diff(new) {
-        match item {
-            DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => {
-                keys.insert(key.clone());
-            }
-        }
-    }
+) -> usize {
+    let changed = old.diff(new).map(|item| match item {
+        DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
+    });
+    let mut count = 0;
+    keys.extend(changed.inspect(|_| count += 1).cloned());
+    count
 }
 
 #[cfg(test)]
@@ -104,7 +108,8 @@ mod tests {
         let old = with(&[("web", 1)]);
         let mut new = old.clone();
         new.endpoints.insert(ServiceKey::new("default", "web"), Arc::new(EndpointSet::default()));
-        assert_eq!(new.changes_since(&old).services.len(), 1);
+        let changes = new.changes_since(&old);
+        assert_eq!((changes.services.len(), changes.service_objects, changes.endpoint_sets), (1, 0, 1));
         assert!(new.changes_since(&new.clone()).services.is_empty());
     }
 }

@@ -43,17 +43,28 @@ use reconcile::Reconciler;
 
 /// Serves Services on this node until `shutdown`. Kernel state stays when it returns.
 pub async fn run(
-    mut config: ProxyConfig,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    config: ProxyConfig,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), ProxyError> {
-    let mut dataplane = modes::open(&config).await?;
+    let mut reconciler = Reconciler::waiting(config.clone(), metrics.clone());
+    let mut dataplane = {
+        let mut opening = std::pin::pin!(modes::open(&config));
+        loop {
+            tokio::select! {
+                opened = &mut opening => break opened?,
+                Ok(()) = snapshots.changed() => {
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    reconciler.foresee(&snapshot);
+                }
+            }
+        }
+    };
+    snapshots.mark_changed();
     if let Some(conntrack) = config.conntrack {
         conntrack.apply();
     }
-    // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
-    config.node_port_loopback &= dataplane.name() != Mode::Nftables.name();
     tracing::info!(mode = dataplane.name(), node = config.node_name, "serving Services");
     let mut parts = tokio::task::JoinSet::new();
     let health = health::run(
@@ -73,7 +84,7 @@ pub async fn run(
     if config.count_traffic && counted.is_none() {
         tracing::warn!(mode = dataplane.name(), "this mode does not count traffic per backend");
     }
-    let reconciler = Reconciler::new(config, metrics.clone(), dataplane);
+    reconciler.begin(dataplane);
     if let Some(counted) = counted {
         metrics.show_traffic(counted, reconciler.views());
     }

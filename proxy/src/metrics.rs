@@ -2,7 +2,6 @@
 
 mod rules;
 
-use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
@@ -10,7 +9,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use seaway_model::{ServiceKey, Snapshot};
+use seaway_model::Changes;
 use tokio::sync::watch;
 
 use crate::desired::Desired;
@@ -164,12 +163,9 @@ impl Metrics {
         self.conflicts.set(as_i64(desired.contested.len()));
     }
 
-    /// `services` differ between two snapshots, in their own object or in their endpoints.
-    pub(crate) fn changed(&self, services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) {
-        let same = |key: &&ServiceKey| former.services.get(*key) == snapshot.services.get(*key);
-        let changed_services = services.iter().filter(|key| !same(key)).count();
-        let same = |key: &&ServiceKey| former.endpoints.get(*key) == snapshot.endpoints.get(*key);
-        self.rules.changed(changed_services, services.iter().filter(|key| !same(key)).count());
+    /// Services and their endpoints have changed.
+    pub(crate) fn changed(&self, changes: &Changes) {
+        self.rules.changed(changes.service_objects, changes.endpoint_sets);
     }
 
     /// /healthz was answered with this status code.

@@ -1,4 +1,5 @@
-//! What operators should know about a Service: told to whoever can write it down (as Events, say), once.
+//! What operators should know about a Service: written to the log, and told to whoever can write it down elsewhere (as
+//! Events, say), once.
 //!
 //! The proxy knows nothing of the Kubernetes API: [`Reporter`] is the seam.
 
@@ -97,7 +98,6 @@ impl Notices {
         reason: &'static str,
         message: String,
     ) {
-        let Some(reporter) = self.reporter.clone() else { return };
         let key = (owner.clone(), reason);
         let lately = |(said, at): &(String, Instant)| *said == message && at.elapsed() < AGAIN_AFTER;
         if self.said.get(&key).is_some_and(lately) || !self.allowance.take() {
@@ -117,6 +117,8 @@ impl Notices {
             let uid = snapshot.services.get(owner).map(|held| Arc::clone(&held.uid));
             ("Service", Arc::clone(&owner.name), uid)
         };
+        tracing::warn!(kind, object = %format_args!("{namespace}/{name}"), reason, "{message}");
+        let Some(reporter) = &self.reporter else { return };
         reporter.warn(Notice { kind, namespace, name, uid: uid.unwrap_or_default(), reason, message });
     }
 
@@ -139,9 +141,6 @@ impl Notices {
 
     /// Tells those who do not get an address that they claim.
     pub(crate) fn conflicts(&mut self, snapshot: &Snapshot, desired: &Desired) {
-        if self.reporter.is_none() {
-            return;
-        }
         for (key, claimants) in &desired.contested {
             let Some(winner) = claimants.first() else { continue };
             let address = std::net::SocketAddr::new(key.addr, key.port);

@@ -62,6 +62,19 @@ impl Plan {
         self.len() == 0
     }
 
+    /// The same in parts of at most `size` frontends to write: the node comes first, what goes comes last.
+    pub fn parts(&self, size: usize) -> impl Iterator<Item = Self> {
+        let parts = self.upserts.chunks(size.max(1));
+        let last = parts.len().saturating_sub(1);
+        let empty = self.upserts.is_empty().then_some(&[][..]);
+        parts.chain(empty).enumerate().map(move |(number, upserts)| Self {
+            host: self.host.clone().filter(|_| number == 0),
+            upserts: upserts.to_vec(),
+            removals: if number == last { self.removals.clone() } else { Vec::new() },
+            sweep: self.sweep && number == last,
+        })
+    }
+
     /// The number of steps.
     pub fn len(&self) -> usize {
         usize::from(self.host.is_some()) + self.upserts.len() + self.removals.len() + usize::from(self.sweep)
@@ -111,5 +124,65 @@ impl Actual {
             self.stale = 0;
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use seaway_model::{Family, Protocol, ServiceKey};
+
+    use super::*;
+    use crate::frontend::{FrontendKind, Group, Scope};
+
+    fn key(number: u8) -> FrontendKey {
+        FrontendKey {
+            addr: [10, 96, 0, number].into(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            scope: Scope::Internal,
+        }
+    }
+
+    fn frontend() -> Arc<Frontend> {
+        Arc::new(Frontend {
+            group: Group::of(&ServiceKey::new("default", "web"), "", Protocol::Tcp, Family::V4),
+            kind: FrontendKind::ClusterIP,
+            backends: [].into(),
+            affinity: None,
+            source_ranges: [].into(),
+            preserve_source: false,
+            elsewhere: false,
+            maglev: false,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn parts_are_the_plan_in_its_order(
+            upserts in 0..20_u8,
+            removals in 0..3_u8,
+            sweep in any::<bool>(),
+            moved in any::<bool>(),
+            size in 0..8_usize,
+        ) {
+            let plan = Plan {
+                host: moved.then(Host::default),
+                upserts: (0..upserts).map(|number| (key(number), frontend())).collect(),
+                removals: (100..100 + removals).map(key).collect(),
+                sweep,
+            };
+            let parts: Vec<Plan> = plan.parts(size).collect();
+            prop_assert!(parts.iter().all(|part| part.upserts.len() <= size.max(1)));
+            let (first, last) = (parts.first().unwrap(), parts.last().unwrap());
+            let joined = Plan {
+                host: first.host.clone(),
+                upserts: parts.iter().flat_map(|part| part.upserts.clone()).collect(),
+                removals: last.removals.clone(),
+                sweep: last.sweep,
+            };
+            prop_assert_eq!(&joined, &plan);
+            prop_assert_eq!(parts.iter().map(Plan::len).sum::<usize>(), plan.len());
+        }
     }
 }

@@ -25,11 +25,13 @@ use crate::metrics::SyncEnd;
 use crate::notices::{self, Notices};
 use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
 use crate::sockets::View;
-use crate::{Metrics, ProxyConfig, stale};
+use crate::{Metrics, Mode, ProxyConfig, stale};
 
 /// How often the links are looked at where the kernel tells of their changes, and where it does not.
 const LINKS_INTERVAL: Duration = Duration::from_secs(10);
 const LINKS_POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// A change of so many frontends leaves much memory behind that nobody needs again.
+const LARGE: usize = 10_000;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// What CNI plugins that route to each pod (Seaway's, Calico) give the node's ends of links, as all are gateways.
@@ -61,6 +63,7 @@ pub struct Reconciler {
     /// The last failure that was logged, so that a lasting one is logged once.
     logged: Option<String>,
     notices: Notices,
+    trim_due: bool,
     maglev_offered: bool,
     mode: &'static str,
     views: watch::Sender<View>,
@@ -69,18 +72,23 @@ pub struct Reconciler {
 impl Reconciler {
     /// A loop over `dataplane`.
     pub fn new(config: ProxyConfig, metrics: Metrics, dataplane: Box<dyn Dataplane>) -> Self {
-        config.status.update(|status| dataplane.name().clone_into(&mut status.mode));
+        let mut reconciler = Self::waiting(config, metrics);
+        reconciler.begin(dataplane);
+        reconciler
+    }
+
+    /// A loop whose data plane is being opened.
+    pub(crate) fn waiting(mut config: ProxyConfig, metrics: Metrics) -> Self {
+        config.node_port_loopback &= config.mode != Mode::Nftables;
         let notices = Notices::new(config.reporter.clone());
-        let (maglev_offered, dataplane_name) = (dataplane.offers_maglev(), dataplane.name());
-        if config.maglev && !maglev_offered {
-            tracing::warn!(mode = dataplane.name(), "this mode has no Maglev: backends are chosen at random");
-        }
+        // What is likely: where it turns out to be otherwise, everything is decided anew.
+        let maglev_offered = matches!(config.mode, Mode::Auto | Mode::Ebpf);
         Self {
             config,
             metrics,
             computation: Computation::default(),
-            serves_pod_links: dataplane.serves_pod_links(),
-            dataplane: Some(dataplane),
+            serves_pod_links: false,
+            dataplane: None,
             actual: None,
             pending: BTreeSet::new(),
             links: Vec::new(),
@@ -91,10 +99,47 @@ impl Reconciler {
             failures: 0,
             logged: None,
             notices,
+            trim_due: false,
             maglev_offered,
-            mode: dataplane_name,
+            mode: "",
             views: watch::Sender::new(View::default()),
         }
+    }
+
+    /// The data plane is open.
+    pub(crate) fn begin(&mut self, dataplane: Box<dyn Dataplane>) {
+        self.mode = dataplane.name();
+        self.config.status.update(|status| self.mode.clone_into(&mut status.mode));
+        self.maglev_offered = dataplane.offers_maglev();
+        self.serves_pod_links = dataplane.serves_pod_links();
+        if self.config.maglev && !self.maglev_offered {
+            tracing::warn!(mode = self.mode, "this mode has no Maglev: backends are chosen at random");
+        }
+        // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
+        self.config.node_port_loopback &= self.mode != Mode::Nftables.name();
+        self.dataplane = Some(dataplane);
+    }
+
+    /// Decides what a sync will want: the kernel takes its time with opening a data plane.
+    pub(crate) fn foresee(&mut self, snapshot: &Snapshot) {
+        if !snapshot.synced {
+            return;
+        }
+        if let Some(view) = self.look(snapshot) {
+            self.pending.append(&mut self.computation.update(snapshot, &view));
+        }
+    }
+
+    /// The node as it is now; `None`: it is not known.
+    fn look(&mut self, snapshot: &Snapshot) -> Option<NodeView> {
+        if self.links.is_empty() {
+            self.links_changed();
+        }
+        if let Some(node) = snapshot.nodes.get(&*self.config.node_name) {
+            self.node = Some(Arc::clone(node));
+        }
+        let view = |node| view(&self.config, Some(node), &self.links);
+        self.node.as_deref().map(|node| NodeView { maglev_offered: self.maglev_offered, ..view(node) })
     }
 
     /// What the loop works with, for those who clean up behind it.
@@ -157,28 +202,20 @@ impl Reconciler {
     /// One sync. Returns whether everything is as it should be.
     pub async fn sync(&mut self, snapshot: &Snapshot) -> bool {
         let started = Instant::now();
-        if self.links.is_empty() {
-            self.links_changed();
-        }
-        if let Some(node) = snapshot.nodes.get(&*self.config.node_name) {
-            self.node = Some(Arc::clone(node));
-        }
-        let Some(node) = self.node.clone() else {
+        let Some(view) = self.look(snapshot) else {
             let text = format!("waiting for the Node object {:?}", self.config.node_name);
             self.config.status.update(|status| status.last_error = Some(text));
             return true;
         };
-        let mut view = view(&self.config, Some(&node), &self.links);
-        view.maglev_offered = self.maglev_offered;
-        let mut host = host(&self.config, Some(&node), &self.links);
+        let mut host = host(&self.config, self.node.as_deref(), &self.links);
         if !self.serves_pod_links {
             host.pod_links.clear();
         }
         self.pending.append(&mut self.computation.update(snapshot, &view));
-        let changes = snapshot.changes_since(&self.former).services;
-        self.metrics.changed(&changes, &self.former, snapshot);
-        self.forget_due |= stale::udp_vanished_of(&changes, &self.former, snapshot);
-        self.departure |= stale::departed(&changes, &self.former, snapshot);
+        let changes = snapshot.changes_since(&self.former);
+        self.metrics.changed(&changes);
+        self.forget_due |= stale::udp_vanished_of(&changes.services, &self.former, snapshot);
+        self.departure |= stale::departed(&changes.services, &self.former, snapshot);
         self.former = snapshot.clone();
         self.views.send_modify(|view| {
             view.desired = self.computation.desired().clone();
@@ -205,7 +242,7 @@ impl Reconciler {
         };
         let desired = self.computation.desired();
         self.notices.conflicts(snapshot, desired);
-        self.notices.balancing(snapshot, &changes, self.maglev_offered);
+        self.notices.balancing(snapshot, &changes.services, self.maglev_offered);
         let sync = SyncEnd { mode: self.mode, took: started.elapsed(), ok, full };
         self.metrics.sync_done(desired, &sync);
         let devices = host.uplinks.iter().map(|device| device.name.to_string()).collect();
@@ -220,6 +257,9 @@ impl Reconciler {
             if let Some(triggered_at) = snapshot.triggered_at {
                 self.metrics.programmed(triggered_at);
             }
+        }
+        if std::mem::take(&mut self.trim_due) {
+            tokio::task::spawn_blocking(seaway_ebpf_loader::trim_memory);
         }
         ok
     }
@@ -258,6 +298,7 @@ impl Reconciler {
             host = plan.host.is_some(),
             "applying"
         );
+        self.trim_due |= plan.len() >= LARGE;
         let (applied, plan) = self.apply(plan).await?;
         self.actual = Some(actual.after(&plan));
         Ok(applied.failed)

@@ -35,6 +35,11 @@ pub fn udp_vanished_of(services: &BTreeSet<ServiceKey>, former: &Snapshot, snaps
     let (mut before, mut now) = (Targets::new(), Targets::new());
     for service in services {
         extend(&mut before, former, service);
+    }
+    if before.is_empty() {
+        return false;
+    }
+    for service in services {
         extend(&mut now, snapshot, service);
     }
     before.iter().any(|target| !now.contains(target))

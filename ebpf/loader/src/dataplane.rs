@@ -1,11 +1,14 @@
 //! The loaded programs of one node: opened, attached, replaced, removed.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 
 use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
@@ -228,17 +231,31 @@ fn load(bpffs: &Path, capacities: &Capacities, object: &[u8], pin: Pins<'_>) -> 
     let mut ebpf = loader
         .load(object)
         .map_err(|source| LoadError::Object { bpffs: bpffs.into(), source: Box::new(source) })?;
-    for hook in Hook::ALL {
-        load_program(&mut ebpf, &hook)?;
-    }
+    load_programs(&mut ebpf)?;
     Ok(ebpf)
 }
 
+/// Loads the programs. The verifier takes its time with some of them, on one core each.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let mut waiting: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for hook in &Hook::ALL {
+            let missing = LoadError::Missing { kind: "program", name: hook.program };
+            let program = waiting.remove(hook.program).ok_or(missing)?;
+            running.push(scope.spawn(move || load_program(program, hook)));
+        }
+        let ended =
+            |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        running.into_iter().try_for_each(ended)
+    })
+}
+
 /// Loads a program. The verifier gives up when a signal comes (a child of the agent ends, say): then it is asked again.
-fn load_program(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
+fn load_program(program: &mut Program, hook: &Hook) -> Result<(), LoadError> {
     const ATTEMPTS: usize = 20;
     for attempt in 1.. {
-        match try_load(ebpf, hook) {
+        match try_load(program, hook) {
             Err(LoadError::Program { source, .. }) if attempt < ATTEMPTS && interrupted(&source) => {}
             done => return done,
         }
@@ -250,9 +267,7 @@ fn interrupted(e: &ProgramError) -> bool {
     matches!(e, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
 }
 
-fn try_load(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
-    let missing = LoadError::Missing { kind: "program", name: hook.program };
-    let Some(program) = ebpf.program_mut(hook.program) else { return Err(missing) };
+fn try_load(program: &mut Program, hook: &Hook) -> Result<(), LoadError> {
     let loaded = match hook.kind {
         Kind::Address => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
         Kind::Socket => <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load),

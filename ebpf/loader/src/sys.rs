@@ -528,6 +528,15 @@ pub(crate) fn ifname(index: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
+/// Gives memory of this process that nobody uses back to the kernel: glibc keeps what a large change has needed on its way.
+pub fn trim_memory() {
+    // SAFETY: the allocator's own function, which any thread may call at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Seconds of the clock that the programs use.
 pub(crate) fn monotonic_s() -> u32 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -27,6 +27,10 @@ use crate::status::DropCount;
 use crate::traffic::TrafficTable;
 use layout::{Contents, Layout, Ops};
 
+/// Frontends that are compiled and written together. What a first sync needs on its way stays small beside what is
+/// kept.
+const PART: usize = 4096;
+
 /// The eBPF data plane of one node.
 #[derive(Debug)]
 pub struct Ebpf<K> {
@@ -67,6 +71,11 @@ impl<K: Kernel> Ebpf<K> {
         let end = ends.filter(|end| *end <= capacity).max().unwrap_or(0);
         let backends = maps.backends(0, end).map_err(map_error)?;
         Ok(Layout::adopt(&Contents { services, ranges, backends, capacity, maglev_capacity }))
+    }
+
+    /// The layout as it is known, or else as it is read.
+    fn take_layout(&mut self) -> Result<Layout, DataplaneError> {
+        self.layout.take().map_or_else(|| self.read_layout(), Ok)
     }
 
     fn read_host(&mut self) -> Result<Host, DataplaneError> {
@@ -241,32 +250,30 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         {
             failed.push(Failure { subject: Subject::Host, error });
         }
-        let mut layout = match self.layout.take() {
-            Some(layout) => layout,
-            None => self.read_layout()?,
-        };
+        let mut layout = self.take_layout()?;
         self.make_room(&mut layout, plan);
-        let (ops, unplaced) = layout.compile(plan, Instant::now());
-        failed.extend(unplaced);
         self.layout = Some(layout);
         if !std::mem::replace(&mut self.passed_by, true) {
             self.pass_by()?;
         }
-        match self.execute(&ops) {
-            Ok(unwritten) => failed.extend(unwritten),
-            Err(error) => {
-                self.layout = None;
-                return Err(error);
+        for part in plan.parts(PART) {
+            let mut layout = self.take_layout()?;
+            let (ops, unplaced) = layout.compile(&part, Instant::now());
+            failed.extend(unplaced);
+            self.layout = Some(layout);
+            match self.execute(&ops) {
+                Ok(unwritten) => failed.extend(unwritten),
+                Err(error) => {
+                    self.layout = None;
+                    return Err(error);
+                }
             }
         }
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 
     fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
-        let layout = match self.layout.take() {
-            Some(layout) => layout,
-            None => self.read_layout()?,
-        };
+        let layout = self.take_layout()?;
         let groups = self.layout.insert(layout).groups_by_id();
         let serves = |flow: &loader::Connection| {
             let (addr, port) = flow.backend();

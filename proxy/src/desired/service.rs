@@ -26,12 +26,13 @@ pub(super) fn frontends(
                 continue;
             }
             let choice = choose(service, port, family, endpoints, view);
+            let offer = Offer { service, port, family, choice, maglev: view.chooses_by_maglev(service) };
             let mut shape = None;
             for (addr, number, kind) in addresses {
                 // Addresses of a kind stand together, and share what the kernel is told.
                 let shape = match &shape {
                     Some((of, held)) if *of == kind => held,
-                    _ => &shape.insert((kind, Shape::new(service, port, family, kind, &choice, view))).1,
+                    _ => &shape.insert((kind, Shape::new(&offer, kind))).1,
                 };
                 for (scope, entry) in shape.at(addr) {
                     let key = FrontendKey { addr, port: number, protocol: port.protocol, scope };
@@ -66,6 +67,15 @@ fn addresses(
     all
 }
 
+/// A Service port in one family, with the endpoints that serve it.
+struct Offer<'a> {
+    service: &'a Service,
+    port: &'a ServicePort,
+    family: Family,
+    choice: Choice,
+    maglev: bool,
+}
+
 /// What a Service port is at addresses of one kind in one family: asked from this node, and from outside.
 struct Shape {
     inside: Arc<Entry>,
@@ -73,23 +83,17 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(
-        service: &Service,
-        port: &ServicePort,
-        family: Family,
-        kind: FrontendKind,
-        choice: &Choice,
-        view: &NodeView,
-    ) -> Self {
+    fn new(offer: &Offer<'_>, kind: FrontendKind) -> Self {
+        let Offer { service, port, family, choice, maglev } = offer;
         let blank = Frontend {
-            group: Group::of(&service.key, &port.name, port.protocol, family),
+            group: Group::of(&service.key, &port.name, port.protocol, *family),
             kind,
-            backends: Arc::from([]),
+            backends: Arc::default(),
             affinity: service.session_affinity,
-            source_ranges: Arc::from([]),
+            source_ranges: Arc::default(),
             preserve_source: false,
             elsewhere: false,
-            maglev: view.chooses_by_maglev(service),
+            maglev: *maglev,
         };
         let entry = |frontend| {
             let owner = Owner { service: service.key.clone(), port_name: Arc::clone(&port.name) };
@@ -104,8 +108,8 @@ impl Shape {
         let outside = Frontend {
             preserve_source: service.external_policy == TrafficPolicy::Local,
             source_ranges: match kind {
-                FrontendKind::LoadBalancer => source_ranges(service, family),
-                _ => Arc::from([]),
+                FrontendKind::LoadBalancer => source_ranges(service, *family),
+                _ => Arc::default(),
             },
             ..by_policy(&blank, choice, service.external_policy)
         };

@@ -4,6 +4,8 @@
 //! kind of the frontend (2 bits), whether the source is preserved (1), how often the id was moved on because another
 //! group had it (3), and the part of the group's number that is not in the id (26).
 
+use std::sync::Arc;
+
 use seaway_ebpf_loader as loader;
 use seaway_model::{Family, Protocol};
 
@@ -103,9 +105,9 @@ pub(super) fn frontend(key: &FrontendKey, entry: &loader::ServiceEntry) -> Optio
     let frontend = Frontend {
         group: Group::from_bits(u64::from(entry.generation >> 6) << 32 | u64::from(low)),
         kind,
-        backends: [].into(),
+        backends: Arc::default(),
         affinity: entry.affinity,
-        source_ranges: [].into(),
+        source_ranges: Arc::default(),
         preserve_source: entry.generation & 4 != 0,
         elsewhere: entry.drop_when_empty,
         maglev: entry.maglev_size > 0 || entry.maglev_base == NO_TABLE,

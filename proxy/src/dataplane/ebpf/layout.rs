@@ -46,7 +46,8 @@ pub(super) struct Layout {
     alloc: Allocator,
     /// Of chunks of Maglev tables.
     tables: Allocator,
-    groups: HashMap<Group, Placed>,
+    /// Boxed: half of a table's room is empty.
+    groups: HashMap<Group, Box<Placed>>,
     ids: HashSet<u32>,
     group_of: HashMap<FrontendKey, Group>,
     /// Guards and how many frontends need each.
@@ -146,7 +147,8 @@ impl Layout {
         if fresh && self.ids.contains(&entry.id) {
             return false; // Another group has the id.
         }
-        let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(entry.id, probe));
+        let placed =
+            self.groups.entry(frontend.group).or_insert_with(|| Box::new(Placed::new(entry.id, probe)));
         if placed.id != entry.id {
             return false;
         }
@@ -160,7 +162,7 @@ impl Layout {
         let known = known.map(|(_, held)| Arc::clone(held));
         let slice = match known {
             Some(held) => held,
-            None if entry.count == 0 => Arc::from([]),
+            None if entry.count == 0 => Arc::default(),
             None if self.alloc.reserve(entry.base, entry.count) => {
                 let held: Arc<[Backend]> = backends.into();
                 placed.slices.push((entry.base, Arc::clone(&held)));
@@ -284,8 +286,10 @@ impl Layout {
             ops.remove_ranges.extend(std::mem::take(&mut self.stale_ranges));
         }
         // What is written anew in this plan must not go in it.
-        let written: HashSet<loader::Frontend> = ops.put_services.iter().map(|(key, _)| *key).collect();
-        ops.remove_services.retain(|key| !written.contains(key));
+        if !ops.remove_services.is_empty() {
+            let written: HashSet<loader::Frontend> = ops.put_services.iter().map(|(key, _)| *key).collect();
+            ops.remove_services.retain(|key| !written.contains(key));
+        }
         let added: HashSet<loader::SourceRange> = ops.add_ranges.iter().copied().collect();
         ops.remove_ranges.retain(|range| !added.contains(range));
         (ops, failed)
@@ -316,7 +320,7 @@ impl Layout {
             self.stale_services.remove(&guard);
         }
         self.take_out(&key, ops, touched);
-        let placed = self.groups.entry(frontend.group).or_insert_with(|| Placed::new(id, probe));
+        let placed = self.groups.entry(frontend.group).or_insert_with(|| Box::new(Placed::new(id, probe)));
         for net in frontend.source_ranges.iter() {
             if placed.ranges.insert(*net) {
                 ops.add_ranges.push(range(id, *net));
@@ -337,7 +341,7 @@ impl Layout {
         let tries = (0..PROBES).filter_map(|probe| Some((codec::id_of(group, probe)?, probe)));
         let (id, probe) = tries.into_iter().find(|(id, _)| !self.ids.contains(id))?;
         self.ids.insert(id);
-        self.groups.insert(group, Placed::new(id, probe));
+        self.groups.insert(group, Box::new(Placed::new(id, probe)));
         Some((id, probe))
     }
 
@@ -455,14 +459,9 @@ impl Layout {
 
 impl Placed {
     fn new(id: u32, probe: u32) -> Self {
-        Self {
-            id,
-            probe,
-            members: Vec::new(),
-            slices: Vec::new(),
-            tables: Vec::new(),
-            ranges: BTreeSet::new(),
-        }
+        // What most have: a frontend in either scope, of the same backends.
+        let (members, slices) = (Vec::with_capacity(2), Vec::with_capacity(1));
+        Self { id, probe, members, slices, tables: Vec::new(), ranges: BTreeSet::new() }
     }
 
     /// Takes over the Maglev table of an entry, if it has one. False: it cannot lie there.
