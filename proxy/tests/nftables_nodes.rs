@@ -44,8 +44,6 @@ impl World {
                 net.serve(ns, name, at(addr, 8080));
             }
         }
-        net.ip("other", "route add 10.244.1.0/24 via 172.30.7.11");
-        net.ip("other", "-6 route add fd00:10:244:1::/64 via fd00:7::11");
         for ns in ["client", "node"] {
             // To the addresses of Services: the client by way of the node, the node as if it had a default route.
             let via =

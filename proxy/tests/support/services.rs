@@ -48,8 +48,6 @@ impl World {
         // Packets to addresses that are translated on their way need a route all the same.
         net.ip("node", "route add default via 172.30.7.1");
         net.ip("node", "-6 route add default via fd00:7::1");
-        net.ip("other", "route add 10.244.1.0/24 via 172.30.7.11");
-        net.ip("other", "-6 route add fd00:10:244:1::/64 via fd00:7::11");
         for (ns, name, addrs) in [("pod", "local", LOCAL), ("other", "remote", REMOTE)] {
             for addr in addrs {
                 net.serve(ns, name, at(addr, 8080));
