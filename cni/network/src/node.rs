@@ -27,6 +27,7 @@ use tracing::warn;
 use crate::ipam::IpamError;
 use crate::netlink::{Monitor, MonitorGroups, Netlink, NetlinkError};
 use crate::netns::sysctl::SysctlError;
+use crate::pod::retired;
 use crate::{Metrics, NodeNetworkConfig, NodeNetworkOptions};
 use reconcile::Reconciler;
 
@@ -145,11 +146,12 @@ fn report(outcome: Result<(), NodeNetworkError>, last_error: &mut String) {
     }
 }
 
-/// Removes everything that [`run`] made: network configuration and plugin, routes, device, tables. The pods' own
-/// wiring and reservations are not touched; forwarding stays on.
+/// Removes everything that [`run`] made: network configuration and plugin, routes, device, tables. Links that DEL is
+/// done with go as well; other pods' wiring and reservations are not touched; forwarding stays on.
 pub fn cleanup(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
     install::uninstall(config)?;
     let mut netlink = Netlink::open()?;
+    retired::delete_now(&mut netlink)?;
     let actual = kernel::read(&mut netlink, None)?;
     kernel::apply(&mut netlink, &plan::plan(&desired::Desired::default(), &actual, None, true))?;
     kernel::remove_vxlan(&mut netlink)?;

@@ -50,13 +50,19 @@ pub fn delete_all(data_dir: &Path) -> Result<(), NetlinkError> {
     let mut netlink = Netlink::open()?;
     loop {
         let Some(undertaker) = Undertaker::appoint(data_dir).map_err(failed)? else { return Ok(()) };
-        while netlink.delete_group(RETIRED_GROUP)? {}
+        delete_now(&mut netlink)?;
         drop(undertaker);
         // Whoever found the lock held in the meantime has moved its links before.
         if !netlink.links()?.iter().any(super::is_retired) {
             return Ok(());
         }
     }
+}
+
+/// Deletes retired links without being the undertaker: when it returns, those are gone that were retired before.
+pub(crate) fn delete_now(netlink: &mut Netlink) -> Result<(), NetlinkError> {
+    while netlink.delete_group(RETIRED_GROUP)? {}
+    Ok(())
 }
 
 /// Deletes the retired ones among `links`, for whoever is the undertaker. Returns whether there were any.
