@@ -15,8 +15,8 @@ pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, Hints, Ta
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use pod::{HostPod, HostPort};
 pub use service::{
-    Balancing, IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service, ServiceKey,
-    ServiceKind, ServicePort, TrafficDistribution, TrafficPolicy,
+    Balancing, Forwarding, IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service,
+    ServiceKey, ServiceKind, ServicePort, TrafficDistribution, TrafficPolicy,
 };
 pub use snapshot::{Changes, Snapshot};
 

@@ -148,6 +148,17 @@ pub enum Balancing {
     Unknown,
 }
 
+/// How packets from outside reach backends on other nodes: the annotation `seaway.dev/north-south`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Forwarding {
+    /// By source NAT: the backend sees the node that the client reached, and answers by it.
+    Snat,
+    /// By direct server return: the backend sees the client, and its node answers it.
+    Dsr,
+    /// The annotation says something else.
+    Unknown,
+}
+
 /// `status.loadBalancer.ingress[].ipMode` (KEP-1860).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum IngressMode {
@@ -222,6 +233,8 @@ pub struct Service {
     pub traffic_distribution: Option<TrafficDistribution>,
     /// How backends are chosen; `None` leaves it to the node.
     pub balancing: Option<Balancing>,
+    /// How packets from outside reach backends on other nodes; `None` leaves it to the node.
+    pub forwarding: Option<Forwarding>,
     /// The label `service.kubernetes.io/service-proxy-name`: another proxy serves this Service.
     pub proxy_name: Option<Arc<str>>,
 }
@@ -248,6 +261,7 @@ impl Service {
             publish_not_ready: false,
             traffic_distribution: None,
             balancing: None,
+            forwarding: None,
             proxy_name: None,
         }
     }

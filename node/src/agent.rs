@@ -265,6 +265,10 @@ impl Agent {
         proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
         proxy.devices.clone_from(&config.devices);
         proxy.maglev = config.maglev;
+        proxy.dsr = config.dsr;
+        if !matches!(config.overlay, Overlay::None) {
+            proxy.tunnels = vec![config.vxlan_device.clone()];
+        }
         proxy.count_traffic = config.traffic_metrics;
         proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);
         proxy.announce_load_balancers = config.announce_load_balancers;

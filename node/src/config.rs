@@ -75,6 +75,8 @@ pub struct NodeConfig {
     pub conntrack: Option<Conntrack>,
     /// Choose backends by Maglev where a Service does not say how.
     pub maglev: bool,
+    /// Backends on other nodes answer clients outside directly where a Service does not say how.
+    pub dsr: bool,
     /// Count connections, packets and bytes per Service and backend.
     pub traffic_metrics: bool,
     /// Let this node answer for LoadBalancer addresses.
@@ -156,6 +158,7 @@ impl NodeConfig {
             min_sync_period: None,
             conntrack: None,
             maglev: false,
+            dsr: false,
             traffic_metrics: false,
             announce_load_balancers: true,
             devices: Vec::new(),

@@ -79,6 +79,12 @@ pub struct ProxyConfig {
     pub node_port_loopback: bool,
     /// Choose backends by Maglev where a Service does not say how, if the backend can.
     pub maglev: bool,
+    /// Backends on other nodes answer clients outside directly (direct server return) where a Service does not say how,
+    /// if the backend can.
+    pub dsr: bool,
+    /// The node's tunnels to other nodes: what comes by them is served as what comes by the uplinks, but no address is
+    /// announced there.
+    pub tunnels: Vec<String>,
     /// Count connections, packets and bytes per Service and backend, if the backend can.
     pub count_traffic: bool,
     /// Answer ARP and NDP for LoadBalancer addresses, one node at a time.
@@ -111,6 +117,8 @@ impl ProxyConfig {
             node_port_addresses: Vec::new(),
             node_port_loopback: true,
             maglev: false,
+            dsr: false,
+            tunnels: Vec::new(),
             count_traffic: false,
             announce_load_balancers: true,
             resync_interval: Duration::from_secs(30),

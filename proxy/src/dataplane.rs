@@ -32,7 +32,12 @@ pub trait Dataplane: Send {
     /// Carries out `plan`. A frontend that fails does not keep the others from being written.
     fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError>;
 
-    /// Whether it wants to be told of the pods' links.
+    /// Whether its backends on other nodes can answer clients outside directly.
+    fn offers_dsr(&self) -> bool {
+        false
+    }
+
+    /// Whether it wants to be told of the pods' links, and of the node's tunnels to others.
     fn serves_pod_links(&self) -> bool {
         false
     }

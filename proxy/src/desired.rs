@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use seaway_model::{Balancing, Service, ServiceKey, Snapshot};
+use seaway_model::{Balancing, Forwarding, Service, ServiceKey, Snapshot};
 use serde::Serialize;
 
 use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
@@ -39,6 +39,10 @@ pub struct NodeView {
     pub maglev_default: bool,
     /// The data plane can choose so at all.
     pub maglev_offered: bool,
+    /// Clients outside of Services that say nothing are answered by the backends' nodes.
+    pub dsr_default: bool,
+    /// The data plane can do that at all.
+    pub dsr_offered: bool,
 }
 
 impl NodeView {
@@ -49,6 +53,18 @@ impl NodeView {
                 Some(Balancing::Maglev) => true,
                 Some(Balancing::Random) => false,
                 Some(Balancing::Unknown) | None => self.maglev_default,
+            }
+    }
+
+    /// Whether backends of `service` on other nodes see and answer clients outside themselves. With policy Local there
+    /// are none.
+    fn returns_directly(&self, service: &Service) -> bool {
+        self.dsr_offered
+            && service.external_policy == TrafficPolicy::Cluster
+            && match service.forwarding {
+                Some(Forwarding::Dsr) => true,
+                Some(Forwarding::Snat) => false,
+                Some(Forwarding::Unknown) | None => self.dsr_default,
             }
     }
 }

@@ -75,6 +75,8 @@ pub struct Frontend {
     pub elsewhere: bool,
     /// Backends are chosen by consistent hashing, so that one that goes moves hardly any client of the others.
     pub maglev: bool,
+    /// Backends on other nodes see the clients, and their nodes answer them directly.
+    pub dsr: bool,
 }
 
 /// A Service port in one family: all its frontends share session affinity and source ranges. The number is a hash

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use seaway_model::{Balancing, ServiceKey, Snapshot};
+use seaway_model::{Balancing, Forwarding, ServiceKey, Snapshot};
 
 use crate::desired::{Desired, is_served, pod_of};
 
@@ -132,6 +132,23 @@ impl Notices {
                 }
                 Some(Balancing::Unknown) => {
                     "the annotation seaway.dev/load-balancing has an unknown value: want maglev or random"
+                }
+                _ => continue,
+            };
+            self.warn(snapshot, key, UNSUPPORTED, message.to_owned());
+        }
+    }
+
+    /// Tells those of `services` whose wish about the way to backends elsewhere is not followed.
+    pub(crate) fn forwarding(&mut self, snapshot: &Snapshot, services: &BTreeSet<ServiceKey>, dsr: bool) {
+        for key in services {
+            let wish = snapshot.services.get(key).filter(|service| is_served(service));
+            let message = match wish.and_then(|service| service.forwarding) {
+                Some(Forwarding::Dsr) if !dsr => {
+                    "direct server return is not supported by this proxy mode: source NAT is used"
+                }
+                Some(Forwarding::Unknown) => {
+                    "the annotation seaway.dev/north-south has an unknown value: want dsr or snat"
                 }
                 _ => continue,
             };

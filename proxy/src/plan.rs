@@ -154,6 +154,7 @@ mod tests {
             preserve_source: false,
             elsewhere: false,
             maglev: false,
+            dsr: false,
         })
     }
 

@@ -65,6 +65,7 @@ pub struct Reconciler {
     notices: Notices,
     trim_due: bool,
     maglev_offered: bool,
+    dsr_offered: bool,
     mode: &'static str,
     views: watch::Sender<View>,
 }
@@ -83,6 +84,7 @@ impl Reconciler {
         let notices = Notices::new(config.reporter.clone());
         // What is likely: where it turns out to be otherwise, everything is decided anew.
         let maglev_offered = matches!(config.mode, Mode::Auto | Mode::Ebpf);
+        let dsr_offered = maglev_offered;
         Self {
             config,
             metrics,
@@ -101,6 +103,7 @@ impl Reconciler {
             notices,
             trim_due: false,
             maglev_offered,
+            dsr_offered,
             mode: "",
             views: watch::Sender::new(View::default()),
         }
@@ -114,6 +117,10 @@ impl Reconciler {
         self.serves_pod_links = dataplane.serves_pod_links();
         if self.config.maglev && !self.maglev_offered {
             tracing::warn!(mode = self.mode, "this mode has no Maglev: backends are chosen at random");
+        }
+        self.dsr_offered = dataplane.offers_dsr();
+        if self.config.dsr && !self.dsr_offered {
+            tracing::warn!(mode = self.mode, "this mode has no direct server return: source NAT is used");
         }
         // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
         self.config.node_port_loopback &= self.mode != Mode::Nftables.name();
@@ -139,7 +146,8 @@ impl Reconciler {
             self.node = Some(Arc::clone(node));
         }
         let view = |node| view(&self.config, Some(node), &self.links);
-        self.node.as_deref().map(|node| NodeView { maglev_offered: self.maglev_offered, ..view(node) })
+        let (maglev_offered, dsr_offered) = (self.maglev_offered, self.dsr_offered);
+        self.node.as_deref().map(|node| NodeView { maglev_offered, dsr_offered, ..view(node) })
     }
 
     /// What the loop works with, for those who clean up behind it.
@@ -208,7 +216,9 @@ impl Reconciler {
             return true;
         };
         let mut host = host(&self.config, self.node.as_deref(), &self.links);
-        if !self.serves_pod_links {
+        if self.serves_pod_links {
+            host.uplinks.extend(tunnels(&self.config, &self.links));
+        } else {
             host.pod_links.clear();
         }
         self.pending.append(&mut self.computation.update(snapshot, &view));
@@ -243,6 +253,7 @@ impl Reconciler {
         let desired = self.computation.desired();
         self.notices.conflicts(snapshot, desired);
         self.notices.balancing(snapshot, &changes.services, self.maglev_offered);
+        self.notices.forwarding(snapshot, &changes.services, self.dsr_offered);
         let sync = SyncEnd { mode: self.mode, took: started.elapsed(), ok, full };
         self.metrics.sync_done(desired, &sync);
         let devices = host.uplinks.iter().map(|device| device.name.to_string()).collect();
@@ -429,9 +440,16 @@ pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeVi
         node_port_addresses,
         node_port_loopback: config.node_port_loopback,
         maglev_default: config.maglev,
+        dsr_default: config.dsr,
         // Only the data plane knows.
         maglev_offered: false,
+        dsr_offered: false,
     }
+}
+
+/// The tunnels to other nodes that there are.
+fn tunnels(config: &ProxyConfig, links: &[Link]) -> impl Iterator<Item = Device> {
+    links.iter().filter(|link| config.tunnels.iter().any(|name| **name == *link.name)).map(Link::device)
 }
 
 /// The node as packets see it.

@@ -189,6 +189,7 @@ fn view() -> NodeView {
         node_port_addresses: vec!["172.30.0.11".parse().unwrap(), "fd00:10:30::11".parse().unwrap()],
         node_port_loopback: true,
         maglev_offered: true,
+        dsr_offered: true,
         ..NodeView::default()
     }
 }

@@ -14,8 +14,8 @@ use std::time::Duration;
 use kernel::Place;
 use net::{Net, eventually, talk};
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, IngressMode, LoadBalancerIngress, Node,
-    NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
+    Endpoint, EndpointPort, EndpointSet, Forwarding, HostPod, HostPort, IngressMode, LoadBalancerIngress,
+    Node, NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
     TargetPod, TrafficPolicy,
 };
 use seaway_proxy::{Metrics, Mode, ProxyConfig, StatusHandle};
@@ -229,6 +229,41 @@ fn traffic_follows_from_inside_and_outside() {
     assert_eq!((status.mode.as_str(), status.services), ("ebpf", 4));
     assert_eq!(status.announced.len(), 8);
     assert_eq!(status.devices, ["eth0"]);
+    running.stop();
+}
+
+/// Direct server return, by annotation, between the proxies of two nodes.
+#[test]
+fn backends_elsewhere_see_and_answer_clients_where_that_is_wanted() {
+    let world = World::new();
+    let running = world.start();
+    let place = Place::new();
+    let other = Running::start_on("other", &world.net, &place, world.sender.subscribe());
+    eventually("the other's first sync", || {
+        other.status.status().synced.then_some(()).ok_or(other.status.status().last_error)
+    });
+    let asked = |said: fn(bool) -> String| {
+        for v6 in [false, true] {
+            let vip = if v6 { "fd00:7::c2" } else { "172.30.7.202" };
+            for to in [at(family(v6, NODE_ADDRS), 30_002), at(vip, 80)] {
+                for protocol in ["tcp", "udp"] {
+                    eventually(&format!("{protocol} to {to}"), || {
+                        let heard = world.outside(protocol, to);
+                        if heard == said(v6) { Ok(()) } else { Err(heard) }
+                    });
+                }
+            }
+        }
+    };
+    asked(|v6| format!("remote {}", family(v6, NODE_ADDRS)));
+    let mut snapshot = cluster();
+    let key = ServiceKey::new("default", "web-2");
+    let mut direct = (*snapshot.services[&key]).clone();
+    direct.forwarding = Some(Forwarding::Dsr);
+    snapshot.services.insert(key, Arc::new(direct));
+    world.sender.send_replace(Arc::new(snapshot));
+    asked(|v6| format!("remote {}", family(v6, CLIENT_ADDRS)));
+    other.stop();
     running.stop();
 }
 

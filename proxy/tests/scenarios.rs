@@ -8,7 +8,7 @@
 //! one per line, and `pod NS/NAME ADDRESS,… ports=8080/TCP@80` for host ports (`ip=` is hostIP); in later steps `gone
 //! service|endpoints|pod NS/NAME`, and endpoints replace those of the Service. Below: a row per frontend; `*` marks a backend on this node (the client's address reaches it
 //! unchanged), the last column says what else holds: `keep-source` (the source is never rewritten), `elsewhere`
-//! (dropped, not refused), `affinity=…`, `from=…` (admitted sources), `maglev` (chosen
+//! (dropped, not refused), `affinity=…`, `from=…` (admitted sources), `dsr` (answered directly), `maglev` (chosen
 //! by consistent hashing).
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use expect_test::expect_file;
 use seaway_model::{
-    Balancing, Endpoint, EndpointPort, EndpointSet, Hints, HostPod, HostPort, IngressMode,
+    Balancing, Endpoint, EndpointPort, EndpointSet, Forwarding, Hints, HostPod, HostPort, IngressMode,
     LoadBalancerIngress, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod,
     TrafficDistribution, TrafficPolicy,
 };
@@ -130,6 +130,8 @@ fn parse(input: &str, world: &mut (Snapshot, NodeView)) {
                     node_port_loopback: line.flag("loopback"),
                     maglev_default: line.flag("maglev-default"),
                     maglev_offered: !line.flag("no-maglev"),
+                    dsr_default: line.flag("dsr-default"),
+                    dsr_offered: !line.flag("no-dsr"),
                 };
             }
             "service" => {
@@ -226,6 +228,11 @@ fn service(line: &Line<'_>) -> Service {
         "random" => Balancing::Random,
         _ => Balancing::Unknown,
     });
+    service.forwarding = line.values.get("north-south").map(|wish| match *wish {
+        "dsr" => Forwarding::Dsr,
+        "snat" => Forwarding::Snat,
+        _ => Forwarding::Unknown,
+    });
     service.proxy_name = line.name("proxy-name");
     service.load_balancer_class = line.name("class");
     service
@@ -306,6 +313,9 @@ fn render(desired: &Desired) -> String {
         }
         if frontend.maglev {
             notes.push("maglev".to_owned());
+        }
+        if frontend.dsr {
+            notes.push("dsr".to_owned());
         }
         if !frontend.source_ranges.is_empty() {
             let ranges: Vec<String> = frontend.source_ranges.iter().map(ToString::to_string).collect();

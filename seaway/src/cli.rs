@@ -181,6 +181,10 @@ pub struct Balance {
     /// How backends are chosen where a Service's annotation seaway.dev/load-balancing does not say it
     #[arg(long, value_enum, default_value_t = Balancing::Random, value_name = "HOW")]
     pub load_balancing: Balancing,
+    /// How packets from outside reach backends on other nodes, where a Service's annotation seaway.dev/north-south does
+    /// not say it
+    #[arg(long, value_enum, default_value_t = Forwarding::Snat, value_name = "HOW")]
+    pub north_south: Forwarding,
     /// Count connections, packets and bytes per Service and backend, for /metrics (mode ebpf)
     #[arg(long)]
     pub traffic_metrics: bool,
@@ -192,6 +196,14 @@ pub enum Balancing {
     Random,
     /// By consistent hashing: one backend that goes moves hardly any connection of the others (ebpf, userspace)
     Maglev,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Forwarding {
+    /// By source NAT: backends see the node
+    Snat,
+    /// By direct server return: backends see the client, and answer it past the node that it reached (ebpf)
+    Dsr,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

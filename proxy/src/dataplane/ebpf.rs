@@ -298,6 +298,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         table
     }
 
+    fn offers_dsr(&self) -> bool {
+        true
+    }
+
     fn serves_pod_links(&self) -> bool {
         true
     }

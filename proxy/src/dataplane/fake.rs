@@ -42,6 +42,10 @@ impl Dataplane for Fake {
         "fake"
     }
 
+    fn offers_dsr(&self) -> bool {
+        true
+    }
+
     fn offers_maglev(&self) -> bool {
         true
     }

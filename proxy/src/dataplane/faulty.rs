@@ -42,6 +42,10 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
         "faulty"
     }
 
+    fn offers_dsr(&self) -> bool {
+        self.inner.offers_dsr()
+    }
+
     fn offers_maglev(&self) -> bool {
         self.inner.offers_maglev()
     }

@@ -49,6 +49,7 @@ pub(super) fn frontends(pod: &HostPod, view: &NodeView) -> BTreeMap<FrontendKey,
                     preserve_source: scope == Scope::External,
                     elsewhere: false,
                     maglev: false,
+                    dsr: false,
                 };
                 let key = FrontendKey { addr, port: port.host_port, protocol: port.protocol, scope };
                 let owner = Owner { service: owner.clone(), port_name };

@@ -26,7 +26,8 @@ pub(super) fn frontends(
                 continue;
             }
             let choice = choose(service, port, family, endpoints, view);
-            let offer = Offer { service, port, family, choice, maglev: view.chooses_by_maglev(service) };
+            let (maglev, dsr) = (view.chooses_by_maglev(service), view.returns_directly(service));
+            let offer = Offer { service, port, family, choice, maglev, dsr };
             let mut shape = None;
             for (addr, number, kind) in addresses {
                 // Addresses of a kind stand together, and share what the kernel is told.
@@ -74,6 +75,8 @@ struct Offer<'a> {
     family: Family,
     choice: Choice,
     maglev: bool,
+    /// Of packets from outside.
+    dsr: bool,
 }
 
 /// What a Service port is at addresses of one kind in one family: asked from this node, and from outside.
@@ -84,7 +87,7 @@ struct Shape {
 
 impl Shape {
     fn new(offer: &Offer<'_>, kind: FrontendKind) -> Self {
-        let Offer { service, port, family, choice, maglev } = offer;
+        let Offer { service, port, family, choice, maglev, dsr } = offer;
         let blank = Frontend {
             group: Group::of(&service.key, &port.name, port.protocol, *family),
             kind,
@@ -94,6 +97,7 @@ impl Shape {
             preserve_source: false,
             elsewhere: false,
             maglev: *maglev,
+            dsr: false,
         };
         let entry = |frontend| {
             let owner = Owner { service: service.key.clone(), port_name: Arc::clone(&port.name) };
@@ -107,6 +111,7 @@ impl Shape {
         let inside = by_policy(&blank, choice, TrafficPolicy::Cluster);
         let outside = Frontend {
             preserve_source: service.external_policy == TrafficPolicy::Local,
+            dsr: *dsr,
             source_ranges: match kind {
                 FrontendKind::LoadBalancer => source_ranges(service, *family),
                 _ => Arc::default(),

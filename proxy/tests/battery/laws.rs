@@ -15,16 +15,16 @@ use seaway_proxy::{ProxyConfig, reconcile};
 use crate::world::{self, NODE};
 
 /// What the node asks for in `snapshot`. There are no links: those are the business of the privileged tests.
-fn wanted(snapshot: &Snapshot, maglev: bool) -> (Desired, Host) {
-    let (view, host) = seen(snapshot, maglev);
+fn wanted(snapshot: &Snapshot, offered: (bool, bool)) -> (Desired, Host) {
+    let (view, host) = seen(snapshot, offered);
     (desired(snapshot, &view), host)
 }
 
-fn seen(snapshot: &Snapshot, maglev: bool) -> (NodeView, Host) {
+fn seen(snapshot: &Snapshot, (maglev_offered, dsr_offered): (bool, bool)) -> (NodeView, Host) {
     let config = ProxyConfig::new(NODE, "", "");
     let node = snapshot.nodes.get(NODE).map(AsRef::as_ref);
     let links: [Link; 0] = [];
-    let view = NodeView { maglev_offered: maglev, ..reconcile::view(&config, node, &links) };
+    let view = NodeView { maglev_offered, dsr_offered, ..reconcile::view(&config, node, &links) };
     (view, reconcile::host(&config, node, &links))
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn bring(
     dataplane: &mut dyn Dataplane,
     snapshot: &Snapshot,
 ) -> Result<BTreeSet<FrontendKey>, TestCaseError> {
-    let (desired, host) = wanted(snapshot, dataplane.offers_maglev());
+    let (desired, host) = wanted(snapshot, (dataplane.offers_maglev(), dataplane.offers_dsr()));
     let plan = diff(&desired, &host, &dataplane.read().unwrap());
     let applied = dataplane.apply(&plan).unwrap();
     let refused = refused(&applied)?;
@@ -76,7 +76,7 @@ pub(crate) fn what_is_applied_is_read_back<D: Dataplane>(make: impl Fn() -> D, c
         let mut dataplane = make();
         for snapshot in &snapshots {
             let refused = bring(&mut dataplane, snapshot)?;
-            let (desired, host) = wanted(snapshot, dataplane.offers_maglev());
+            let (desired, host) = wanted(snapshot, (dataplane.offers_maglev(), dataplane.offers_dsr()));
             let mut again = diff(&desired, &host, &dataplane.read().unwrap());
             again.upserts.retain(|(key, _)| !refused.contains(key));
             prop_assert_eq!(&again, &Plan::default());
@@ -94,14 +94,15 @@ pub(crate) fn steps_lead_to_the_same<D: Dataplane>(make: impl Fn() -> D, cases: 
         let mut computation = Computation::default();
         let mut actual = dataplane.read().unwrap();
         for snapshot in &snapshots {
-            let (view, host) = seen(snapshot, dataplane.offers_maglev());
+            let (view, host) = seen(snapshot, (dataplane.offers_maglev(), dataplane.offers_dsr()));
             let changed: BTreeSet<_> = computation.update(snapshot, &view);
             let plan = diff_of(&changed, computation.desired(), &host, &actual);
             let applied = dataplane.apply(&plan).unwrap();
             actual = without(actual.after(&plan), &refused(&applied)?);
             prop_assert_eq!(&dataplane.read().unwrap(), &actual);
         }
-        let (desired, host) = wanted(snapshots.last().unwrap(), dataplane.offers_maglev());
+        let (desired, host) =
+            wanted(snapshots.last().unwrap(), (dataplane.offers_maglev(), dataplane.offers_dsr()));
         let again = diff(&desired, &host, &actual);
         let refused = refused(&dataplane.apply(&again).unwrap())?;
         prop_assert_eq!(again.len(), refused.len());
@@ -130,7 +131,7 @@ pub(crate) fn it_converges<D: Dataplane>(make: impl Fn() -> D, cases: u32) {
     run(cases, &prop::collection::vec(world::snapshot(), 1..3), |snapshots| {
         let mut dataplane = make();
         for snapshot in &snapshots {
-            let (desired, host) = wanted(snapshot, dataplane.offers_maglev());
+            let (desired, host) = wanted(snapshot, (dataplane.offers_maglev(), dataplane.offers_dsr()));
             let mut wanted = held(&desired, &host);
             let mut rounds = 0;
             loop {

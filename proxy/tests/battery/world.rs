@@ -7,9 +7,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use seaway_model::{
-    Balancing, Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
-    NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficDistribution,
-    TrafficPolicy,
+    Balancing, Endpoint, EndpointPort, EndpointSet, Forwarding, IngressMode, LoadBalancerIngress, Node,
+    NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
+    TrafficDistribution, TrafficPolicy,
 };
 
 /// The node that states are computed for.
@@ -77,6 +77,7 @@ fn service() -> impl Strategy<Value = Service> {
                 _ => Some(TrafficDistribution::PreferSameZone),
             };
             service.balancing = (distribution == 3).then_some(Balancing::Maglev);
+            service.forwarding = (distribution == 1).then_some(Forwarding::Dsr);
             service
         },
     )

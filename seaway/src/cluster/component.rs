@@ -67,6 +67,9 @@ fn node(spec: &ClusterSpec, layout: &Layout, index: u8) -> Component {
     if spec.maglev {
         args.extend(flag("--load-balancing", "maglev"));
     }
+    if spec.dsr {
+        args.extend(flag("--north-south", "dsr"));
+    }
     if spec.traffic_metrics {
         args.push("--traffic-metrics".into());
     }

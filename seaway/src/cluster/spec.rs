@@ -41,6 +41,9 @@ pub struct ClusterSpec {
     /// The service proxy chooses backends by Maglev where a Service does not say how.
     #[serde(default)]
     pub maglev: bool,
+    /// Backends on other nodes answer clients outside directly where a Service does not say how.
+    #[serde(default)]
+    pub dsr: bool,
     /// The service proxy counts traffic per Service and backend.
     #[serde(default)]
     pub traffic_metrics: bool,
@@ -76,6 +79,7 @@ impl Default for ClusterSpec {
             vxlan: false,
             proxy_mode: "auto".into(),
             maglev: false,
+            dsr: false,
             traffic_metrics: false,
             api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, API_PORT)),
             publish: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),

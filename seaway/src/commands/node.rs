@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use seaway_node::{NodeConfig, Overlay, kube_proxy};
 
 use super::{Usage, install_crypto, serve};
-use crate::cli::{Balancing, Node, NodeOverlay};
+use crate::cli::{Balancing, Forwarding, Node, NodeOverlay};
 use crate::cluster::preflight;
 use crate::plugin;
 
@@ -60,6 +60,7 @@ fn config(args: Node) -> Result<NodeConfig> {
         .context(Usage)?;
     config.localhost_node_ports = args.localhost_node_ports;
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
+    config.dsr = args.balance.north_south == Forwarding::Dsr;
     config.traffic_metrics = args.balance.traffic_metrics;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;

@@ -15,7 +15,7 @@ use seaway_node::kube_proxy::{
 
 use super::node::{WORKER_THREADS, host_name};
 use super::{Usage, install_crypto, serve};
-use crate::cli::{Balancing, Proxy};
+use crate::cli::{Balancing, Forwarding, Proxy};
 use crate::cluster::preflight;
 
 const HEALTHZ_PORT: u16 = 10_256;
@@ -65,6 +65,7 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     config.bpffs.clone_from(&args.bpffs);
     config.devices.clone_from(&args.device);
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
+    config.dsr = args.balance.north_south == Forwarding::Dsr;
     config.traffic_metrics = args.balance.traffic_metrics;
     config.pod_link_prefixes.clone_from(&args.pod_link_prefix);
     // Load balancers of the cluster's own kind announce their addresses themselves.
@@ -206,10 +207,10 @@ mod tests {
 
     #[test]
     fn balancing_and_counting_are_switches() {
-        let config = flags("--load-balancing=maglev --traffic-metrics", "").unwrap();
-        assert!(config.maglev && config.traffic_metrics);
+        let config = flags("--load-balancing=maglev --north-south=dsr --traffic-metrics", "").unwrap();
+        assert!(config.maglev && config.dsr && config.traffic_metrics);
         let config = flags("", "").unwrap();
-        assert!(!config.maglev && !config.traffic_metrics);
+        assert!(!config.maglev && !config.dsr && !config.traffic_metrics);
     }
 
     #[test]

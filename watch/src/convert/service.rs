@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use seaway_model::{
-    Balancing, IngressMode, LoadBalancerIngress, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
-    TrafficDistribution, TrafficPolicy,
+    Balancing, Forwarding, IngressMode, LoadBalancerIngress, Protocol, Service, ServiceKey, ServiceKind,
+    ServicePort, TrafficDistribution, TrafficPolicy,
 };
 
 use super::{InvalidObject, Names, Subject};
@@ -17,6 +17,7 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const SOURCE_RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// How the proxy chooses backends.
 const BALANCING_ANNOTATION: &str = "seaway.dev/load-balancing";
+const FORWARDING_ANNOTATION: &str = "seaway.dev/north-south";
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when nothing is said.
 const AFFINITY_DEFAULT_S: i32 = 10_800;
 const AFFINITY_MAX_S: i32 = 86_400;
@@ -59,6 +60,11 @@ pub fn service(object: &wire::Service<'_>, names: &mut Names) -> Result<Service,
             "random" => Balancing::Random,
             // The Service is served all the same, and the proxy says so.
             _ => Balancing::Unknown,
+        }),
+        forwarding: object.metadata.annotations.get(FORWARDING_ANNOTATION).map(|wish| match wish {
+            "dsr" => Forwarding::Dsr,
+            "snat" => Forwarding::Snat,
+            _ => Forwarding::Unknown,
         }),
         proxy_name: object.metadata.labels.get(PROXY_NAME_LABEL).map(|name| names.share(name)),
         key,

@@ -10,7 +10,7 @@ use crate::wire;
 fn service_of(spec: Value) -> Result<seaway_model::Service, InvalidObject> {
     let object = json!({
         "metadata": {"namespace": "shop", "name": "web", "uid": "u1",
-            "annotations": {"seaway.dev/load-balancing": "maglev"}},
+            "annotations": {"seaway.dev/load-balancing": "maglev", "seaway.dev/north-south": "dsr"}},
         "spec": spec,
         "status": {"loadBalancer": {"ingress": [
             {"ip": "192.0.2.7"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}, {"hostname": "lb.example"}]}},
@@ -104,6 +104,9 @@ fn a_service_of_every_field() {
             ),
             balancing: Some(
                 Maglev,
+            ),
+            forwarding: Some(
+                Dsr,
             ),
             proxy_name: None,
         }

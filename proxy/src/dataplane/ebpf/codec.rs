@@ -86,7 +86,7 @@ pub(super) fn entry(
         drop_when_empty: frontend.elsewhere,
         node_port: frontend.kind == FrontendKind::NodePort,
         host_only: key.addr.is_loopback(),
-        dsr: false,
+        dsr: frontend.dsr,
         maglev_base,
         maglev_size,
     }
@@ -111,6 +111,7 @@ pub(super) fn frontend(key: &FrontendKey, entry: &loader::ServiceEntry) -> Optio
         preserve_source: entry.generation & 4 != 0,
         elsewhere: entry.drop_when_empty,
         maglev: entry.maglev_size > 0 || entry.maglev_base == NO_TABLE,
+        dsr: entry.dsr,
     };
     let sound = entry.node_port == (kind == FrontendKind::NodePort)
         && entry.host_only == key.addr.is_loopback()

@@ -273,10 +273,10 @@ pub(super) fn frontend_of(rule: &Rule) -> Option<(FrontendKey, Frontend)> {
     let key = FrontendKey { addr, port: rule.value("--dport")?.parse().ok()?, protocol, scope };
     let source_ranges = rule.value("-s").and_then(|range| range.parse().ok()).into_iter().collect();
     let backends = [].into();
-    let maglev = false;
+    let (maglev, dsr) = (false, false);
     Some((
         key,
-        Frontend { group, kind, backends, affinity, source_ranges, preserve_source, elsewhere, maglev },
+        Frontend { group, kind, backends, affinity, source_ranges, preserve_source, elsewhere, maglev, dsr },
     ))
 }
 

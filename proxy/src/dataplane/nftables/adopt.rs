@@ -133,6 +133,7 @@ impl Pieces {
                 preserve_source: head.preserve_source,
                 elsewhere: head.elsewhere,
                 maglev: false,
+                dsr: false,
             };
             frontends[scope] = Some(shapes.shared(frontend));
         }

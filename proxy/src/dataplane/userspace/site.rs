@@ -112,6 +112,7 @@ mod tests {
             preserve_source: false,
             elsewhere: false,
             maglev: false,
+            dsr: false,
         })
     }
 

@@ -26,6 +26,7 @@ fn frontend(service: &str, kind: FrontendKind, backends: &[&str]) -> Frontend {
         preserve_source: false,
         elsewhere: false,
         maglev: false,
+        dsr: false,
     }
 }
 

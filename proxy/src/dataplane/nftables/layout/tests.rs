@@ -17,6 +17,7 @@ fn frontend(kind: FrontendKind, last: &[u8]) -> Arc<Frontend> {
         preserve_source: false,
         elsewhere: false,
         maglev: false,
+        dsr: false,
     })
 }
 
