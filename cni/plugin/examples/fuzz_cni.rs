@@ -152,8 +152,9 @@ fn node(netlink: &mut Netlink, directory: &Path) -> BTreeSet<String> {
 /// The kind of an answer: what the same mistake with other words in it has in common.
 fn kind(verb: &str, outcome: &Result<Option<Value>, CniError>) -> String {
     let Err(error) = outcome else { return format!("{verb} 0") };
-    let words = error.message.split(['"', '\'']).step_by(2).collect::<String>();
-    let letters: String = words.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').take(60).collect();
+    // Beyond the first words there is much of what was sent, in ever new forms.
+    let words: String = error.message.split('"').step_by(2).collect();
+    let letters: String = words.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').take(18).collect();
     format!("{verb} {} {letters}", error.to_json()["code"])
 }
 
