@@ -63,6 +63,12 @@ impl Names {
     }
 }
 
+/// Converts a Namespace: its name.
+pub fn namespace(object: &Head<'_>, names: &mut Names) -> Result<Arc<str>, InvalidObject> {
+    let subject = Subject { kind: "Namespace", meta: &object.metadata };
+    Ok(names.share(subject.name()?))
+}
+
 /// Reads an object of this kind. One that has another shape than the API says is named as far as it can be.
 pub(crate) fn read<'a, T: Deserialize<'a>>(kind: &'static str, text: &'a str) -> Result<T, InvalidObject> {
     serde_json::from_str(text).map_err(|error| {

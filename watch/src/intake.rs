@@ -61,7 +61,7 @@ impl Intake {
             Kind::Node => self.changes(kind, news, Self::node, |change| out(Event::Node(change))),
             Kind::Pod => self.changes(kind, news, Self::pod, |change| out(Event::Pod(change))),
             Kind::Namespace => {
-                self.changes(kind, news, Self::namespace, |change| out(Event::Namespace(change)))
+                self.changes(kind, news, Self::namespace, |change| out(Event::Namespace(change)));
             }
         }
     }
@@ -73,8 +73,8 @@ impl Intake {
             let key = object_key(slice);
             if self.orphans.contains(&key) {
                 let error = convert::no_service(slice);
-                let (namespace, name) = (Some(Text::from(&*slice.namespace)), Some(Text::from(&*slice.name)));
-                self.report(Kind::EndpointSlice, &Meta { namespace, name, ..Meta::default() }, &error);
+                let [name, namespace] = [&slice.name, &slice.namespace].map(|text| Some(Text::from(&**text)));
+                self.report(Kind::EndpointSlice, &Meta { name, namespace, ..Meta::default() }, &error);
             }
             orphans.insert(key);
         }
@@ -102,7 +102,7 @@ impl Intake {
     }
 
     fn namespace(&mut self, object: &Head<'_>) -> Converted<Arc<str>> {
-        Ok(object.metadata.name.as_deref().map(|name| self.names.share(name)))
+        convert::namespace(object, &mut self.names).map(Some)
     }
 
     fn changes<'a, W: Deserialize<'a>, T>(
