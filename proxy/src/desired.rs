@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use seaway_model::{Balancing, Forwarding, Service, ServiceKey, Snapshot};
+use seaway_model::{Balancing, Forwarding, Service, ServiceKey, Snapshot, TrafficPolicy};
 use serde::Serialize;
 
 use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
