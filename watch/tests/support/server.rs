@@ -54,6 +54,7 @@ impl Server {
         );
     }
 
+    #[allow(dead_code, reason = "not every test that uses this server deletes")]
     pub(crate) fn delete(&self, resource: &str, name: &str) {
         let mut state = self.0.lock().unwrap();
         let object = state.objects.remove(&(resource.to_owned(), name.to_owned())).unwrap();
@@ -67,6 +68,7 @@ impl Server {
     }
 
     /// Ends all watches, as a server that restarts does.
+    #[allow(dead_code, reason = "not every test that uses this server restarts it")]
     pub(crate) fn hang_up(&self) {
         self.0.lock().unwrap().watches.clear();
     }
