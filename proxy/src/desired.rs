@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use seaway_model::{Balancing, Forwarding, Service, ServiceKey, Snapshot, TrafficPolicy};
+use seaway_model::{Balancing, Family, Forwarding, Service, ServiceKey, Snapshot, TrafficPolicy};
 use serde::Serialize;
 
 use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
@@ -33,6 +33,8 @@ pub struct NodeView {
     pub zone: Option<Arc<str>>,
     /// Its own addresses that NodePorts answer at.
     pub node_port_addresses: Vec<IpAddr>,
+    /// The addresses that other nodes know it by, one of a family.
+    pub known_by: Vec<IpAddr>,
     /// NodePorts answer at 127.0.0.1 and ::1 to local processes.
     pub node_port_loopback: bool,
     /// Services that say nothing have their backends chosen by Maglev.
@@ -54,6 +56,13 @@ impl NodeView {
                 Some(Balancing::Random) => false,
                 Some(Balancing::Unknown) | None => self.maglev_default,
             }
+    }
+
+    /// Whether this node recognises what others that clients reached at a NodePort of `family` tell it: it looks the
+    /// port up at its own address.
+    fn hears_of_node_ports(&self, family: Family) -> bool {
+        let known_by = self.known_by.iter().find(|addr| Family::of(**addr) == family);
+        known_by.is_some_and(|addr| self.node_port_addresses.contains(addr))
     }
 
     /// Whether backends of `service` on other nodes see and answer clients outside themselves. With policy Local there

@@ -438,6 +438,7 @@ pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeVi
         name: config.node_name.as_str().into(),
         zone: node.and_then(|node| node.zone.clone()),
         node_port_addresses,
+        known_by: Family::ALL.into_iter().filter_map(|family| node?.addr(family)).collect(),
         node_port_loopback: config.node_port_loopback,
         maglev_default: config.maglev,
         dsr_default: config.dsr,

@@ -114,6 +114,20 @@ fn report(metrics: &Metrics, ended: &[Translation]) {
     }
 }
 
+/// The ends of a connection: this node's, and the other.
+pub(crate) type Ends = ((IpAddr, u16), (IpAddr, u16));
+
+/// The TCP connections of this network namespace's sockets, also those that are about to be accepted.
+pub(crate) fn open_tcp() -> std::io::Result<Vec<Ends>> {
+    let mut diag = diag::Diag::open()?;
+    let mut all = Vec::new();
+    for family in [diag::Family::V4, diag::Family::V6] {
+        let sockets = diag.connecting(family, Protocol::Tcp.number())?;
+        all.extend(sockets.iter().map(|socket| (socket.local(), socket.remote())));
+    }
+    Ok(all)
+}
+
 struct Ender {
     table: Box<dyn SocketTable>,
     cgroup: PathBuf,

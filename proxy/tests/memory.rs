@@ -75,17 +75,44 @@ fn stale_udp_flows_are_forgotten_by_address_and_port() {
     assert_eq!(dataplane.kernel().maps.connections, [live, of_tcp]);
 }
 
-/// Connections that a former mode translates are left to it, from before the first Service is written.
+/// Connections of a former mode are left to it: while the first Services are written those whose beginning was not
+/// seen, then those that are known. A successor in the same mode has nobody to take over from.
 #[test]
 fn connections_of_a_former_mode_are_passed_by() {
     let mut memory = Memory::new(64, 64);
     let ends = |port: u16| (std::net::IpAddr::from([172, 30, 0, 100]), port);
-    let tcp = seaway_ebpf_loader::Protocol::Tcp;
-    memory.tracked = vec![seaway_ebpf_loader::Connection::untouched(tcp, ends(4000), ends(30_001))];
-    let tracked = memory.tracked.clone();
+    let untouched = |port, to| {
+        seaway_ebpf_loader::Connection::untouched(seaway_ebpf_loader::Protocol::Tcp, ends(port), to)
+    };
+    let service: std::net::IpAddr = [10, 96, 0, 10].into();
+    memory.tracked = vec![untouched(4000, ends(30_001))];
+    memory.accepted = vec![untouched(4001, (service, 80)), untouched(4002, ends(22))];
+    let mut snapshot = seaway_model::Snapshot { synced: true, ..seaway_model::Snapshot::default() };
+    let key = seaway_model::ServiceKey::new("default", "web");
+    let mut web = seaway_model::Service::new(key.clone());
+    web.cluster_ips = vec![service];
+    web.ports = vec![port(seaway_model::Protocol::Tcp)];
+    snapshot.services.insert(key.clone(), std::sync::Arc::new(web));
+    snapshot.endpoints.insert(key.clone(), std::sync::Arc::new(one_endpoint([10, 244, 1, 1])));
     let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
-    dataplane.apply(&seaway_proxy::plan::Plan::default()).unwrap();
-    assert_eq!(dataplane.kernel().maps.connections, tracked);
+    let plan = diff(&desired(&snapshot, &view()), &Host::default(), &dataplane.read().unwrap());
+    dataplane.apply(&plan).unwrap();
+    let kernel = dataplane.kernel();
+    assert_eq!(kernel.maps.connections, [untouched(4001, (service, 80)), untouched(4000, ends(30_001))]);
+    assert_eq!(kernel.settled_while_taking_over.get(), Some(true));
+    assert!(!kernel.maps.config.taking_over);
+
+    let mut memory = kernel.clone();
+    (memory.tracked, memory.accepted) = (Vec::new(), Vec::new());
+    memory.settled_while_taking_over.set(None);
+    // The former process may have ended in the middle.
+    memory.maps.config.taking_over = true;
+    let mut successor = Ebpf::new(memory, 1024..=29_999, 1);
+    snapshot.endpoints.insert(key, std::sync::Arc::new(one_endpoint([10, 244, 1, 2])));
+    let plan = diff(&desired(&snapshot, &view()), &Host::default(), &successor.read().unwrap());
+    assert!(!successor.kernel().maps.config.taking_over);
+    successor.apply(&plan).unwrap();
+    assert_eq!(successor.kernel().settled_while_taking_over.get(), None);
 }
 
 /// What is counted for a backend that is gone is given back, and all of it once nobody counts any more.

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,10 +124,13 @@ fn parse(input: &str, world: &mut (Snapshot, NodeView)) {
         let line = Line::parse(text);
         match line.verb {
             "node" => {
+                let addresses: Vec<IpAddr> = line.list("addresses");
+                let known_by = line.list("known-by");
                 *view = NodeView {
                     name: line.words[0].into(),
                     zone: line.name("zone"),
-                    node_port_addresses: line.list("addresses"),
+                    known_by: if known_by.is_empty() { addresses.clone() } else { known_by },
+                    node_port_addresses: addresses,
                     node_port_loopback: line.flag("loopback"),
                     maglev_default: line.flag("maglev-default"),
                     maglev_offered: !line.flag("no-maglev"),

@@ -5,6 +5,10 @@ use crate::Addr;
 /// [`Config::flags`]: packets and bytes are counted per service and backend.
 pub const CONFIG_STATS: u32 = 1;
 
+/// [`Config::flags`]: another mode served until now: a TCP connection that is not begun before the programs' eyes is
+/// its.
+pub const CONFIG_TAKING_OVER: u32 = 1 << 1;
+
 /// Answers to refused packets per second and CPU, if [`Config::rejects_per_s`] is 0.
 pub const REJECTS_PER_S: u32 = 10_000;
 

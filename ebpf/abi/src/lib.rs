@@ -33,7 +33,7 @@ mod service;
 mod stats;
 
 pub use addr::Addr;
-pub use config::{CONFIG_STATS, Config, POD_LINK_TRANSLATES, PodLink, REJECTS_PER_S};
+pub use config::{CONFIG_STATS, CONFIG_TAKING_OVER, Config, POD_LINK_TRANSLATES, PodLink, REJECTS_PER_S};
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{
     AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_ANNOUNCED, FLOW_CLOSING, FLOW_DSR,

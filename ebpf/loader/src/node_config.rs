@@ -24,6 +24,8 @@ pub struct NodeConfig {
     pub pods_v6: Option<(std::net::Ipv6Addr, u8)>,
     /// Count connections, packets and bytes per service and backend ([`crate::ServiceMaps::traffic`]).
     pub stats: bool,
+    /// Another mode served until now: TCP connections of which the programs have not seen the beginning are left to it.
+    pub taking_over: bool,
     /// Answers to refused packets (RST, ICMP) per second and CPU; 0: ten thousand.
     pub rejects_per_s: u32,
 }
@@ -38,6 +40,7 @@ impl Default for NodeConfig {
             pods_v4: None,
             pods_v6: None,
             stats: false,
+            taking_over: false,
             rejects_per_s: 0,
         }
     }
@@ -80,7 +83,7 @@ impl NodeConfig {
             snat_port_min: *self.snat_ports.start(),
             snat_port_max: *self.snat_ports.end(),
             csum_flags_v6,
-            flags: flag(self.stats, abi::CONFIG_STATS),
+            flags: flag(self.stats, abi::CONFIG_STATS) | flag(self.taking_over, abi::CONFIG_TAKING_OVER),
             rejects_per_s: self.rejects_per_s,
         }
     }
@@ -102,6 +105,7 @@ impl NodeConfig {
             pods_v4: v4(value.pods_v4).zip(prefix(value.pods_v4_mask, true)),
             pods_v6: v6(value.pods_v6).zip(prefix(value.pods_v6_mask, false)),
             stats: value.flags & abi::CONFIG_STATS != 0,
+            taking_over: value.flags & abi::CONFIG_TAKING_OVER != 0,
             rejects_per_s: value.rejects_per_s,
         }
     }
@@ -120,6 +124,7 @@ mod tests {
             pods_v4: Some(([10, 244, 0, 0].into(), 16)),
             pods_v6: Some(("fd00:10:244::".parse().unwrap(), 56)),
             stats: true,
+            taking_over: true,
             rejects_per_s: 77,
         }
     }

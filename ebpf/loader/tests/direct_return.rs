@@ -215,6 +215,26 @@ fn the_backends_node_takes_the_option_out_and_answers_as_the_frontend() {
     });
 }
 
+/// A NodePort is the same at every node: the address that the client reached is another's.
+#[test]
+fn a_node_port_at_another_node_is_known_by_its_number() {
+    each(|f, protocol| {
+        let mut node = Node::new("dsr-node-port").with_uplink();
+        let direct = |entry: &mut ServiceEntry| (entry.dsr, entry.node_port) = (true, true);
+        node.service(external(f.node, 30_080, protocol), &[(f.local, 8080, true)], direct);
+        node.service(external(f.node, 81, protocol), &[(f.local, 8080, true)], dsr);
+        let elsewhere = if f.v4 { "192.168.0.2" } else { "fd01::2" };
+        let other = told(f, protocol, (f.local, 8080), (elsewhere, 81));
+        assert_eq!(run(&node, Direction::Ingress, &other), (UNTOUCHED, other), "no NodePort");
+        let (verdict, given) =
+            run(&node, Direction::Ingress, &told(f, protocol, (f.local, 8080), (elsewhere, 30_080)));
+        assert_eq!((verdict, given), (PASS, first(protocol, (f.client, 4000), (f.local, 8080))));
+        let (_, answered) =
+            run(&node, Direction::Egress, &first(protocol, (f.local, 8080), (f.client, 4000)));
+        assert_eq!(read(&answered).ends(), format!("{elsewhere} 30080 > {} 4000", f.client));
+    });
+}
+
 #[test]
 fn an_option_that_this_node_would_not_have_written_is_not_believed() {
     each(|f, protocol| {

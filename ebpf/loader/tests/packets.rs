@@ -124,6 +124,34 @@ fn a_local_backend_sees_the_client_and_answers_as_the_frontend() {
     });
 }
 
+/// A connection of the mode that served until now is that one's, whatever of it comes first; a SYN is the programs'.
+#[test]
+fn while_another_mode_is_being_followed_only_what_begins_is_translated() {
+    for f in [V4, V6] {
+        for direction in [Direction::Ingress, Direction::PodIngress] {
+            let mut node = Node::new("take-over").with_uplink();
+            node.service(external(f.vip, 80, Protocol::Tcp), &[(f.remote, 8080, false)], |_| {});
+            node.service(node::internal(f.vip, 80, Protocol::Tcp), &[(f.remote, 8080, false)], |_| {});
+            let run = |node: &Node, port: u16, flags: u8| {
+                let segment = frame(&ip(f.client, f.vip, TCP, tcp(port, 80, flags, 1000, 1, b"")));
+                let done = node.dataplane.run_packet(direction, &segment, node.uplink(), 1).unwrap();
+                (done.verdict, done.packet == segment)
+            };
+            let config = node.maps.config().unwrap();
+            node.maps.set_config(&NodeConfig { taking_over: true, ..config.clone() }).unwrap();
+            for flags in [ACK, FIN_ACK, RST, 0x12] {
+                assert_eq!(run(&node, 4000, flags), (UNTOUCHED, true), "{direction:?} {flags:#x}");
+            }
+            assert!(node.maps.connections().unwrap().is_empty());
+            for flags in [SYN, ACK] {
+                assert_ne!(run(&node, 4001, flags).0, UNTOUCHED, "{direction:?} {flags:#x}");
+            }
+            node.maps.set_config(&config).unwrap();
+            assert_ne!(run(&node, 4000, ACK).0, UNTOUCHED, "afterwards");
+        }
+    }
+}
+
 #[test]
 fn a_remote_backend_sees_the_node_and_its_answer_finds_the_client() {
     each_family_and_protocol(|f, protocol| {

@@ -6,11 +6,11 @@ use aya_ebpf::helpers::generated::bpf_skb_adjust_room;
 use seaway_ebpf_abi::packet::{DESTINATION_OPTIONS, ETHERNET, Position, TCP_ACK, TCP_SYN};
 use seaway_ebpf_abi::{
     Addr, BACKEND_LOCAL, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowTuple, FlowValue, SCOPE_EXTERNAL,
-    SERVICE_DSR, TCP, checksum, dsr,
+    SERVICE_DSR, SERVICE_NODE_PORT, Service, TCP, checksum, dsr,
 };
 
 use crate::balance::{member, service};
-use crate::maps::{FLOWS, Scratch, now_s};
+use crate::maps::{FLOWS, Scratch, config, now_s};
 use crate::parse::Packet;
 use crate::skb::{Dropped, Skb};
 
@@ -93,13 +93,25 @@ fn told(skb: Skb, packet: &Packet) -> Option<(Addr, u16)> {
     if there { dsr::read_v6(&words).map(|(_, addr, port_be)| (addr, port_be)) } else { None }
 }
 
+/// The service at a NodePort: the address that a client reached is another node's then, the port is all nodes'.
+#[inline(always)]
+fn node_port(v4: bool, port_be: u16, proto: u8) -> Option<&'static Service> {
+    let config = config()?;
+    let own = if v4 { config.node_v4 } else { config.node_v6 };
+    service(&own, port_be, proto, SCOPE_EXTERNAL).filter(|found| found.flags & SERVICE_NODE_PORT != 0)
+}
+
 /// Takes over a connection from the node that the client reached: its replies are translated here. Only for what this
 /// node would do itself: anybody can write an option.
 #[inline(always)]
 pub(crate) fn accept(skb: Skb, scratch: &mut Scratch) -> Dropped<()> {
     let Some((addr, port_be)) = told(skb, &scratch.packet) else { return Ok(()) };
     let flow = scratch.packet.flow;
-    let Some(found) = service(&addr, port_be, flow.proto as u8, SCOPE_EXTERNAL) else { return Ok(()) };
+    let proto = flow.proto as u8;
+    let asked = service(&addr, port_be, proto, SCOPE_EXTERNAL);
+    let Some(found) = asked.or_else(|| node_port(scratch.packet.is_v4(), port_be, proto)) else {
+        return Ok(());
+    };
     let here = found.flags & SERVICE_DSR != 0
         && member(found, &flow.dst, flow.dst_port_be)
             .is_some_and(|backend| backend.flags & BACKEND_LOCAL != 0);

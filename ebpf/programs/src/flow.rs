@@ -4,8 +4,8 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Backend, Counter, FLOW_CLOSING, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY,
-    FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, Service, TCP,
+    Addr, BACKEND_LOCAL, Backend, CONFIG_TAKING_OVER, Counter, FLOW_CLOSING, FLOW_DSR, FLOW_POD, FLOW_REPLY,
+    FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, Service, TCP,
 };
 
 use crate::balance::is_node_port;
@@ -111,6 +111,15 @@ pub(crate) fn restarts(packet: &Packet, flow: &FlowValue) -> bool {
     packet.flow.proto == TCP as u32
         && flow.flags & FLOW_CLOSING != 0
         && packet.kind as u8 & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+/// Whether the packet belongs to a connection that another mode translates: one of which the programs have not seen
+/// the beginning, while they are taking over.
+#[inline(always)]
+pub(crate) fn is_anothers(packet: &Packet) -> bool {
+    packet.flow.proto == TCP as u32
+        && packet.kind as u8 & (TCP_SYN | TCP_ACK) != TCP_SYN
+        && config().is_some_and(|config| config.flags & CONFIG_TAKING_OVER != 0)
 }
 
 /// The address that a remote backend sees as its client.

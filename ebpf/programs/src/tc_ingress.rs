@@ -95,6 +95,9 @@ fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
             if found.flags & SERVICE_HOST_ONLY != 0 {
                 return Ok(TC_ACT_UNSPEC);
             }
+            if flow::is_anothers(&scratch.packet) {
+                return Ok(TC_ACT_UNSPEC);
+            }
             if found.flags & SERVICE_SOURCE_RANGES != 0 && !pod && !admitted(found, wanted) {
                 return Err(Counter::SourceRange);
             }

@@ -9,7 +9,8 @@ mod codec;
 mod kernel;
 mod layout;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
@@ -40,8 +41,7 @@ pub struct Ebpf<K> {
     netns_cookie: u64,
     /// Traffic is counted per Service and backend.
     counting: bool,
-    /// Connections that a former mode translates have been looked for.
-    passed_by: bool,
+    take_over: TakeOver,
     /// `None`: not known, the maps have to be read first.
     layout: Option<Layout>,
     /// Links that this process has attached its own programs to.
@@ -49,12 +49,23 @@ pub struct Ebpf<K> {
     pod_links: BTreeSet<Device>,
 }
 
+/// How far this process has come with taking over from another mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TakeOver {
+    /// Nothing was written yet.
+    Ahead,
+    /// Services are being written. TCP connections of which the programs have not seen the beginning are not theirs.
+    Underway,
+    /// Connections of another mode are known one by one, or there was none.
+    Over,
+}
+
 impl<K: Kernel> Ebpf<K> {
     /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
     pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
-        let (counting, passed_by, layout) = (false, false, None);
+        let (counting, take_over, layout) = (false, TakeOver::Ahead, None);
         let (uplinks, pod_links) = (BTreeSet::new(), BTreeSet::new());
-        Self { kernel, snat_ports, netns_cookie, counting, passed_by, layout, uplinks, pod_links }
+        Self { kernel, snat_ports, netns_cookie, counting, take_over, layout, uplinks, pod_links }
     }
 
     /// Where it is kept.
@@ -102,18 +113,55 @@ impl<K: Kernel> Ebpf<K> {
             snat_ports: self.snat_ports.clone(),
             netns_cookie: self.netns_cookie,
             stats: self.counting,
+            taking_over: self.take_over == TakeOver::Underway,
             ..config
         }
     }
 
-    /// Connections that a former mode translates are left to it: in the middle of one, packets look to the programs like
-    /// those of a new one.
-    fn pass_by(&mut self) -> Result<(), DataplaneError> {
-        let tracked = self.kernel.tracked();
-        if tracked.is_empty() {
+    /// Connections of a former mode are left to it: in the middle of one, packets look to the programs like those of a
+    /// new one. From here until the last Service is written no connection counts as new whose beginning was not seen;
+    /// only then it is certain that no more of them begin, and all can be listed.
+    fn begin_take_over(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        if self.take_over != TakeOver::Ahead || plan.upserts.is_empty() {
             return Ok(());
         }
-        self.kernel.maps().put_connections(&tracked).map_err(map_error)
+        let layout = self.take_layout()?;
+        let is_first = layout.is_empty();
+        self.layout = Some(layout);
+        let others = self.others(plan);
+        self.take_over = if is_first || !others.is_empty() { TakeOver::Underway } else { TakeOver::Over };
+        if self.take_over == TakeOver::Underway {
+            self.write_settings()?;
+        }
+        self.kernel.maps().put_connections(&others).map_err(map_error)
+    }
+
+    /// Every new connection has come to the programs for a while.
+    fn end_take_over(&mut self, plan: &Plan) -> Result<(), DataplaneError> {
+        if self.take_over != TakeOver::Underway {
+            return Ok(());
+        }
+        self.kernel.settle();
+        let others = self.others(plan);
+        self.kernel.maps().put_connections(&others).map_err(map_error)?;
+        self.take_over = TakeOver::Over;
+        self.write_settings()
+    }
+
+    /// The open connections that another mode translates, or that its process has accepted.
+    fn others(&self, plan: &Plan) -> Vec<loader::Connection> {
+        let frontends: HashSet<(IpAddr, u16)> =
+            plan.upserts.iter().map(|(key, _)| (key.addr, key.port)).collect();
+        let mut all = self.kernel.accepted();
+        all.retain(|connection| frontends.contains(&connection.from.1));
+        all.extend(self.kernel.tracked());
+        all
+    }
+
+    fn write_settings(&mut self) -> Result<(), DataplaneError> {
+        let held = self.kernel.maps().config().map_err(map_error)?;
+        let config = self.own_settings(held);
+        self.kernel.maps().set_config(&config).map_err(map_error)
     }
 
     /// Gives back what was counted for backends that are gone, or for nobody.
@@ -253,9 +301,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         let mut layout = self.take_layout()?;
         self.make_room(&mut layout, plan);
         self.layout = Some(layout);
-        if !std::mem::replace(&mut self.passed_by, true) {
-            self.pass_by()?;
-        }
+        self.begin_take_over(plan)?;
         for part in plan.parts(PART) {
             let mut layout = self.take_layout()?;
             let (ops, unplaced) = layout.compile(&part, Instant::now());
@@ -269,6 +315,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
                 }
             }
         }
+        self.end_take_over(plan)?;
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 

@@ -27,7 +27,8 @@ pub(super) fn frontends(
             }
             let choice = choose(service, port, family, endpoints, view);
             let (maglev, dsr) = (view.chooses_by_maglev(service), view.returns_directly(service));
-            let offer = Offer { service, port, family, choice, maglev, dsr };
+            let node_port_dsr = dsr && view.hears_of_node_ports(family);
+            let offer = Offer { service, port, family, choice, maglev, dsr, node_port_dsr };
             let mut shape = None;
             for (addr, number, kind) in addresses {
                 // Addresses of a kind stand together, and share what the kernel is told.
@@ -77,6 +78,8 @@ struct Offer<'a> {
     maglev: bool,
     /// Of packets from outside.
     dsr: bool,
+    /// Of those to a NodePort.
+    node_port_dsr: bool,
 }
 
 /// What a Service port is at addresses of one kind in one family: asked from this node, and from outside.
@@ -87,7 +90,7 @@ struct Shape {
 
 impl Shape {
     fn new(offer: &Offer<'_>, kind: FrontendKind) -> Self {
-        let Offer { service, port, family, choice, maglev, dsr } = offer;
+        let Offer { service, port, family, choice, maglev, dsr, node_port_dsr } = offer;
         let blank = Frontend {
             group: Group::of(&service.key, &port.name, port.protocol, *family),
             kind,
@@ -111,7 +114,7 @@ impl Shape {
         let inside = by_policy(&blank, choice, TrafficPolicy::Cluster);
         let outside = Frontend {
             preserve_source: service.external_policy == TrafficPolicy::Local,
-            dsr: *dsr,
+            dsr: if kind == FrontendKind::NodePort { *node_port_dsr } else { *dsr },
             source_ranges: match kind {
                 FrontendKind::LoadBalancer => source_ranges(service, *family),
                 _ => Arc::default(),

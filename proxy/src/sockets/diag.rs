@@ -37,6 +37,8 @@ const ID_LEN: usize = 48;
 const MESSAGE_ID_AT: usize = 4;
 /// ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING; for UDP the first is "connected".
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+/// And SYN_RECV: those that a listener is about to accept.
+const STATES_WITH_PENDING: u32 = STATES | 1 << 3;
 /// The kernel fills at most 32 KiB of a datagram of a dump.
 const BUFFER_LEN: usize = 64 * 1024;
 
@@ -59,11 +61,19 @@ impl SocketId {
 
     /// Whom it is connected to.
     pub(super) fn remote(&self) -> (IpAddr, u16) {
-        let addr = match self.family {
-            Family::V4 => IpAddr::V4(Ipv4Addr::from(self.field::<4>(20))),
-            Family::V6 => IpAddr::V6(Ipv6Addr::from(self.field::<16>(20))).to_canonical(),
-        };
-        (addr, u16::from_be_bytes(self.field(2)))
+        (self.addr(20), u16::from_be_bytes(self.field(2)))
+    }
+
+    /// Its own end.
+    pub(super) fn local(&self) -> (IpAddr, u16) {
+        (self.addr(4), u16::from_be_bytes(self.field(0)))
+    }
+
+    fn addr(&self, at: usize) -> IpAddr {
+        match self.family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::from(self.field::<4>(at))),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from(self.field::<16>(at))).to_canonical(),
+        }
     }
 }
 
@@ -83,7 +93,16 @@ impl Diag {
 
     /// All sockets of a family and protocol that are connected to somewhere.
     pub(super) fn connected(&mut self, family: Family, protocol: u8) -> io::Result<Vec<SocketId>> {
-        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, protocol, STATES, &[0; ID_LEN])?;
+        self.in_states(family, protocol, STATES)
+    }
+
+    /// As [`Diag::connected`], with those that are about to be.
+    pub(super) fn connecting(&mut self, family: Family, protocol: u8) -> io::Result<Vec<SocketId>> {
+        self.in_states(family, protocol, STATES_WITH_PENDING)
+    }
+
+    fn in_states(&mut self, family: Family, protocol: u8, states: u32) -> io::Result<Vec<SocketId>> {
+        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, protocol, states, &[0; ID_LEN])?;
         let mut found = Vec::new();
         self.receive(|payload| {
             if let Some(id) = payload.get(MESSAGE_ID_AT..MESSAGE_ID_AT + ID_LEN) {

@@ -83,6 +83,14 @@ pub trait Kernel: Send {
         Vec::new()
     }
 
+    /// TCP connections that end at sockets of the node itself.
+    fn accepted(&self) -> Vec<loader::Connection> {
+        Vec::new()
+    }
+
+    /// Waits until no packet is on its way any more that has met the maps as they were before.
+    fn settle(&self) {}
+
     /// The table of what is counted per backend, for another thread.
     fn traffic(&self) -> Option<Box<dyn TrafficTable>> {
         None
@@ -205,6 +213,19 @@ impl Kernel for Loaded {
     fn tracked(&self) -> Vec<loader::Connection> {
         tracked()
     }
+
+    fn accepted(&self) -> Vec<loader::Connection> {
+        let open = crate::sockets::open_tcp().unwrap_or_default();
+        let inbound = |(own, other)| loader::Connection::untouched(loader::Protocol::Tcp, other, own);
+        open.into_iter().map(inbound).collect()
+    }
+
+    fn settle(&self) {
+        // The kernel waits for a grace period of RCU; the programs, and the stack behind them, run within one.
+        if let Err(error) = rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global) {
+            tracing::debug!(%error, "cannot wait for packets on their way");
+        }
+    }
 }
 
 /// A kernel without connection tracking has none.
@@ -234,6 +255,10 @@ pub struct Memory {
     pub grows: bool,
     /// Connections that somebody else translates.
     pub tracked: Vec<loader::Connection>,
+    /// Connections that end at sockets of the node.
+    pub accepted: Vec<loader::Connection>,
+    /// Whether the programs left connections to others when [`Kernel::settle`] was called.
+    pub settled_while_taking_over: std::cell::Cell<Option<bool>>,
 }
 
 impl Memory {
@@ -244,6 +269,8 @@ impl Memory {
             devices: BTreeSet::new(),
             grows: false,
             tracked: Vec::new(),
+            accepted: Vec::new(),
+            settled_while_taking_over: std::cell::Cell::new(None),
         }
     }
 }
@@ -281,6 +308,14 @@ impl Kernel for Memory {
 
     fn tracked(&self) -> Vec<loader::Connection> {
         self.tracked.clone()
+    }
+
+    fn accepted(&self) -> Vec<loader::Connection> {
+        self.accepted.clone()
+    }
+
+    fn settle(&self) {
+        self.settled_while_taking_over.set(Some(self.maps.config.taking_over));
     }
 }
 

@@ -207,6 +207,11 @@ impl Layout {
         members.map(|(key, member)| (*key, Arc::clone(&member.frontend))).collect()
     }
 
+    /// Whether no Service is served.
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
     /// Which group has which id.
     pub(super) fn groups_by_id(&self) -> HashMap<u32, Group> {
         self.groups.iter().map(|(group, placed)| (placed.id, *group)).collect()
