@@ -10,6 +10,7 @@ use ::http::header::{HeaderValue, USER_AGENT};
 use jiff::Timestamp;
 use prometheus::Registry;
 use seaway_model::Snapshot;
+use seaway_proxy::dataplane::userspace::WorkerConfig;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -172,9 +173,22 @@ struct Agent {
     shutdown: CancellationToken,
 }
 
-/// Removes what the service proxy of this node left in the kernel.
+/// Removes what the service proxy of this node left: in the kernel, and its worker.
 pub fn cleanup_proxy(config: &NodeConfig) -> Result<(), seaway_proxy::ProxyError> {
-    seaway_proxy::cleanup(&seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs))
+    let mut proxy = seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs);
+    proxy.worker = Some(worker(config));
+    seaway_proxy::cleanup(&proxy)
+}
+
+/// The process that serves in user space, if that is the mode.
+fn worker(config: &NodeConfig) -> WorkerConfig {
+    let directory = config.state_dir.join("userspace");
+    WorkerConfig {
+        arguments: vec!["userspace-worker".into(), "--directory".into(), directory.clone().into()],
+        directory,
+        program: config.self_exe.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }
 
 impl Agent {
@@ -262,6 +276,7 @@ impl Agent {
         proxy.resync_interval = config.sync_period.unwrap_or(proxy.resync_interval);
         proxy.min_sync_interval = config.min_sync_period.unwrap_or(proxy.min_sync_interval);
         proxy.conntrack = config.conntrack;
+        proxy.worker = Some(worker(config));
         proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
         proxy.devices.clone_from(&config.devices);
         proxy.maglev = config.maglev;

@@ -125,7 +125,7 @@ pub struct NodeConfig {
     pub bind_address: IpAddr,
     /// The address that metrics listen at.
     pub metrics_address: Option<IpAddr>,
-    /// The executable that carries the hidden subcommands `pod-shim` and `image`.
+    /// The executable that carries the hidden subcommands `pod-shim`, `image` and `userspace-worker`.
     pub self_exe: PathBuf,
     /// `topology.kubernetes.io/zone`, when known.
     pub zone: Option<String>,

@@ -22,4 +22,5 @@ mod supervise;
 
 pub use agent::{NodeError, cleanup_proxy, run};
 pub use config::{NodeConfig, Overlay, ProxyMode};
+pub use seaway_proxy::dataplane::userspace::serve_as_worker;
 pub use seaway_proxy::{conntrack, kube_proxy};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
+use crate::dataplane::userspace::WorkerConfig;
 use crate::{Reporter, StatusHandle};
 
 /// Which backend programs the kernel.
@@ -22,7 +23,7 @@ pub enum Mode {
     Nftables,
     /// iptables: rules in the restore format, for kernels without the others.
     Iptables,
-    /// Sockets of this process that hand on what arrives: needs no privilege, keeps no client's address.
+    /// Sockets of a worker process that hand on what arrives: needs no privilege, keeps no client's address.
     Userspace,
     /// In memory only: decides everything and programs nothing. For trying out and for tests.
     Fake,
@@ -96,6 +97,8 @@ pub struct ProxyConfig {
     /// After a change of mode, how long connections may go on that the kernel's connection tracking translates for the
     /// former one. It remembers for a day a client that vanished without a word: nobody waits that long for it.
     pub drain_max: Duration,
+    /// The process that serves in user space. `None`: this one, and what it serves ends with it.
+    pub worker: Option<WorkerConfig>,
     /// The kernel's connection tracking is set so. `None`: it is left alone.
     pub conntrack: Option<Conntrack>,
     /// Who is told what operators should know about a Service.
@@ -124,6 +127,7 @@ impl ProxyConfig {
             resync_interval: Duration::from_secs(30),
             min_sync_interval: Duration::from_millis(1),
             drain_max: Duration::from_secs(900),
+            worker: None,
             conntrack: None,
             reporter: None,
             status: StatusHandle::default(),

@@ -11,8 +11,10 @@ pub mod nftables;
 pub mod userspace;
 
 use std::io;
+use std::sync::Arc;
 
 use thiserror::Error;
+use tokio::sync::Notify;
 
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Plan};
@@ -61,6 +63,11 @@ pub trait Dataplane: Send {
 
     /// Counts traffic per Service and backend from now on. The table of what it counts; `None`: it cannot.
     fn count_traffic(&mut self) -> Option<Box<dyn TrafficTable>> {
+        None
+    }
+
+    /// Notified when what it holds may have been lost at once: it has to be read back.
+    fn lost(&self) -> Option<Arc<Notify>> {
         None
     }
 

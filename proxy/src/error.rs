@@ -30,6 +30,9 @@ pub enum ProxyError {
     /// The tables could not be removed.
     #[error("cannot remove the tables of Services")]
     Tables(#[source] DataplaneError),
+    /// The worker of the userspace mode could not be ended.
+    #[error("cannot end the userspace worker")]
+    Worker(#[source] std::io::Error),
     /// A part of the proxy panicked.
     #[error("a part of the proxy ended unexpectedly")]
     Part(#[source] tokio::task::JoinError),

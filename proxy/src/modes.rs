@@ -1,6 +1,6 @@
 //! From a mode to its data plane, and from one mode to another: the traces of the others go once the new one serves.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -9,7 +9,7 @@ use crate::dataplane::ebpf::{self, Ebpf};
 use crate::dataplane::fake::Fake;
 use crate::dataplane::iptables::{self, Iptables};
 use crate::dataplane::nftables::{self, Nftables};
-use crate::dataplane::userspace::{Limits, Userspace};
+use crate::dataplane::userspace::{self, Limits, Remote, Userspace};
 use crate::dataplane::{Dataplane, DataplaneError, tracks_open_connections};
 use crate::reconcile::chain;
 use crate::{Mode, ProxyConfig, ProxyError};
@@ -41,14 +41,17 @@ pub(crate) async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, Pro
 }
 
 async fn open_one(mode: Mode, config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
-    let (bpffs, cgroup) = (config.bpffs.clone(), config.cgroup.clone());
+    let (bpffs, cgroup, worker) = (config.bpffs.clone(), config.cgroup.clone(), config.worker.clone());
     // Loading programs takes the verifier a while, and tables a process.
     let opened = tokio::task::spawn_blocking(move || -> Result<Box<dyn Dataplane>, DataplaneError> {
         Ok(match mode {
             Mode::Auto | Mode::Ebpf => Box::new(Ebpf::open(&bpffs, &cgroup)?),
             Mode::Nftables => Box::new(Nftables::open()?),
             Mode::Iptables => Box::new(Iptables::open()?),
-            Mode::Userspace => Box::new(Userspace::open(Limits::default())?),
+            Mode::Userspace => match worker {
+                Some(worker) => Box::new(Remote::open(worker)?),
+                None => Box::new(Userspace::open(Limits::default())?),
+            },
             Mode::Fake => Box::new(Fake::default()),
         })
     });
@@ -56,8 +59,11 @@ async fn open_one(mode: Mode, config: &ProxyConfig) -> Result<Box<dyn Dataplane>
     opened.map_err(|source| ProxyError::Open { backend: mode.name(), source })
 }
 
-/// Removes everything that the proxy put into the kernel, in whatever mode: links, maps, pins, tables, chains.
+/// Removes everything that the proxy left, in whatever mode: links, maps, pins, tables, chains, and the worker.
 pub fn cleanup(config: &ProxyConfig) -> Result<(), ProxyError> {
+    if let Some(worker) = &config.worker {
+        userspace::end_workers(&worker.directory).map_err(ProxyError::Worker)?;
+    }
     nftables::remove_all().map_err(ProxyError::Tables)?;
     iptables::remove_all().map_err(ProxyError::Tables)?;
     ebpf::remove_all(&config.bpffs)
@@ -72,6 +78,11 @@ struct Leftovers {
     /// The new mode does not keep the kernel's connection tracking at work: a former one that needs it stays until its
     /// connections have ended, or until then.
     tracked_until: Option<Instant>,
+    /// Where workers of the userspace mode are found, until when their connections may go on, and whether one of them
+    /// serves.
+    workers: Option<PathBuf>,
+    workers_until: Instant,
+    worker_serves: bool,
 }
 
 impl Leftovers {
@@ -110,9 +121,22 @@ impl Leftovers {
             }
             Mode::Nftables => nftables::remove_all(),
             Mode::Iptables => iptables::remove_all(),
-            Mode::Auto | Mode::Userspace | Mode::Fake => Ok(()),
+            Mode::Userspace => return self.retire_workers(),
+            Mode::Auto | Mode::Fake => Ok(()),
         }?;
         Ok(true)
+    }
+
+    /// Workers end with their last connection; the one that serves stays.
+    fn retire_workers(&self) -> Result<bool, DataplaneError> {
+        let Some(workers) = &self.workers else { return Ok(true) };
+        let retired = if !self.worker_serves && Instant::now() > self.workers_until {
+            userspace::end_workers(workers).map(|()| true)
+        } else {
+            userspace::retire_workers(workers, self.worker_serves)
+        };
+        retired
+            .map_err(|source| DataplaneError::Io { action: "cannot end the userspace worker".into(), source })
     }
 }
 
@@ -124,10 +148,19 @@ pub(crate) async fn succeed(config: ProxyConfig, serving: &'static str, shutdown
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
-    let others = PREFERENCE.into_iter().filter(|mode| serving != "fake" && mode.name() != serving);
+    // Of the workers of the userspace mode, all but one are leftovers in that mode, too.
+    let is_other = |mode: &Mode| mode.name() != serving || *mode == Mode::Userspace;
+    let others = PREFERENCE.into_iter().filter(|mode| serving != "fake" && is_other(mode));
     let tracks = [Mode::Nftables.name(), Mode::Iptables.name()].contains(&serving);
     let tracked_until = (!tracks).then(|| Instant::now() + config.drain_max);
-    let mut leftovers = Leftovers { modes: others.collect(), retiring: None, tracked_until };
+    let mut leftovers = Leftovers {
+        modes: others.collect(),
+        retiring: None,
+        tracked_until,
+        workers: config.worker.as_ref().map(|worker| worker.directory.clone()),
+        workers_until: Instant::now() + config.drain_max,
+        worker_serves: serving == Mode::Userspace.name(),
+    };
     while !leftovers.modes.is_empty() {
         let bpffs = config.bpffs.clone();
         let removed = tokio::task::spawn_blocking(move || {

@@ -172,6 +172,11 @@ impl Reconciler {
         let mut look_at_links =
             interval(if monitor.is_some() { LINKS_INTERVAL } else { LINKS_POLL_INTERVAL });
         look_at_links.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let lost = self.dataplane.as_ref().and_then(|dataplane| dataplane.lost());
+        let heard_of_loss = async || match &lost {
+            Some(lost) => lost.notified().await,
+            None => std::future::pending().await,
+        };
         let mut open = true;
         let mut retry_at: Option<tokio::time::Instant> = None;
         loop {
@@ -185,6 +190,7 @@ impl Reconciler {
                 () = shutdown.cancelled() => return,
                 changed = snapshots.changed(), if open => open = changed.is_ok(),
                 _ = resync.tick() => self.actual = None,
+                () = heard_of_loss() => self.actual = None,
                 () = heard_of_links() => if !self.links_changed() { continue },
                 _ = look_at_links.tick() => if !self.links_changed() { continue },
                 () = retry => {}

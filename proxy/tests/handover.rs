@@ -16,21 +16,29 @@ mod net;
 #[allow(dead_code, reason = "other tests need more of it")]
 mod services;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path as FilePath, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use agent::Agent;
+use agent::{Agent, Options};
 use kernel::Place;
 use load::{Load, Path};
 use net::{Net, eventually};
 use seaway_proxy::Mode;
+use seaway_proxy::dataplane::userspace::{self, Presence};
 use services::{World, cluster_ip, node_port, vip};
 
-const KERNEL: [Mode; 3] = [Mode::Ebpf, Mode::Nftables, Mode::Iptables];
 const ALL: [Mode; 4] = [Mode::Ebpf, Mode::Nftables, Mode::Iptables, Mode::Userspace];
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, directory, version] = &arguments[..]
+        && word == "--worker"
+    {
+        userspace::serve_as_worker(FilePath::new(directory), version).unwrap();
+        return ExitCode::SUCCESS;
+    }
     match std::env::var("SEAWAY_ROLE").as_deref() {
         Ok("agent") => agent::main(),
         Ok("load") => load::main(),
@@ -41,14 +49,25 @@ fn main() -> ExitCode {
 
 type Test = (String, Box<dyn Fn()>);
 
+const USERSPACE: [(&str, fn()); 3] = [
+    ("userspace_a_worker_that_dies_is_replaced", userspace_a_worker_that_dies_is_replaced),
+    (
+        "userspace_clients_keep_their_backend_over_an_upgrade",
+        userspace_clients_keep_their_backend_over_an_upgrade,
+    ),
+    ("userspace_a_worker_has_no_privilege_and_ends_with_cleanup", userspace_a_worker_has_no_privilege),
+];
+
 /// Runs the tests that a word of the command line names, or all. A panic ends them all.
 fn tests() -> ExitCode {
     let mut all: Vec<Test> = Vec::new();
-    for mode in KERNEL {
+    for mode in ALL {
         let name = format!("{}_restart_crash_and_upgrade_lose_nothing", mode.name());
         all.push((name, Box::new(move || restart_crash_and_upgrade_lose_nothing(mode))));
     }
-    all.push(("userspace_what_a_crash_costs".into(), Box::new(userspace_what_a_crash_costs)));
+    for (name, test) in USERSPACE {
+        all.push((name.into(), Box::new(test)));
+    }
     for from in ALL {
         for to in ALL.into_iter().filter(|to| *to != from) {
             let name = format!("{}_to_{}", from.name(), to.name());
@@ -70,13 +89,37 @@ fn tests() -> ExitCode {
 
 /// A network with a node, and where on it the socket programs attach.
 struct Scene {
+    workers: Workers,
     world: World,
     place: Place,
 }
 
+/// Where workers are found; they end when it is dropped.
+struct Workers(PathBuf);
+
+impl Workers {
+    fn all(&self) -> Vec<Presence> {
+        userspace::workers(&self.0).unwrap()
+    }
+
+    /// The one that serves.
+    fn one(&self) -> Presence {
+        let serving: Vec<Presence> = self.all().into_iter().filter(|worker| worker.serving).collect();
+        assert_eq!(serving.len(), 1, "{serving:?}");
+        serving[0].clone()
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        userspace::end_workers(&self.0).unwrap();
+    }
+}
+
 impl Scene {
     fn new(mode: Mode) -> Self {
-        let scene = Self { world: World::new(mode), place: Place::new() };
+        let place = Place::new();
+        let scene = Self { workers: Workers(agent::workers(&place)), world: World::new(mode), place };
         // The proxy in user space serves addresses that are the node's own. To the others that makes no difference.
         for range in ["10.96.0.0/16", "172.30.7.200/29"] {
             scene.net().ip("node", &format!("route add local {range} dev lo"));
@@ -91,8 +134,8 @@ impl Scene {
         &self.world.net
     }
 
-    fn agent(&self, mode: Mode) -> Agent {
-        Agent::start(self.net(), &self.place, mode)
+    fn agent(&self, options: impl Into<Options>) -> Agent {
+        Agent::start(self.net(), &self.place, options)
     }
 
     /// What clients outside, the node and a pod do all the time. All paths are open when it begins.
@@ -167,7 +210,7 @@ fn restart_crash_and_upgrade_lose_nothing(mode: Mode) {
     agent = scene.agent(mode);
     go_on(&mut loads);
     // An upgrade as a DaemonSet with maxSurge does it: both run for a while.
-    let next = scene.agent(mode);
+    let next = scene.agent(Options { version: "2", ..mode.into() });
     go_on(&mut loads);
     agent.stop();
     go_on(&mut loads);
@@ -176,26 +219,116 @@ fn restart_crash_and_upgrade_lose_nothing(mode: Mode) {
     clean_up(&scene);
 }
 
-/// Connections of the userspace mode live in the process. What can hold: an exchange loses no new connection; after a
-/// crash clients are refused at once rather than left waiting, and served again as soon as the next process listens.
-fn userspace_what_a_crash_costs() {
+/// What its death costs are the connections that it has; everything is served again without anyone's doing.
+fn userspace_a_worker_that_dies_is_replaced() {
+    let scene = Scene::new(Mode::Userspace);
+    let agent = scene.agent(Options { still: true, ..Mode::Userspace.into() });
+    let targets = [node_port(1, false), node_port(2, true), vip(1, false)];
+    for round in 0..3 {
+        for to in targets {
+            eventually(&format!("{to} is served, round {round}"), || scene.net().ask_tcp("client", to));
+        }
+        let worker = scene.workers.one();
+        kill(&worker);
+        eventually("another worker serves", || match scene.workers.all().as_slice() {
+            [other] if other.pid != worker.pid => Ok(()),
+            all => Err(all.to_vec()),
+        });
+    }
+    agent.stop();
+    clean_up(&scene);
+}
+
+fn kill(worker: &Presence) {
+    let killed = Command::new("kill").args(["-9", &worker.pid.to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+/// A UDP client that goes on sending from one port.
+struct Asker {
+    socket: UdpSocket,
+    /// Who answered first.
+    first: String,
+}
+
+impl Asker {
+    fn new(scene: &Scene, to: SocketAddr) -> Self {
+        let socket = scene.net().within("client", || UdpSocket::bind("172.30.7.100:0").unwrap());
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut asker = Self { socket, first: String::new() };
+        asker.first = asker.ask();
+        asker
+    }
+
+    /// The name of who answers.
+    fn ask(&self) -> String {
+        let mut buffer = [0; 512];
+        eventually("an answer", || {
+            self.socket.send(b"hi\n").map_err(|error| error.to_string())?;
+            let length = self.socket.recv(&mut buffer).map_err(|error| error.to_string())?;
+            Ok::<_, String>(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned())
+        })
+    }
+}
+
+/// Clients of UDP and those with session affinity go on with the backend that they have, TCP connections with the
+/// former worker, which ends with the last of them.
+fn userspace_clients_keep_their_backend_over_an_upgrade() {
+    let scene = Scene::new(Mode::Userspace);
+    let former = scene.agent(Mode::Userspace);
+    let askers: Vec<Asker> = (0..24).map(|_| Asker::new(&scene, node_port(5, false))).collect();
+    assert!(askers.iter().any(|asker| asker.first != askers[0].first), "both endpoints serve");
+    let to = node_port(6, false);
+    let who = || scene.net().ask_tcp("client", to).unwrap().split(' ').next().unwrap().to_owned();
+    let affine = who();
+    let mut open = scene.net().within("client", || std::net::TcpStream::connect(to).unwrap());
+    assert!(net::talk(&mut open).unwrap().starts_with(&affine));
+    let old = scene.workers.one();
+    assert_eq!((old.version.as_str(), old.serving), ("1", true));
+    let next = scene.agent(Options { version: "2", ..Mode::Userspace.into() });
+    former.stop();
+    let new = scene.workers.one();
+    assert_eq!(new.version, "2");
+    assert!(new.pid != old.pid && scene.workers.all().len() == 2, "{:?}", scene.workers.all());
+    for asker in &askers {
+        assert_eq!(asker.ask(), asker.first);
+    }
+    for _ in 0..8 {
+        assert_eq!(who(), affine);
+    }
+    assert!(net::talk(&mut open).unwrap().starts_with(&affine));
+    drop(open);
+    eventually("the former worker ends with its last connection", || match scene.workers.all().as_slice() {
+        [one] if one.pid == new.pid => Ok(()),
+        all => Err(all.to_vec()),
+    });
+    next.stop();
+    clean_up(&scene);
+}
+
+fn userspace_a_worker_has_no_privilege() {
+    const NET_BIND_SERVICE: u64 = 1 << 10;
     let scene = Scene::new(Mode::Userspace);
     let agent = scene.agent(Mode::Userspace);
-    let mut loads = scene.load(Mode::Userspace);
-    go_on(&mut loads);
-    let next = scene.agent(Mode::Userspace);
+    let pid = scene.workers.one().pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert!(field("Uid:").starts_with("65534"), "{}", field("Uid:"));
+    assert_eq!(u64::from_str_radix(&field("CapEff:"), 16).unwrap() & !NET_BIND_SERVICE, 0);
+    assert_eq!((field("NoNewPrivs:").as_str(), field("NSsid:").ends_with(&pid.to_string())), ("1", true));
+    let kib: u64 = field("RssAnon:").trim_end_matches(" kB").trim().parse().unwrap();
+    println!("a worker's own memory: {kib} KiB");
+    assert!(kib < 16 * 1024, "{kib} KiB");
+    // What it serves outlives the agent, and goes with what cleans up.
     agent.stop();
-    go_on(&mut loads);
-    settle(loads, "userspace: an exchange", false);
-    next.kill();
-    let started = Instant::now();
-    let refused = scene.net().ask_tcp("client", node_port(1, false)).unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    assert!(started.elapsed() < Duration::from_secs(1), "at once");
-    let agent = scene.agent(Mode::Userspace);
-    // By whichever endpoint the Service has at the moment.
     assert_ne!(scene.net().ask_tcp("client", node_port(1, false)).unwrap(), "");
-    agent.stop();
+    clean_up(&scene);
+    eventually("nobody listens", || {
+        let refused = scene.net().ask_tcp("client", node_port(1, false)).unwrap_err().kind();
+        if refused == std::io::ErrorKind::ConnectionRefused { Ok(()) } else { Err(refused) }
+    });
 }
 
 /// The next mode serves before the traces of the former one go, and nobody notices.
@@ -206,17 +339,9 @@ fn another_mode_takes_over(from: Mode, to: Mode) {
     let mut loads = scene.load(if both_here { Mode::Userspace } else { from });
     go_on(&mut loads);
     assert_eq!(traces(&scene), trace_of(from), "before");
-    // What serves in user space serves while it runs: its successor comes first.
-    let next = if from == Mode::Userspace {
-        let next = scene.agent(to);
-        go_on(&mut loads);
-        former.stop();
-        next
-    } else {
-        former.kill();
-        go_on(&mut loads);
-        scene.agent(to)
-    };
+    former.kill();
+    go_on(&mut loads);
+    let next = scene.agent(to);
     go_on(&mut loads);
     let gone = || {
         eventually("the traces of the former mode go", || {
@@ -225,9 +350,7 @@ fn another_mode_takes_over(from: Mode, to: Mode) {
         });
     };
     // What translates open connections stays until they have ended, unless the next mode translates them as well.
-    if from == Mode::Userspace
-        || [from, to].iter().all(|mode| [Mode::Nftables, Mode::Iptables].contains(mode))
-    {
+    if [from, to].iter().all(|mode| [Mode::Nftables, Mode::Iptables].contains(mode)) {
         gone();
     }
     go_on(&mut loads);
@@ -242,7 +365,7 @@ fn another_mode_takes_over(from: Mode, to: Mode) {
 }
 
 fn trace_of(mode: Mode) -> Vec<&'static str> {
-    if mode == Mode::Userspace { Vec::new() } else { vec![mode.name()] }
+    vec![mode.name()]
 }
 
 /// The modes that have left something in the kernel.
@@ -257,13 +380,16 @@ fn traces(scene: &Scene) -> Vec<&'static str> {
         scene.place.bpffs.exists(),
         printed("nft", &["list", "tables"]).contains("seaway-proxy"),
         ["iptables-save", "ip6tables-save"].iter().any(|program| printed(program, &[]).contains("SEAWAY")),
+        !scene.workers.all().is_empty(),
     ];
-    let names = KERNEL.iter().map(|mode| mode.name());
+    let names = ALL.iter().map(|mode| mode.name());
     names.zip(found).filter(|(_, found)| *found).map(|(name, _)| name).collect()
 }
 
 fn clean_up(scene: &Scene) {
-    let config = seaway_proxy::ProxyConfig::new("node", &scene.place.cgroup, &scene.place.bpffs);
+    let mut config = seaway_proxy::ProxyConfig::new("node", &scene.place.cgroup, &scene.place.bpffs);
+    config.worker = Some(agent::worker(scene.workers.0.clone(), "1"));
     scene.net().within("node", || seaway_proxy::cleanup(&config).unwrap());
     assert_eq!(traces(scene), Vec::<&str>::new());
+    assert!(!scene.workers.0.exists());
 }

@@ -90,6 +90,13 @@ pub enum Command {
         #[arg(long)]
         cluster_of: PathBuf,
     },
+    /// Listen and hand on, for the service proxy in user space
+    #[command(hide = true)]
+    UserspaceWorker {
+        /// Where it is found
+        #[arg(long)]
+        directory: PathBuf,
+    },
     /// Run one of the images that this binary carries
     #[command(hide = true)]
     Image {
@@ -118,6 +125,7 @@ impl Command {
                 | Self::Proxy(_)
                 | Self::Dns(_)
                 | Self::Supervise { .. }
+                | Self::UserspaceWorker { .. }
                 | Self::PodShim { .. }
         )
     }

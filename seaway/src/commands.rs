@@ -36,6 +36,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Dns(args) => dns::run(args),
         Command::Probe(args) => probe::run(&args),
         Command::Supervise { cluster_of } => up::supervise(&cluster_of),
+        Command::UserspaceWorker { directory } => {
+            seaway_node::serve_as_worker(&directory, env!("CARGO_PKG_VERSION"))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Image { image, args } => Ok(seaway_images::run(&image, &args)),
         Command::PodShim { args } => Ok(seaway_node::shim::main(&args)),
         Command::Completions { shell } => {

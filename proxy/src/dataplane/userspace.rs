@@ -6,17 +6,27 @@
 //! (externalTrafficPolicy Local), since backends see this node. Where a packet would have to be dropped, it is refused
 //! instead.
 //!
-//! A connection lives in this process: it goes on when its backend leaves the list, and ends with the process. A
-//! successor may listen at the same addresses (`SO_REUSEPORT`) before this one lets go of them, and then no new
-//! connection is lost: whoever lets go first serves all that reached it.
+//! A connection goes on when its backend leaves the list, and lives in the process that took it in. So that process is
+//! none of the agent's: a worker ([`serve_as_worker`]) listens and hands on, without privilege and whether an agent is
+//! there or not, and the agent ([`Remote`]) tells it the plans. A worker of another version leaves its sockets to the
+//! next one and ends with its last connection. Only the death of the worker itself costs connections.
+//!
+//! [`Userspace`] is what the worker holds. It works in any process: a successor may listen at the same addresses
+//! (`SO_REUSEPORT`) before a former one lets go of them, and whoever lets go first serves all that reached it.
 
+mod channel;
+mod directory;
+mod legacy;
 mod limits;
 mod listen;
 mod pick;
+mod remote;
 mod serve;
 mod site;
 mod tcp;
 mod udp;
+mod wire;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,8 +35,11 @@ use imbl::OrdMap;
 
 pub use limits::Limits;
 pub use listen::{Listener, Memory, Network, Sockets};
+pub use remote::{Remote, WorkerConfig, end_workers, retire_workers, workers};
 pub use serve::Serve;
 pub use site::{Place, SiteKey};
+pub use wire::Presence;
+pub use worker::{WorkerError, serve_as_worker};
 
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::frontend::{Frontend, FrontendKey, Scope};
@@ -34,6 +47,35 @@ use crate::plan::{Actual, Host, Plan};
 use crate::stale::Targets;
 use crate::status::DropCount;
 use site::Site;
+
+/// What cannot be done in user space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Refusal {
+    Sctp,
+    KeepingTheSource,
+    NotLocal,
+}
+
+impl Refusal {
+    const ALL: [Self; 3] = [Self::Sctp, Self::KeepingTheSource, Self::NotLocal];
+
+    fn what(self) -> &'static str {
+        match self {
+            Self::Sctp => "SCTP",
+            Self::KeepingTheSource => "keeping the client's address (externalTrafficPolicy Local)",
+            Self::NotLocal => "an address that is not local to this network namespace",
+        }
+    }
+
+    fn of(what: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|refusal| refusal.what() == what)
+    }
+
+    fn error(self, frontend: FrontendKey) -> DataplaneError {
+        DataplaneError::Unsupported { frontend, what: self.what(), backend: "userspace" }
+    }
+}
 
 /// The userspace data plane of one node.
 #[derive(Debug)]
@@ -63,18 +105,18 @@ impl<N: Sockets> Userspace<N> {
     }
 
     fn refusal(&self, key: &FrontendKey, frontend: &Frontend) -> Option<DataplaneError> {
-        let unsupported =
-            |what| Some(DataplaneError::Unsupported { frontend: *key, what, backend: "userspace" });
-        if key.protocol == seaway_model::Protocol::Sctp {
-            return unsupported("SCTP");
-        }
-        if key.scope == Scope::External && frontend.preserve_source && !frontend.backends.is_empty() {
-            return unsupported("keeping the client's address (externalTrafficPolicy Local)");
-        }
-        if !self.network.is_local(key.addr) {
-            return unsupported("an address that is not local to this network namespace");
-        }
-        None
+        let keeps_source =
+            key.scope == Scope::External && frontend.preserve_source && !frontend.backends.is_empty();
+        let refusal = if key.protocol == seaway_model::Protocol::Sctp {
+            Refusal::Sctp
+        } else if keeps_source {
+            Refusal::KeepingTheSource
+        } else if self.network.is_local(key.addr) {
+            return None;
+        } else {
+            Refusal::NotLocal
+        };
+        Some(refusal.error(*key))
     }
 
     /// Makes the sockets of a site what they should be: new ones are opened before others are closed.

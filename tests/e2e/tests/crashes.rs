@@ -84,16 +84,7 @@ fn all_traffic(cluster: &Cluster) -> Vec<Traffic> {
 fn killing_any_process_disturbs_no_connection() {
     let cluster = Cluster::up("e2e-crashes", &[]);
     for component in ["server", "node1", "node2", "node3", "supervisor"] {
-        let before = cluster.pid(component);
-        let traffic = all_traffic(&cluster);
-        cluster.kill(component);
-        eventually(&format!("{component} is back"), 20, || {
-            let now = cluster.pid(component);
-            now.is_some() && now != before && cluster.seaway(&["status"]).code == Some(0)
-        });
-        for stream in traffic {
-            stream.finish(&format!("kill -9 of {component}"));
-        }
+        kill_under_traffic(&cluster, component);
     }
     // What came back has taken over: changes are followed again.
     cluster.kubectl(&["scale", "-n", "demo", "deployment/backend", "--replicas=5"]).ok();
@@ -101,6 +92,50 @@ fn killing_any_process_disturbs_no_connection() {
     let restarts = get(&cluster, &["pods"], "{.items[*].status.containerStatuses[*].restartCount}");
     assert!(restarts.split(' ').all(|count| count == "0"), "pods outlive their agent: {restarts}");
     cluster.seaway(&["check", "--only", "ClusterIP"]).ok();
+}
+
+/// Connections live in a process of their own, which outlives the agent and ends with the cluster.
+#[test]
+fn in_user_space_killing_an_agent_disturbs_no_connection_either() {
+    let cluster = Cluster::up("e2e-crashes-us", &["--nodes", "2", "--proxy-mode", "userspace"]);
+    let before = workers(&cluster);
+    assert_eq!(before.len(), 2, "a worker for each node: {before:?}");
+    for component in ["node1", "node2"] {
+        kill_under_traffic(&cluster, component);
+    }
+    assert_eq!(workers(&cluster), before, "the same ones serve");
+    cluster.kubectl(&["scale", "-n", "demo", "deployment/backend", "--replicas=5"]).ok();
+    cluster.kubectl(&["rollout", "status", "-n", "demo", "deployment/backend", "--timeout=30s"]).ok();
+    cluster.seaway(&["check", "--only", "ClusterIP"]).ok();
+    cluster.seaway(&["down"]).ok();
+    assert_eq!(workers(&cluster), Vec::<String>::new());
+}
+
+/// The process ids of the cluster's workers of the userspace mode.
+fn workers(cluster: &Cluster) -> Vec<String> {
+    let place = cluster.dir().display().to_string();
+    let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap());
+    let is_worker = |path: std::path::PathBuf| {
+        let words = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        words.contains(" userspace-worker ") && words.contains(&place)
+    };
+    let workers = processes.filter(|entry| is_worker(entry.path()));
+    workers.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// kill -9 while connections of all kinds are open and made; nothing may fail.
+fn kill_under_traffic(cluster: &Cluster, component: &str) {
+    let before = cluster.pid(component);
+    let traffic = all_traffic(cluster);
+    cluster.kill(component);
+    eventually(&format!("{component} is back"), 20, || {
+        let now = cluster.pid(component);
+        now.is_some() && now != before && cluster.seaway(&["status"]).code == Some(0)
+    });
+    for stream in traffic {
+        stream.finish(&format!("kill -9 of {component}"));
+    }
 }
 
 #[test]

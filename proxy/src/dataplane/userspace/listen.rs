@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use seaway_model::Protocol;
 use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::legacy::Flow;
 use super::limits::{Limits, Shared};
 use super::serve::Serve;
 use super::site::{Place, SiteKey};
@@ -73,6 +75,30 @@ pub struct Open {
     route: tcp::Route,
     task: JoinHandle<()>,
     stop: CancellationToken,
+    socket: Held,
+    clients: udp::Clients,
+}
+
+/// The socket, while its task lives.
+#[derive(Debug)]
+enum Held {
+    Tcp(Weak<TcpListener>),
+    Udp(Weak<UdpSocket>),
+}
+
+impl Open {
+    /// The socket.
+    pub(super) fn socket(&self) -> Option<Arc<dyn AsFd + Send + Sync>> {
+        match &self.socket {
+            Held::Tcp(socket) => Some(socket.upgrade()?),
+            Held::Udp(socket) => Some(socket.upgrade()?),
+        }
+    }
+
+    /// The UDP clients that have a backend.
+    pub(super) fn associations(&self) -> Vec<Arc<udp::Association>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
 }
 
 impl Network {
@@ -84,9 +110,7 @@ impl Network {
             action: "cannot start the threads of the userspace data plane".into(),
             source,
         })?;
-        if let Err(error) = std::fs::write(MIGRATE, "1") {
-            tracing::debug!(%error, "connections that wait at a closed socket are lost at a hand-over");
-        }
+        let_waiting_connections_migrate();
         let shared = Arc::new(Shared::new(limits));
         Ok(Self { runtime: Some(runtime), shared, stop: CancellationToken::new() })
     }
@@ -94,6 +118,60 @@ impl Network {
     /// Connections and associations that are open.
     pub fn busy(&self) -> usize {
         self.shared.busy()
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Serves at a socket that another process opened, and for whom it did.
+    pub(super) fn adopt(
+        &mut self,
+        key: &SiteKey,
+        socket: OwnedFd,
+        flows: Vec<Flow>,
+        serve: Arc<Serve>,
+    ) -> Result<Open, DataplaneError> {
+        let failed = |source| DataplaneError::Io { action: format!("cannot go on at {key}"), source };
+        self.open(key, socket.into(), flows, serve).map_err(failed)
+    }
+
+    fn open(&self, key: &SiteKey, socket: Socket, flows: Vec<Flow>, serve: Arc<Serve>) -> io::Result<Open> {
+        let runtime = self.runtime.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let _entered = runtime.enter();
+        let route: tcp::Route = Arc::new(Mutex::new(serve));
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.child_token());
+        let clients = udp::Clients::default();
+        let (task, socket) = if key.protocol == Protocol::Tcp {
+            let listener = Arc::new(TcpListener::from_std(socket.into())?);
+            let socket = Held::Tcp(Arc::downgrade(&listener));
+            (runtime.spawn(tcp::run(listener, Arc::clone(&route), shared, stop.clone())), socket)
+        } else {
+            let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+            let held = Held::Udp(Arc::downgrade(&socket));
+            let (clients, stop) = (Arc::clone(&clients), stop.clone());
+            let listening = udp::Listening { socket, clients, shared, stop };
+            go_on(&listening, flows)?;
+            (runtime.spawn(udp::run(listening, Arc::clone(&route))), held)
+        };
+        Ok(Open { route, task, stop, socket, clients })
+    }
+}
+
+/// Goes on with clients that have a backend.
+fn go_on(listening: &udp::Listening, flows: Vec<Flow>) -> io::Result<()> {
+    for Flow { client, target, upstream } in flows {
+        let Ok(permit) = Arc::clone(&listening.shared.room).try_acquire_owned() else { break };
+        let socket = UdpSocket::from_std(std::net::UdpSocket::from(upstream))?;
+        listening.associate(client, udp::Upstream { socket, target, permit });
+    }
+    Ok(())
+}
+
+/// Without privilege it stays as it is.
+pub(super) fn let_waiting_connections_migrate() {
+    if let Err(error) = std::fs::write(MIGRATE, "1") {
+        tracing::debug!(%error, "connections that wait at a socket that is closed are lost");
     }
 }
 
@@ -111,18 +189,7 @@ impl Sockets for Network {
         };
         let failed = |source| DataplaneError::Io { action: format!("cannot listen at {key}{link}"), source };
         let socket = bound(key, place).map_err(failed)?;
-        let runtime = self.runtime.as_ref().ok_or(DataplaneError::Lost)?;
-        let _entered = runtime.enter();
-        let route: tcp::Route = Arc::new(Mutex::new(serve));
-        let (shared, stop) = (Arc::clone(&self.shared), self.stop.child_token());
-        let task = if key.protocol == Protocol::Tcp {
-            let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
-            runtime.spawn(tcp::run(listener, Arc::clone(&route), shared, stop.clone()))
-        } else {
-            let socket = tokio::net::UdpSocket::from_std(socket.into()).map_err(failed)?;
-            runtime.spawn(udp::run(socket, Arc::clone(&route), shared, stop.clone()))
-        };
-        Ok(Open { route, task, stop })
+        self.open(key, socket, Vec::new(), serve).map_err(failed)
     }
 
     fn forget_udp(&mut self, serving: &Targets) -> usize {

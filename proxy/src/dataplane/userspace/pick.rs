@@ -20,6 +20,16 @@ pub(super) struct Client {
     pub(super) hashed: bool,
 }
 
+/// A client that has a backend by session affinity.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Affinity {
+    pub(super) group: Group,
+    pub(super) client: IpAddr,
+    pub(super) backend: (IpAddr, u16),
+    /// When it came last.
+    pub(super) at: Instant,
+}
+
 /// How many backends are tried for one client.
 const TRIES_MAX: usize = 4;
 
@@ -95,6 +105,27 @@ impl Picker {
             }
         }
         remembered.insert((group, client), Remembered { backend: (backend.addr, backend.port), at: now });
+    }
+
+    /// All clients that have one.
+    pub(super) fn affinities(&self) -> Vec<Affinity> {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = remembered.iter().map(|((group, client), held)| Affinity {
+            group: *group,
+            client: *client,
+            backend: held.backend,
+            at: held.at,
+        });
+        all.collect()
+    }
+
+    /// What another one remembered.
+    pub(super) fn recall(&self, affinities: Vec<Affinity>) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = affinities.into_iter().take(self.capacity);
+        remembered.extend(
+            all.map(|held| ((held.group, held.client), Remembered { backend: held.backend, at: held.at })),
+        );
     }
 
     /// The client's backend did not serve it.

@@ -28,7 +28,12 @@ pub(super) fn now(route: &Route) -> Arc<Serve> {
 }
 
 /// Accepts until it is told to stop; those who have been accepted by the kernel by then are still served.
-pub(super) async fn run(listener: TcpListener, route: Route, shared: Arc<Shared>, stop: CancellationToken) {
+pub(super) async fn run(
+    listener: Arc<TcpListener>,
+    route: Route,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -41,10 +46,9 @@ pub(super) async fn run(listener: TcpListener, route: Route, shared: Arc<Shared>
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
-    let Ok(listener) = listener.into_std() else { return };
-    while let Ok((client, peer)) = listener.accept() {
-        let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client));
-        if let Ok(client) = client {
+    while let Ok((client, peer)) = SockRef::from(&*listener).accept() {
+        let client = client.set_nonblocking(true).and_then(|()| TcpStream::from_std(client.into()));
+        if let (Ok(client), Some(peer)) = (client, peer.as_socket()) {
             take_in(client, peer, &route, &shared);
         }
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
@@ -30,7 +30,7 @@ thread_local! {
 }
 
 /// Whom an association is with.
-type Target = (Group, IpAddr, u16);
+pub(super) type Target = (Group, IpAddr, u16);
 
 /// All associations, to be ended when their backend is gone.
 #[derive(Debug, Default)]
@@ -58,11 +58,13 @@ impl Associations {
     }
 }
 
+/// A client and its backend.
 #[derive(Debug)]
-struct Association {
+pub(super) struct Association {
     id: u64,
-    upstream: UdpSocket,
-    client: SocketAddr,
+    pub(super) upstream: UdpSocket,
+    pub(super) client: SocketAddr,
+    pub(super) target: Target,
     /// When the last datagram passed, as time since `born`.
     last_ms: AtomicU64,
     born: Instant,
@@ -82,44 +84,66 @@ impl Association {
     }
 }
 
-type Clients = Arc<Mutex<HashMap<SocketAddr, Arc<Association>>>>;
+/// The associations of one socket.
+pub(super) type Clients = Arc<Mutex<HashMap<SocketAddr, Arc<Association>>>>;
 
 fn known(clients: &Clients, client: SocketAddr) -> Option<Arc<Association>> {
     let clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
     clients.get(&client).filter(|held| !held.stop.is_cancelled()).cloned()
 }
 
+/// A socket that datagrams arrive at, and whom they came from.
+#[derive(Debug, Clone)]
+pub(super) struct Listening {
+    pub(super) socket: Arc<UdpSocket>,
+    pub(super) clients: Clients,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Listening {
+    /// Begins to pass answers back to `client`.
+    pub(super) fn associate(&self, client: SocketAddr, upstream: Upstream) -> Arc<Association> {
+        let Upstream { socket: upstream, target, permit } = upstream;
+        let stop = self.stop.child_token();
+        let id = self.shared.associations.add(target, stop.clone());
+        let (last_ms, born) = (AtomicU64::new(0), Instant::now());
+        let association = Arc::new(Association { id, upstream, client, target, last_ms, born, stop });
+        self.clients().insert(client, Arc::clone(&association));
+        tokio::spawn(self.clone().answer(Arc::clone(&association), permit));
+        association
+    }
+
+    /// Passes answers back for as long as there are some.
+    async fn answer(self, association: Arc<Association>, permit: OwnedSemaphorePermit) {
+        if answer(&association, &self.socket, self.shared.limits.udp_idle).await.is_err() {
+            self.shared.picker.forget(association.target.0, association.client.ip());
+        }
+        self.shared.associations.remove(association.id);
+        let mut clients = self.clients();
+        if clients.get(&association.client).is_some_and(|held| held.id == association.id) {
+            clients.remove(&association.client);
+        }
+        drop(permit);
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Association>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Hands datagrams on until it is told to stop; its associations end with it, and the port is free.
-pub(super) async fn run(socket: UdpSocket, route: Route, shared: Arc<Shared>, stop: CancellationToken) {
-    let socket = Arc::new(socket);
-    let clients = Clients::default();
+pub(super) async fn run(listening: Listening, route: Route) {
     loop {
         tokio::select! {
             biased;
-            () = stop.cancelled() => return,
-            ready = socket.readable() => if ready.is_err() { return },
+            () = listening.stop.cancelled() => return,
+            ready = listening.socket.readable() => if ready.is_err() { return },
         }
-        let Some((first, client)) = pass_on(&socket, &clients) else { continue };
-        let upstream = connect(client, &route, &shared).await;
-        let Some((upstream, target, permit)) = upstream else { continue };
-        let stop = stop.child_token();
-        let id = shared.associations.add(target, stop.clone());
-        let (last_ms, born) = (AtomicU64::new(0), Instant::now());
-        let association = Arc::new(Association { id, upstream, client, last_ms, born, stop });
-        clients.lock().unwrap_or_else(PoisonError::into_inner).insert(client, Arc::clone(&association));
-        let _sent = association.upstream.try_send(&first);
-        let (socket, clients, shared) = (Arc::clone(&socket), Arc::clone(&clients), Arc::clone(&shared));
-        tokio::spawn(async move {
-            if answer(&association, &socket, shared.limits.udp_idle).await.is_err() {
-                shared.picker.forget(target.0, client.ip());
-            }
-            shared.associations.remove(association.id);
-            let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
-            if clients.get(&client).is_some_and(|held| held.id == association.id) {
-                clients.remove(&client);
-            }
-            drop(permit);
-        });
+        let Some((first, client)) = pass_on(&listening.socket, &listening.clients) else { continue };
+        let upstream = connect(client, &route, &listening.shared).await;
+        let Some(upstream) = upstream else { continue };
+        let _sent = listening.associate(client, upstream).upstream.try_send(&first);
     }
 }
 
@@ -140,7 +164,13 @@ fn pass_on(socket: &UdpSocket, clients: &Clients) -> Option<(Vec<u8>, SocketAddr
     })
 }
 
-type Upstream = (UdpSocket, Target, OwnedSemaphorePermit);
+/// A socket towards a backend.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub(super) socket: UdpSocket,
+    pub(super) target: Target,
+    pub(super) permit: OwnedSemaphorePermit,
+}
 
 /// A socket towards a backend for a new client.
 async fn connect(client: SocketAddr, route: &Route, shared: &Arc<Shared>) -> Option<Upstream> {
@@ -160,11 +190,11 @@ async fn connect(client: SocketAddr, route: &Route, shared: &Arc<Shared>) -> Opt
     let who = Client { from: client, affinity: *affinity, hashed: *hashed };
     for backend in shared.picker.order(*group, &who, backends, Instant::now()) {
         let any = if backend.addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let Ok(upstream) = UdpSocket::bind(any).await else { continue };
+        let Ok(socket) = UdpSocket::bind(any).await else { continue };
         // Before it is known to be writable nothing can be sent without waiting.
-        if upstream.connect((backend.addr, backend.port)).await.is_ok() && upstream.writable().await.is_ok() {
+        if socket.connect((backend.addr, backend.port)).await.is_ok() && socket.writable().await.is_ok() {
             shared.picker.remember(*group, &who, &backend, Instant::now());
-            return Some((upstream, (*group, backend.addr, backend.port), permit));
+            return Some(Upstream { socket, target: (*group, backend.addr, backend.port), permit });
         }
     }
     shared.turned_away(Reason::Unreachable);
