@@ -357,7 +357,7 @@ fn refusal(request: &Request) -> Option<ResponseCode> {
 }
 
 fn authoritative(answer: Answer) -> Response {
-    let Answer { code, answers, authorities, additionals } = answer;
+    let Answer { code, answers, authority, additionals } = answer;
     // A failure is nobody's authority.
     let authoritative = code != ResponseCode::ServFail;
     Response {
@@ -366,7 +366,8 @@ fn authoritative(answer: Answer) -> Response {
         recursion_available: false,
         authentic_data: false,
         answers,
-        authorities,
+        authorities: Vec::new(),
+        denial: authority,
         additionals,
     }
 }
@@ -384,6 +385,7 @@ fn forwarded(found: Found, name: &Name, aliases: Vec<Record>) -> Response {
         authentic_data,
         answers,
         authorities,
+        denial: None,
         additionals,
     }
 }

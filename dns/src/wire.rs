@@ -2,6 +2,8 @@
 
 mod write;
 
+use std::sync::Arc;
+
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::Record;
 use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
@@ -159,6 +161,8 @@ pub(crate) struct Response {
     pub(crate) authentic_data: bool,
     pub(crate) answers: Vec<Record>,
     pub(crate) authorities: Vec<Record>,
+    /// One more of those, which many answers share: a zone's SOA.
+    pub(crate) denial: Option<Arc<Record>>,
     pub(crate) additionals: Vec<Record>,
 }
 
@@ -171,6 +175,7 @@ impl Response {
             authentic_data: false,
             answers: Vec::new(),
             authorities: Vec::new(),
+            denial: None,
             additionals: Vec::new(),
         }
     }
@@ -210,8 +215,9 @@ fn write(
     writer.u16(request.query.query_type().into())?;
     writer.u16(request.query.query_class().into())?;
     let (answers, answers_cut) = writer.records(&response.answers)?;
+    let authorities = response.authorities.iter().chain(response.denial.as_deref());
     let (authorities, authorities_cut) =
-        if answers_cut { (0, false) } else { writer.records(&response.authorities)? };
+        if answers_cut { (0, false) } else { writer.records(authorities)? };
     let cut = answers_cut || authorities_cut;
     let (mut additionals, _) = if cut { (0, false) } else { writer.records(&response.additionals)? };
     if let Some(edns) = request.edns {

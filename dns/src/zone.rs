@@ -3,9 +3,10 @@
 //!
 //! A [`Zone`] is an index over a [`Snapshot`]. [`Zone::update`] brings it to a newer snapshot at the cost of what has
 //! changed; a clone shares its structure, so that readers keep the zone they have while the next one is made. Looking a
-//! name up takes as many map look-ups as the name has levels, whether it exists or not.
+//! name up takes one look-up for its Service, whether that exists or not.
 
 mod arpa;
+mod index;
 mod lookup;
 mod service;
 
@@ -16,12 +17,13 @@ use std::sync::Arc;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use imbl::{HashMap, OrdMap};
+use imbl::OrdMap;
 use ipnet::IpNet;
 use seaway_model::{ServiceKey, Snapshot};
 
 use crate::{DnsConfig, DnsError, PodRecords};
 use arpa::Reverse;
+use index::Index;
 use lookup::Node;
 use service::ServiceRecords;
 
@@ -74,15 +76,15 @@ pub struct Answer {
     pub code: ResponseCode,
     /// The answer section.
     pub answers: Vec<Record>,
-    /// The authority section: the SOA where there is nothing to answer.
-    pub authorities: Vec<Record>,
+    /// The authority section: the SOA where there is nothing to answer, shared by all such answers.
+    pub authority: Option<Arc<Record>>,
     /// The additional section: addresses of the names in the answers.
     pub additionals: Vec<Record>,
 }
 
 impl Answer {
     pub(crate) fn new(code: ResponseCode) -> Self {
-        Self { code, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new() }
+        Self { code, answers: Vec::new(), authority: None, additionals: Vec::new() }
     }
 }
 
@@ -124,12 +126,12 @@ struct Owner {
 pub struct Zone {
     settings: Arc<Settings>,
     snapshot: Arc<Snapshot>,
-    namespaces: HashMap<Arc<str>, HashMap<Arc<str>, Arc<ServiceRecords>>>,
+    services: Index,
     /// Ordered: a tree takes a third of the memory that a hash map does, and few ask for it.
     owners: OrdMap<IpAddr, Arc<[Owner]>>,
     /// Ranges whose reverse names are ours to deny.
     ranges: Arc<[IpNet]>,
-    soa: Record,
+    soa: Arc<Record>,
 }
 
 /// What does not change while the server runs.
@@ -173,12 +175,12 @@ impl Zone {
             zonal: config.zonal,
             origin: origin.clone(),
         };
-        let soa = soa(&settings, origin, 0);
+        let soa = soa(&settings, origin, 0).into();
         Ok(Self {
             ranges: settings.reverse.clone().into(),
             settings: Arc::new(settings),
             snapshot: Arc::default(),
-            namespaces: HashMap::new(),
+            services: Index::default(),
             owners: OrdMap::new(),
             soa,
         })
@@ -204,7 +206,7 @@ impl Zone {
             let pods = snapshot.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
             self.ranges = pods.chain(self.settings.reverse.iter().copied()).collect();
         }
-        self.soa = soa(&self.settings, self.settings.origin.clone(), snapshot.version);
+        self.soa = soa(&self.settings, self.settings.origin.clone(), snapshot.version).into();
         self.snapshot = Arc::clone(snapshot);
         updated
     }
@@ -231,7 +233,7 @@ impl Zone {
 
     /// Whether there is such a namespace, as far as is known: also one without Services, where namespaces are watched.
     fn has_namespace(&self, namespace: &str) -> bool {
-        self.namespaces.contains_key(namespace)
+        self.services.has_namespace(namespace)
             || self.snapshot.namespaces.contains(namespace) && self.shows(namespace)
     }
 
@@ -272,7 +274,7 @@ impl Zone {
     }
 
     fn find(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceRecords>> {
-        self.namespaces.get(namespace)?.get(name)
+        self.services.get(namespace, name)
     }
 
     fn insert(&mut self, records: ServiceRecords) {
@@ -285,16 +287,11 @@ impl Zone {
             owners.dedup();
             self.owners.insert(addr, owners.into());
         }
-        let ServiceKey { namespace, name } = records.key.clone();
-        self.namespaces.entry(namespace).or_default().insert(name, Arc::new(records));
+        self.services.insert(records);
     }
 
     fn remove(&mut self, key: &ServiceKey) {
-        let Some(services) = self.namespaces.get_mut(&key.namespace) else { return };
-        let Some(records) = services.remove(&key.name) else { return };
-        if services.is_empty() {
-            self.namespaces.remove(&key.namespace);
-        }
+        let Some(records) = self.services.remove(key) else { return };
         for (addr, _) in records.reverse() {
             let Some(owners) = self.owners.get(&addr) else { continue };
             let left: Vec<Owner> = owners.iter().filter(|owner| owner.service != *key).cloned().collect();
@@ -332,7 +329,7 @@ impl Zone {
         }
         let mut answer = self.records(name, kind, &node, window);
         if answer.answers.is_empty() {
-            answer.authorities.push(self.soa.clone());
+            answer.authority = Some(Arc::clone(&self.soa));
         }
         if !aliases.is_empty() {
             answer.answers.splice(0..0, aliases);
@@ -349,7 +346,7 @@ impl Zone {
             (Node::Empty, _) => {}
             // RFC 8482: whoever asks for everything gets something.
             (_, RecordType::ANY) => answers.push(self.record(owner, minimal_any())),
-            (Node::Apex, RecordType::SOA) => answers.push(self.soa.clone()),
+            (Node::Apex, RecordType::SOA) => answers.push((*self.soa).clone()),
             (Node::Apex, RecordType::NS) => {
                 let name_server = self.settings.name_server.clone();
                 answers.push(self.record(owner, RData::NS(hickory_proto::rr::rdata::NS(name_server))));
@@ -460,7 +457,7 @@ impl Zone {
             (None, None) => return Reply::NotOurs,
         }
         let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| name.clone());
-        answer.authorities.push(soa(&self.settings, apex, self.snapshot.version));
+        answer.authority = Some(soa(&self.settings, apex, self.snapshot.version).into());
         Reply::Authoritative(answer)
     }
 
@@ -472,7 +469,7 @@ impl Zone {
         }
         let mut answer = Answer::new(ResponseCode::NXDomain);
         let apex = arpa::apex(*ours).unwrap_or_default();
-        answer.authorities.push(soa(&self.settings, apex, self.snapshot.version));
+        answer.authority = Some(soa(&self.settings, apex, self.snapshot.version).into());
         Reply::Authoritative(answer)
     }
 

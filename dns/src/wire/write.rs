@@ -67,7 +67,10 @@ impl<'a> Writer<'a> {
     }
 
     /// As many records as there is room for; how many, and whether some are left over.
-    pub(super) fn records(&mut self, records: &[Record]) -> Result<(u16, bool), WriteError> {
+    pub(super) fn records<'r>(
+        &mut self,
+        records: impl IntoIterator<Item = &'r Record>,
+    ) -> Result<(u16, bool), WriteError> {
         let mut count = 0;
         for record in records {
             match self.record(record) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 use seaway_model::{Endpoint, EndpointSet, Protocol, Service, ServiceKey, ServiceKind, ServicePort};
+use smallvec::SmallVec;
 
 use super::lookup::{Part, Port};
 
@@ -21,10 +22,13 @@ pub(super) struct ServiceRecords {
     hosts: BTreeMap<Arc<str>, Vec<usize>>,
 }
 
+/// One of each family, beside the rest: who asks for them has no second place to fetch.
+type ClusterIps = SmallVec<[IpAddr; 2]>;
+
 #[derive(Debug)]
 enum Kind {
     ClusterIp {
-        addrs: Vec<IpAddr>,
+        addrs: ClusterIps,
         /// It has no ready endpoint, and such Services are not to be told.
         hidden: bool,
     },
@@ -55,7 +59,7 @@ impl ServiceRecords {
             (target, ServiceKind::ExternalName) => Kind::External(target.as_deref().and_then(absolute)),
             _ if service.headless => Kind::Headless { usable: endpoints.endpoints.iter().any(usable) },
             _ => Kind::ClusterIp {
-                addrs: service.cluster_ips.clone(),
+                addrs: service.cluster_ips.as_slice().into(),
                 hidden: ignore_empty && !endpoints.endpoints.iter().any(usable),
             },
         };
@@ -149,7 +153,7 @@ impl ServiceRecords {
                 self.ports.iter().filter(|p| wanted(&p.name, p.protocol)).map(|p| p.port).collect();
             return ports
                 .into_iter()
-                .map(|port| Target { label: None, port, addrs: addrs.clone() })
+                .map(|port| Target { label: None, port, addrs: addrs.to_vec() })
                 .collect();
         }
         // Endpoints that share a host name are one target with several addresses.

@@ -1,0 +1,100 @@
+//! Services by namespace and name.
+//!
+//! Questions touch as little memory as can be: one table, one hash over both names. A change leaves readers what they
+//! have: the table is cut into parts by hash, and whoever changes a Service copies the list of parts and its one part.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use imbl::OrdMap;
+use seaway_model::ServiceKey;
+
+use super::service::ServiceRecords;
+
+/// With 50,000 Services a part has a hundred, which are copied in a few microseconds.
+const PARTS: usize = 512;
+
+#[derive(Debug, Clone)]
+struct Entry {
+    /// Kept, since to compute it again takes names that lie elsewhere.
+    hash: u64,
+    records: Arc<ServiceRecords>,
+}
+
+/// The Services. A clone shares its parts.
+#[derive(Debug, Clone)]
+pub(super) struct Index {
+    hasher: DefaultHashBuilder,
+    parts: Arc<[Arc<HashTable<Entry>>]>,
+    /// How many Services each namespace has.
+    namespaces: OrdMap<Arc<str>, usize>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        let empty = Arc::new(HashTable::new());
+        Self {
+            hasher: DefaultHashBuilder::default(),
+            parts: vec![empty; PARTS].into(),
+            namespaces: OrdMap::new(),
+        }
+    }
+}
+
+impl Index {
+    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceRecords>> {
+        let hash = self.hash(namespace, name);
+        let entry = self.parts[part(hash)].find(hash, |entry| is(entry, hash, namespace, name))?;
+        Some(&entry.records)
+    }
+
+    /// Whether there is a Service in `namespace`.
+    pub(super) fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.contains_key(namespace)
+    }
+
+    /// Adds a Service that is not there.
+    pub(super) fn insert(&mut self, records: ServiceRecords) {
+        let ServiceKey { namespace, name } = &records.key;
+        let hash = self.hash(namespace, name);
+        *self.namespaces.entry(Arc::clone(namespace)).or_insert(0) += 1;
+        let entry = Entry { hash, records: Arc::new(records) };
+        self.part_mut(hash).insert_unique(hash, entry, |entry| entry.hash);
+    }
+
+    /// Takes a Service out.
+    pub(super) fn remove(&mut self, key: &ServiceKey) -> Option<Arc<ServiceRecords>> {
+        self.get(&key.namespace, &key.name)?;
+        let hash = self.hash(&key.namespace, &key.name);
+        let entries = self.part_mut(hash);
+        let found = entries.find_entry(hash, |entry| is(entry, hash, &key.namespace, &key.name)).ok()?;
+        let (entry, _) = found.remove();
+        match self.namespaces.get_mut(&key.namespace) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(self.namespaces.remove(&key.namespace)),
+        }
+        Some(entry.records)
+    }
+
+    fn part_mut(&mut self, hash: u64) -> &mut HashTable<Entry> {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.parts)[part(hash)])
+    }
+
+    fn hash(&self, namespace: &str, name: &str) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        (namespace, name).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+fn is(entry: &Entry, hash: u64, namespace: &str, name: &str) -> bool {
+    let key = &entry.records.key;
+    entry.hash == hash && *key.name == *name && *key.namespace == *namespace
+}
+
+/// By bits that the tables themselves make little use of.
+#[expect(clippy::cast_possible_truncation, reason = "the remainder is small")]
+fn part(hash: u64) -> usize {
+    (hash >> 24) as usize % PARTS
+}
