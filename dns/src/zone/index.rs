@@ -3,7 +3,7 @@
 //! Questions touch as little memory as can be: one table, one hash over both names. A change leaves readers what they
 //! have: the table is cut into parts by hash, and whoever changes a Service copies the list of parts and its one part.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -82,9 +82,7 @@ impl Index {
     }
 
     fn hash(&self, namespace: &str, name: &str) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        (namespace, name).hash(&mut hasher);
-        hasher.finish()
+        self.hasher.hash_one((namespace, name))
     }
 }
 
@@ -94,7 +92,6 @@ fn is(entry: &Entry, hash: u64, namespace: &str, name: &str) -> bool {
 }
 
 /// By bits that the tables themselves make little use of.
-#[expect(clippy::cast_possible_truncation, reason = "the remainder is small")]
 fn part(hash: u64) -> usize {
     (hash >> 24) as usize % PARTS
 }
