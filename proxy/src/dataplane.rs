@@ -95,6 +95,21 @@ pub(crate) fn tracks_open_connections() -> bool {
     flows.into_iter().any(|flow| flow.is_translated() && flow.is_open())
 }
 
+/// Has connection tracking forget translated TCP connections that have ended.
+pub(crate) fn forget_ended() {
+    const TCP: u8 = 6;
+    for family in seaway_nft::Family::ALL {
+        let flows = seaway_nft::conntrack::flows(family, TCP).unwrap_or_default();
+        let ended = flows.iter().filter(|flow| flow.zone == 0 && flow.is_translated() && !flow.is_open());
+        for flow in ended {
+            if let Err(error) = seaway_nft::conntrack::forget(flow) {
+                tracing::debug!(%error, "cannot forget a connection that has ended");
+                return;
+            }
+        }
+    }
+}
+
 /// Sockets of this node that were sent to a backend when they connected.
 pub trait SocketTable: Send {
     /// All that are connected.

@@ -10,7 +10,7 @@ use crate::dataplane::fake::Fake;
 use crate::dataplane::iptables::{self, Iptables};
 use crate::dataplane::nftables::{self, Nftables};
 use crate::dataplane::userspace::{self, Limits, Remote, Userspace};
-use crate::dataplane::{Dataplane, DataplaneError, tracks_open_connections};
+use crate::dataplane::{Dataplane, DataplaneError, forget_ended, tracks_open_connections};
 use crate::reconcile::chain;
 use crate::{Mode, ProxyConfig, ProxyError};
 
@@ -108,6 +108,7 @@ impl Leftovers {
             let ended =
                 if mode == Mode::Nftables { nftables::end_services() } else { iptables::end_services() };
             ended?;
+            forget_ended();
             if tracks_open_connections() {
                 return Ok(false);
             }

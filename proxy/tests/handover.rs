@@ -160,17 +160,12 @@ impl Scene {
 
 /// What must be over when all loads have ended: no new connection failed, none that was open was reset.
 fn settle(loads: Vec<Load>, what: &str, open_ones_stay: bool) {
-    settle_but(0, loads, what, open_ones_stay);
-}
-
-/// As [`settle`]; so many new connections may have failed on each path.
-fn settle_but(lost_max: usize, loads: Vec<Load>, what: &str, open_ones_stay: bool) {
     for load in loads {
         let name = load.name.clone();
         let outcome = load.end();
         assert!(outcome.served > 20, "{what}, from {name}: only {} connections", outcome.served);
         assert!(
-            outcome.failed.len() <= lost_max,
+            outcome.failed.is_empty(),
             "{what}, from {name}: {} of {}: {:?}",
             outcome.failed.len(),
             outcome.served,
@@ -185,7 +180,7 @@ fn settle_but(lost_max: usize, loads: Vec<Load>, what: &str, open_ones_stay: boo
 /// A while of load; the agents of the test change endpoints all the time.
 fn go_on(loads: &mut [Load]) {
     for load in loads {
-        load.go_on(25);
+        load.go_on(60);
     }
 }
 
@@ -354,11 +349,10 @@ fn another_mode_takes_over(from: Mode, to: Mode) {
         gone();
     }
     go_on(&mut loads);
-    // Connections that are open when the eBPF programs take over are left to the former mode. One that is being opened at
-    // that very moment is on no list: its second packet may look to the programs like a first one.
-    let taken_over = to == Mode::Ebpf && from != Mode::Userspace;
+    // Connections that are open when the eBPF programs take over are left to the former mode, and so are those that are
+    // just being opened. The tables cannot tell those that a worker of the userspace mode has accepted from new ones.
     let what = format!("{} to {}", from.name(), to.name());
-    settle_but(2 * usize::from(taken_over), loads, &what, from != Mode::Userspace);
+    settle(loads, &what, from != Mode::Userspace || to == Mode::Ebpf);
     gone();
     next.stop();
     clean_up(&scene);

@@ -132,6 +132,7 @@ impl<K: Kernel> Ebpf<K> {
         self.take_over = if is_first || !others.is_empty() { TakeOver::Underway } else { TakeOver::Over };
         if self.take_over == TakeOver::Underway {
             self.write_settings()?;
+            self.kernel.forget_ended();
         }
         self.kernel.maps().put_connections(&others).map_err(map_error)
     }
@@ -142,6 +143,7 @@ impl<K: Kernel> Ebpf<K> {
             return Ok(());
         }
         self.kernel.settle();
+        self.kernel.forget_ended();
         let others = self.others(plan);
         self.kernel.maps().put_connections(&others).map_err(map_error)?;
         self.take_over = TakeOver::Over;
@@ -214,6 +216,15 @@ impl<K: Kernel> Ebpf<K> {
             tracing::warn!(error = %error, "maps are nearly full and could not be exchanged");
         }
         layout.extend(&Room::of(self.kernel.maps()));
+    }
+
+    /// As [`Ebpf::execute`]. If that fails, what is in the maps is not known any more.
+    fn carry_out(&mut self, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
+        let result = self.execute(ops);
+        if result.is_err() {
+            self.layout = None;
+        }
+        result
     }
 
     /// Carries out `ops` in their order. Returns the frontends for which there was no room.
@@ -302,19 +313,17 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         self.make_room(&mut layout, plan);
         self.layout = Some(layout);
         self.begin_take_over(plan)?;
+        // An address refuses its other ports only once those that it has are there.
+        let mut refusals = Ops::default();
         for part in plan.parts(PART) {
             let mut layout = self.take_layout()?;
-            let (ops, unplaced) = layout.compile(&part, Instant::now());
+            let (mut ops, unplaced) = layout.compile(&part, Instant::now());
+            refusals.put_services.append(&mut ops.take_refusals());
             failed.extend(unplaced);
             self.layout = Some(layout);
-            match self.execute(&ops) {
-                Ok(unwritten) => failed.extend(unwritten),
-                Err(error) => {
-                    self.layout = None;
-                    return Err(error);
-                }
-            }
+            failed.extend(self.carry_out(&ops)?);
         }
+        failed.extend(self.carry_out(&refusals)?);
         self.end_take_over(plan)?;
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }

@@ -16,6 +16,8 @@ use crate::net::{Net, talk};
 const PATIENCE: Duration = Duration::from_millis(900);
 const PAUSE: Duration = Duration::from_millis(4);
 const SHOWN_MAX: usize = 8;
+/// So many clients open connections at a time, so that always some are in the middle of it.
+const CLIENTS: usize = 4;
 
 /// Who asks, and whom.
 pub(crate) struct Path {
@@ -174,17 +176,27 @@ pub(crate) fn main() {
     println!("open");
     let ended = Arc::new(AtomicBool::new(false));
     let (sender, rounds) = channel();
-    let renewing = {
-        let ended = Arc::clone(&ended);
-        std::thread::spawn(move || renew(&targets, &ended, &sender))
-    };
+    let renewing: Vec<_> = (0..CLIENTS)
+        .map(|first| {
+            let (ended, sender) = (Arc::clone(&ended), sender.clone());
+            let mut targets = targets.clone();
+            let others = first * targets.len() / CLIENTS;
+            targets.rotate_left(others);
+            std::thread::spawn(move || renew(&targets, &ended, &sender))
+        })
+        .collect();
     let staying = {
         let ended = Arc::clone(&ended);
         std::thread::spawn(move || stay(open, &ended))
     };
     obey(&rounds);
     ended.store(true, Ordering::Relaxed);
-    let (served, failed) = renewing.join().unwrap();
+    let (mut served, mut failed) = (0, Vec::new());
+    for client in renewing {
+        let (more, of_them) = client.join().unwrap();
+        served += more;
+        failed.extend(of_them);
+    }
     println!("served {served}");
     for (word, all) in [("failed", failed), ("broken", staying.join().unwrap())] {
         for what in all.iter().take(SHOWN_MAX) {

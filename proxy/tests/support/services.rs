@@ -85,7 +85,11 @@ impl World {
 
     /// As [`World::serve`], with a place for the programs of the eBPF mode.
     pub(crate) fn serve_at(&self, cgroup: &Path, bpffs: &Path, cluster: Snapshot) -> Running {
-        let config = ProxyConfig::new("node", cgroup, bpffs);
+        self.serve_with(ProxyConfig::new("node", cgroup, bpffs), cluster)
+    }
+
+    /// As [`World::serve`], with settings of the test's own.
+    pub(crate) fn serve_with(&self, config: ProxyConfig, cluster: Snapshot) -> Running {
         self.settled(self.start_with(config), cluster)
     }
 
@@ -123,7 +127,7 @@ fn endpoint(addr: &str, node: &str) -> Endpoint {
         serving: true,
         terminating: false,
         hints: None,
-        ports: [Protocol::Tcp, Protocol::Udp]
+        ports: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
             .map(|p| EndpointPort { name: p.as_str().to_lowercase().into(), protocol: p, port: 8080 })
             .into(),
     }

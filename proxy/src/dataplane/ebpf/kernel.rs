@@ -83,6 +83,11 @@ pub trait Kernel: Send {
         Vec::new()
     }
 
+    /// Has the kernel's connection tracking forget translated TCP connections that have ended. Sockets of the node now
+    /// reach backends by themselves; under a port that tracking has not given back yet the kernel would choose another
+    /// for them, perhaps one that source NAT of the programs has.
+    fn forget_ended(&self) {}
+
     /// TCP connections that end at sockets of the node itself.
     fn accepted(&self) -> Vec<loader::Connection> {
         Vec::new()
@@ -212,6 +217,10 @@ impl Kernel for Loaded {
 
     fn tracked(&self) -> Vec<loader::Connection> {
         tracked()
+    }
+
+    fn forget_ended(&self) {
+        crate::dataplane::forget_ended();
     }
 
     fn accepted(&self) -> Vec<loader::Connection> {

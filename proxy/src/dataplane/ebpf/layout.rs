@@ -28,6 +28,16 @@ pub(super) struct Ops {
     pub(super) remove_ranges: Vec<loader::SourceRange>,
 }
 
+impl Ops {
+    /// Takes out the entries that stand for all other ports of an address.
+    pub(super) fn take_refusals(&mut self) -> Vec<(loader::Frontend, loader::ServiceEntry)> {
+        let (refusals, rest) =
+            std::mem::take(&mut self.put_services).into_iter().partition(|(key, _)| key.protocol.is_none());
+        self.put_services = rest;
+        refusals
+    }
+}
+
 /// What is in the maps, as read.
 #[derive(Debug, Default)]
 pub(super) struct Contents {

@@ -176,6 +176,18 @@ fn groups_of_one_id_are_kept_apart() {
     }
 }
 
+/// Between the two, a port that a Service has would be refused.
+#[test]
+fn what_refuses_the_rest_of_an_address_is_written_apart_from_its_ports() {
+    let web = frontend("web", FrontendKind::ClusterIP, &["10.0.0.1"]);
+    let ports = [80, 443].map(|port| (key("10.96.0.1", port, Scope::Internal), web.clone()));
+    let (mut ops, _) = Layout::new(4, 0).compile(&put(&ports), Instant::now());
+    let refusals: Vec<_> = ops.take_refusals().into_iter().map(|(key, _)| key).collect();
+    let rest = loader::Frontend::any_port("10.96.0.1".parse().unwrap(), loader::Scope::Internal);
+    assert_eq!(refusals, [rest]);
+    assert_eq!(ops.put_services.iter().map(|(key, _)| key.port).collect::<Vec<_>>(), [80, 443]);
+}
+
 #[test]
 fn what_makes_no_sense_in_the_kernel_is_swept() {
     let sound = frontend("web", FrontendKind::ClusterIP, &["10.0.0.1"]);
