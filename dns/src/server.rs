@@ -3,6 +3,7 @@
 mod batch;
 mod datagram;
 mod exchange;
+mod guard;
 mod limit;
 mod queue;
 mod socket;

@@ -11,6 +11,7 @@ use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockaddrStorage, sendmsg, setsockopt, sockopt,
 };
 use rustix::net::Shutdown;
+use socket2::{SockFilter, SockRef};
 
 /// A socket that nobody asks at is looked at so often.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +59,12 @@ impl Datagrams {
     pub(super) fn wake(&self) {
         // A socket without a peer is "not connected", and those who wait for it are woken up all the same.
         rustix::net::shutdown(&self.socket, Shutdown::Read).ok();
+    }
+
+    /// Lets in what the filter lets in; without one, everything. A kernel that does not take it goes on as before.
+    pub(super) fn filter(&self, filter: Option<&[SockFilter]>) -> io::Result<()> {
+        let socket = SockRef::from(&self.socket);
+        filter.map_or_else(|| socket.detach_filter(), |filter| socket.attach_filter(filter))
     }
 
     /// Sends if that can be done at once.

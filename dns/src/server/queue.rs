@@ -87,6 +87,20 @@ impl<T> Queue<T> {
         Some((&slot.bytes[..slot.length], &slot.tag))
     }
 
+    /// Whether more than half of the places are taken.
+    pub(super) fn is_behind(&self) -> bool {
+        self.count() > self.max / 2
+    }
+
+    /// The sources with the most packets, at most `count`: those that have half as many as the first one, or more.
+    pub(super) fn greediest(&self, count: usize) -> Vec<IpAddr> {
+        let mut lines: Vec<(usize, IpAddr)> =
+            self.sources.iter().map(|(source, line)| (line.length, *source)).collect();
+        lines.sort_unstable_by(|a, b| b.cmp(a));
+        let most = lines.first().map_or(0, |line| line.0);
+        lines.into_iter().take(count).take_while(|line| 2 * line.0 >= most).map(|line| line.1).collect()
+    }
+
     fn count(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -137,12 +151,15 @@ mod tests {
         }
         assert_eq!(queue.push(source(2), &[100], 100), 1);
         assert_eq!(queue.push(source(3), &[200], 200), 1);
+        assert_eq!(queue.greediest(2), [source(1)]);
+        assert!(queue.is_behind());
         let mut order = Vec::new();
         while let Some((packet, tag)) = queue.pop() {
             assert_eq!(packet, [*tag]);
             order.push(*tag);
         }
         assert_eq!(order, [2, 100, 200, 3, 4]);
+        assert!(queue.greediest(2).is_empty());
         assert_eq!(queue.count(), 0);
         assert_eq!(queue.push(source(1), &[0; SLOT_BYTES + 1], 0), 1, "too long to wait");
         assert_eq!(queue.count(), 0);

@@ -18,6 +18,7 @@ use super::Shared;
 use super::batch::{BATCH, Intake, Outgoing};
 use super::datagram::{Datagrams, Peer};
 use super::exchange::{Outcome, View, answer_later, answer_now};
+use super::guard::{self, Guard};
 use super::queue::Queue;
 use crate::metrics::{Meter, Tally, Transport};
 
@@ -78,6 +79,9 @@ impl Drop for Listeners {
 struct Listener {
     intake: Intake,
     waiting: Queue<Peer>,
+    guard: Guard,
+    /// Not everything is let in.
+    filtering: bool,
     answering: Answering,
 }
 
@@ -97,6 +101,8 @@ impl Listener {
         Self {
             intake,
             waiting,
+            guard: Guard::default(),
+            filtering: false,
             answering: Answering { socket, shared, tally: Tally::new(meter), view, outgoing },
         }
     }
@@ -134,6 +140,7 @@ impl Listener {
         loop {
             for _ in 0..INTAKE {
                 let Ok(count) = self.intake.take(&self.answering.socket) else { break };
+                self.guard.taken(count);
                 for (packet, peer) in self.intake.packets() {
                     let shed = self.waiting.push(peer.address.ip(), packet, *peer);
                     if shed > 0 {
@@ -145,10 +152,33 @@ impl Listener {
                 }
             }
             for _ in 0..BATCH {
-                let Some((packet, peer)) = self.waiting.pop() else { return self.answering.flush() };
+                let Some((packet, peer)) = self.waiting.pop() else {
+                    self.let_all_in();
+                    return self.answering.flush();
+                };
                 self.answering.take(packet, peer);
             }
             self.answering.flush();
+            if self.guard.answered(BATCH) {
+                self.let_in();
+            }
+        }
+    }
+
+    /// Tells the kernel how much to let in of the greediest sources.
+    fn let_in(&mut self) {
+        let Some(part) = self.guard.decide(self.waiting.is_behind()) else { return self.let_all_in() };
+        let sources = self.waiting.greediest(guard::SOURCES_MAX);
+        let filter = guard::filter(&sources, part);
+        // Without it the others get less than they might.
+        self.answering.socket.filter(Some(&filter)).ok();
+        self.filtering = true;
+    }
+
+    fn let_all_in(&mut self) {
+        self.guard = Guard::default();
+        if std::mem::take(&mut self.filtering) {
+            self.answering.socket.filter(None).ok();
         }
     }
 }

@@ -15,7 +15,7 @@ use super::lookup::{Part, Port};
 pub(super) struct ServiceRecords {
     pub(super) key: ServiceKey,
     kind: Kind,
-    ports: Vec<ServicePort>,
+    ports: SmallVec<[ServicePort; 1]>,
     endpoints: Arc<EndpointSet>,
     publish_not_ready: bool,
     /// Places in `endpoints` of those that have a host name, by that name.
@@ -66,7 +66,7 @@ impl ServiceRecords {
         Self {
             key: service.key.clone(),
             kind,
-            ports: service.ports.clone(),
+            ports: service.ports.iter().cloned().collect(),
             endpoints,
             publish_not_ready: service.publish_not_ready,
             hosts,

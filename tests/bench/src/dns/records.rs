@@ -84,14 +84,16 @@ fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 0).to_bits() + n as u32)
 }
 
-/// What our server is shown.
+/// What our server is shown. Words that many objects have are shared, as the watch shares them.
 pub fn snapshot(size: usize) -> Snapshot {
     let mut snapshot = Snapshot { version: 1, synced: true, ..Snapshot::default() };
+    let (namespace, port_name): (Arc<str>, Arc<str>) = (NAMESPACE.into(), "http".into());
     for n in 0..size {
-        let mut service = Service::new(ServiceKey::new(NAMESPACE, &format!("s{n}")));
+        let name = format!("s{n}").into();
+        let mut service = Service::new(ServiceKey { namespace: Arc::clone(&namespace), name });
         service.cluster_ips.push(address(n).into());
         service.ports.push(ServicePort {
-            name: "http".into(),
+            name: Arc::clone(&port_name),
             protocol: Protocol::Tcp,
             port: 80,
             node_port: None,
