@@ -44,6 +44,14 @@ pub enum NodeError {
         /// What is wrong with it.
         message: String,
     },
+    /// The API server's URL is none.
+    #[error("cannot use {url:?} as the API server's URL: {message}")]
+    ApiServer {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A directory cannot be made.
     #[error("cannot create {path}: {source}")]
     Directory {
@@ -140,15 +148,33 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
 
 async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
     let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
-    if config.kubeconfig.as_os_str().is_empty() {
-        let loaded = kube::Config::incluster().map_err(|e| bad(e.to_string()))?;
-        return kube::Client::try_from(named(loaded)).map_err(|e| bad(e.to_string()));
+    let url = config.api_server.as_deref().map(api_server).transpose()?;
+    let mut loaded = if !config.kubeconfig.as_os_str().is_empty() {
+        let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
+        let options = kube::config::KubeConfigOptions::default();
+        kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?
+    } else if let Some(url) = &url {
+        // As kube-proxy: no credentials are needed to an address that is named without any.
+        kube::Config::new(url.clone())
+    } else {
+        kube::Config::incluster().map_err(|e| bad(e.to_string()))?
+    };
+    if let Some(url) = url {
+        loaded.cluster_url = url;
     }
-    let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
-    let options = kube::config::KubeConfigOptions::default();
-    let loaded =
-        kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?;
     kube::Client::try_from(named(loaded)).map_err(|e| bad(e.to_string()))
+}
+
+fn api_server(url: &str) -> Result<::http::Uri, NodeError> {
+    let refused = |message: String| NodeError::ApiServer { url: url.to_owned(), message };
+    // As kube-proxy: a host and a port without a scheme are plain HTTP.
+    let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let parsed: ::http::Uri =
+        whole.parse().map_err(|error: ::http::uri::InvalidUri| refused(error.to_string()))?;
+    match (parsed.scheme_str(), parsed.host()) {
+        (Some("http" | "https"), Some(_)) => Ok(parsed),
+        _ => Err(refused("want one such as https://192.0.2.1:6443".to_owned())),
+    }
 }
 
 /// Objects say in `managedFields` who wrote them, by this name.
@@ -178,6 +204,13 @@ pub fn cleanup_proxy(config: &NodeConfig) -> Result<(), seaway_proxy::ProxyError
     let mut proxy = seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs);
     proxy.worker = Some(worker(config));
     seaway_proxy::cleanup(&proxy)
+}
+
+/// Does what needs privileges that the proxy does not need later: connection tracking is set.
+pub fn initialise_proxy(config: &NodeConfig) {
+    if let Some(conntrack) = config.conntrack {
+        conntrack.apply();
+    }
 }
 
 /// The process that serves in user space, if that is the mode.
@@ -279,6 +312,7 @@ impl Agent {
         proxy.worker = Some(worker(config));
         proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
         proxy.devices.clone_from(&config.devices);
+        proxy.masquerade_all = config.masquerade_all;
         proxy.maglev = config.maglev;
         proxy.dsr = config.dsr;
         if !matches!(config.overlay, Overlay::None) {
@@ -507,5 +541,20 @@ impl ReadinessWatcher {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_server_is_named_by_its_url() {
+        assert_eq!(api_server("https://192.0.2.1:6443").unwrap().to_string(), "https://192.0.2.1:6443/");
+        assert_eq!(api_server("127.0.0.1:8080").unwrap().to_string(), "http://127.0.0.1:8080/");
+        for wrong in ["", "ftp://192.0.2.1", "https://", "a b"] {
+            let error = api_server(wrong).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cannot use {wrong:?} as the API server's URL")), "{error}");
+        }
     }
 }

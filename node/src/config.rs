@@ -30,7 +30,7 @@ pub enum Overlay {
     },
 }
 
-pub use seaway_proxy::Mode as ProxyMode;
+pub use seaway_proxy::{Mode as ProxyMode, NodePortAddresses};
 
 /// Everything that [`crate::run`] needs to know. [`NodeConfig::new`] fills in the defaults.
 #[derive(Debug, Clone)]
@@ -39,6 +39,8 @@ pub struct NodeConfig {
     pub name: String,
     /// A kubeconfig file for the API server, with the credentials of `system:node:<name>`. Empty: those that a pod has.
     pub kubeconfig: PathBuf,
+    /// The API server's URL, where it is not the kubeconfig's.
+    pub api_server: Option<String>,
     /// The node's own addresses (InternalIP), the first of a family being the preferred one.
     pub node_ips: Vec<IpAddr>,
     /// Where state is kept: pods, logs, IPAM, the local socket.
@@ -63,8 +65,8 @@ pub struct NodeConfig {
     pub register: bool,
     /// The proxy's backend.
     pub proxy_mode: ProxyMode,
-    /// Ranges of the node's addresses that serve NodePorts; empty: the addresses of the Node object.
-    pub node_port_addresses: Vec<IpNet>,
+    /// Which of the node's addresses serve NodePorts.
+    pub node_port_addresses: NodePortAddresses,
     /// NodePorts answer at the node's loopback addresses as well.
     pub localhost_node_ports: bool,
     /// How often the proxy compares everything; `None`: as it thinks fit.
@@ -73,6 +75,8 @@ pub struct NodeConfig {
     pub min_sync_period: Option<Duration>,
     /// How the kernel's connection tracking is set; `None`: it is left alone.
     pub conntrack: Option<Conntrack>,
+    /// Backends of ClusterIPs see the node in the place of its own pods, too.
+    pub masquerade_all: bool,
     /// Choose backends by Maglev where a Service does not say how.
     pub maglev: bool,
     /// Backends on other nodes answer clients outside directly where a Service does not say how.
@@ -140,6 +144,7 @@ impl NodeConfig {
         Self {
             name: name.to_owned(),
             kubeconfig,
+            api_server: None,
             node_ips,
             state_dir: state_dir.to_owned(),
             cgroup: PathBuf::from("/sys/fs/cgroup"),
@@ -152,11 +157,12 @@ impl NodeConfig {
             dns: true,
             register: true,
             proxy_mode: ProxyMode::Auto,
-            node_port_addresses: Vec::new(),
+            node_port_addresses: NodePortAddresses::default(),
             localhost_node_ports: true,
             sync_period: None,
             min_sync_period: None,
             conntrack: None,
+            masquerade_all: false,
             maglev: false,
             dsr: false,
             traffic_metrics: false,

@@ -1,5 +1,6 @@
 //! What the proxy of a node is told when it starts.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -57,6 +58,24 @@ impl Mode {
     }
 }
 
+/// Which of the node's addresses serve NodePorts. Nothing: the addresses of the Node object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodePortAddresses {
+    /// The addresses of the Node object, beside those in `ranges`.
+    pub primary: bool,
+    /// Every address of the node's links that lies in one of these.
+    pub ranges: Vec<IpNet>,
+}
+
+impl NodePortAddresses {
+    /// Whether a loopback address is among them; `None`: nothing is said.
+    pub fn loopback(&self) -> Option<bool> {
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let named = loopback.iter().any(|addr| self.ranges.iter().any(|range| range.contains(addr)));
+        (*self != Self::default()).then_some(named)
+    }
+}
+
 /// The configuration of one node's proxy.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
@@ -73,9 +92,8 @@ pub struct ProxyConfig {
     /// Names of the node's ends of pods' links begin with one of these. Those with the MAC address that Seaway's (and
     /// Calico's) CNI plugin gives them are known without.
     pub pod_link_prefixes: Vec<String>,
-    /// Which of the node's addresses serve NodePorts. Empty: the addresses of the Node object. Otherwise every
-    /// address of the node's links that lies in one of these.
-    pub node_port_addresses: Vec<IpNet>,
+    /// Which of the node's addresses serve NodePorts.
+    pub node_port_addresses: NodePortAddresses,
     /// NodePorts answer at the loopback addresses as well.
     pub node_port_loopback: bool,
     /// Choose backends by Maglev where a Service does not say how, if the backend can.
@@ -83,6 +101,8 @@ pub struct ProxyConfig {
     /// Backends on other nodes answer clients outside directly (direct server return) where a Service does not say how,
     /// if the backend can.
     pub dsr: bool,
+    /// Backends of ClusterIPs see the node in the place of its own pods, too, if the backend can.
+    pub masquerade_all: bool,
     /// The node's tunnels to other nodes: what comes by them is served as what comes by the uplinks, but no address is
     /// announced there.
     pub tunnels: Vec<String>,
@@ -117,10 +137,11 @@ impl ProxyConfig {
             bpffs: bpffs.into(),
             devices: Vec::new(),
             pod_link_prefixes: Vec::new(),
-            node_port_addresses: Vec::new(),
+            node_port_addresses: NodePortAddresses::default(),
             node_port_loopback: true,
             maglev: false,
             dsr: false,
+            masquerade_all: false,
             tunnels: Vec::new(),
             count_traffic: false,
             announce_load_balancers: true,

@@ -20,7 +20,7 @@ use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Plan};
 use crate::sockets::Translation;
 use crate::stale::Targets;
-use crate::status::DropCount;
+use crate::status::{DropCount, RuleCount};
 use crate::traffic::TrafficTable;
 
 /// Something that packets pass and that can be programmed.
@@ -61,6 +61,16 @@ pub trait Dataplane: Send {
         false
     }
 
+    /// The most backends that it chooses among by Maglev.
+    fn maglev_backends_max(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether it can hide the pods of this node behind the node's address (`masqueradeAll`).
+    fn offers_masquerade_all(&self) -> bool {
+        false
+    }
+
     /// Counts traffic per Service and backend from now on. The table of what it counts; `None`: it cannot.
     fn count_traffic(&mut self) -> Option<Box<dyn TrafficTable>> {
         None
@@ -69,6 +79,11 @@ pub trait Dataplane: Send {
     /// Notified when what it holds may have been lost at once: it has to be read back.
     fn lost(&self) -> Option<Arc<Notify>> {
         None
+    }
+
+    /// The rules that it has written, where it counts rules.
+    fn rule_counts(&self) -> Vec<RuleCount> {
+        Vec::new()
     }
 
     /// Packets dropped, by reason.
@@ -143,6 +158,13 @@ pub enum Subject {
     Host,
     /// What belongs to nothing.
     Sweep,
+}
+
+impl DataplaneError {
+    /// Somebody else has the address.
+    pub(crate) fn is_taken(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+    }
 }
 
 /// A data plane refused.

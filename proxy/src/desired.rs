@@ -45,6 +45,8 @@ pub struct NodeView {
     pub dsr_default: bool,
     /// The data plane can do that at all.
     pub dsr_offered: bool,
+    /// Backends of ClusterIPs see the node in the place of its own pods, too.
+    pub masquerade_all: bool,
 }
 
 impl NodeView {
@@ -117,8 +119,9 @@ pub struct Desired {
 struct Totals {
     services: usize,
     backends: usize,
-    no_local_internal: usize,
-    no_local_external: usize,
+    /// By family: IPv4, IPv6.
+    no_local_internal: [usize; 2],
+    no_local_external: [usize; 2],
 }
 
 impl Desired {
@@ -132,9 +135,10 @@ impl Desired {
         self.totals.backends
     }
 
-    /// Frontends whose Local policy leaves them without a backend here: internal, external.
-    pub fn no_local_endpoints(&self) -> (usize, usize) {
-        (self.totals.no_local_internal, self.totals.no_local_external)
+    /// Frontends of a family whose Local policy leaves them without a backend here: internal, external.
+    pub fn no_local_endpoints(&self, family: Family) -> (usize, usize) {
+        let at = usize::from(family == Family::V6);
+        (self.totals.no_local_internal[at], self.totals.no_local_external[at])
     }
 
     /// Contested addresses, a row each.
@@ -172,10 +176,11 @@ impl Desired {
         if !entry.frontend.elsewhere {
             return;
         }
+        let at = usize::from(key.addr.is_ipv6());
         match (entry.frontend.kind, key.scope) {
-            (FrontendKind::ClusterIP, Scope::Internal) => change(&mut self.totals.no_local_internal),
+            (FrontendKind::ClusterIP, Scope::Internal) => change(&mut self.totals.no_local_internal[at]),
             (FrontendKind::ClusterIP, Scope::External) | (_, Scope::Internal) => {}
-            (_, Scope::External) => change(&mut self.totals.no_local_external),
+            (_, Scope::External) => change(&mut self.totals.no_local_external[at]),
         }
     }
 }

@@ -77,6 +77,8 @@ pub struct Frontend {
     pub maglev: bool,
     /// Backends on other nodes see the clients, and their nodes answer them directly.
     pub dsr: bool,
+    /// Backends see the node in the place of its own pods, too.
+    pub masquerade: bool,
 }
 
 /// A Service port in one family: all its frontends share session affinity and source ranges. The number is a hash

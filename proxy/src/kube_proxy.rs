@@ -2,7 +2,9 @@
 //! fits where kube-proxy stood.
 //!
 //! Every field of the format is known by name; what is unknown is refused. A field that says something which Seaway
-//! does not do is read and named in [`KubeProxyConfiguration::without_effect`].
+//! does not do is read and named in [`KubeProxyConfiguration::without_effect`], with what happens instead.
+
+mod effective;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,8 +16,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use thiserror::Error;
 
-use crate::Mode;
+pub use effective::Effective;
+
 use crate::conntrack::Conntrack;
+use crate::{Mode, NodePortAddresses};
 
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const KIND: &str = "KubeProxyConfiguration";
@@ -70,7 +74,7 @@ pub struct KubeProxyConfiguration {
     nftables: Nftables,
     winkernel: Option<serde_yaml_ng::Value>,
     detect_local_mode: String,
-    detect_local: Option<serde_yaml_ng::Value>,
+    detect_local: DetectLocal,
     #[serde(rename = "clusterCIDR")]
     cluster_cidr: String,
     node_port_addresses: Option<Vec<String>>,
@@ -93,10 +97,19 @@ struct ClientConnection {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DetectLocal {
+    bridge_interface: String,
+    interface_name_prefix: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Iptables {
     masquerade_bit: Option<u32>,
     masquerade_all: Option<bool>,
     localhost_node_ports: Option<bool>,
+    #[serde(rename = "snatNodeInternalIP")]
+    snat_node_internal_ip: Option<bool>,
     sync_period: Period,
     min_sync_period: Period,
 }
@@ -225,10 +238,32 @@ impl KubeProxyConfiguration {
     }
 
     /// `nodePortAddresses`.
-    pub fn node_port_addresses(&self) -> Result<Vec<IpNet>, KubeProxyError> {
+    pub fn node_port_addresses(&self) -> Result<NodePortAddresses, KubeProxyError> {
         let field = "nodePortAddresses";
         let refused = |(value, reason)| KubeProxyError::Value { field, value, reason };
         parse_node_port_addresses(self.node_port_addresses.as_deref().unwrap_or_default()).map_err(refused)
+    }
+
+    /// `bindAddress`, which says no more than in which family health and metrics are served.
+    pub fn bind_address(&self) -> Result<Option<IpAddr>, KubeProxyError> {
+        let text = &self.bind_address;
+        let refused = |_| KubeProxyError::Value {
+            field: "bindAddress",
+            value: text.clone(),
+            reason: "want an IP".to_owned(),
+        };
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(refused) }
+    }
+
+    /// `detectLocal.interfaceNamePrefix`, where `detectLocalMode` asks for it.
+    pub fn pod_link_prefix(&self) -> Option<&str> {
+        let prefix = self.detect_local.interface_name_prefix.as_str();
+        (self.detect_local_mode == "InterfaceNamePrefix" && !prefix.is_empty()).then_some(prefix)
+    }
+
+    /// `oomScoreAdj`.
+    pub fn oom_score_adj(&self) -> Option<i32> {
+        self.oom_score_adj
     }
 
     /// `iptables.localhostNodePorts`.
@@ -269,25 +304,42 @@ impl KubeProxyConfiguration {
         }
     }
 
-    /// Fields that say something which is read and not done, a line each.
-    pub fn without_effect(&self) -> Vec<String> {
+    /// Fields that say something which is read and not done, and what happens instead.
+    pub fn without_effect(&self) -> Vec<(String, &'static str)> {
         let said = |text: &String| !text.is_empty();
-        let gates =
-            self.feature_gates.iter().flat_map(BTreeMap::keys).map(|gate| format!("featureGates.{gate}"));
+        let gates = self.feature_gates.iter().flat_map(BTreeMap::keys);
+        let gates = gates.map(|gate| (format!("featureGates.{gate}"), instead::GATES));
+        let client = &self.client_connection;
+        let asks_otherwise = said(&client.accept_content_types) || said(&client.content_type);
+        let other_bit = |bit: Option<u32>| bit.is_some_and(|bit| bit != 14);
         let fields = [
-            ("iptables.masqueradeBit", self.iptables.masquerade_bit.is_some_and(|bit| bit != 14)),
-            ("nftables.masqueradeBit", self.nftables.masquerade_bit.is_some_and(|bit| bit != 14)),
-            ("portRange", said(&self.port_range)),
-            ("enableProfiling", self.enable_profiling == Some(true)),
-            ("showHiddenMetricsForVersion", said(&self.show_hidden_metrics_for_version)),
-            ("bindAddressHardFail", self.bind_address_hard_fail == Some(true)),
-            ("oomScoreAdj", self.oom_score_adj.is_some_and(|score| score != -999)),
-            ("winkernel", self.windows_run_as_service == Some(true)),
-            ("detectLocalMode", said(&self.detect_local_mode) && self.detect_local_mode != "ClusterCIDR"),
-            ("detectLocal", false),
+            ("clientConnection.qps", client.qps.is_some_and(|qps| qps != 0.0), instead::REQUESTS),
+            ("clientConnection.burst", client.burst.is_some_and(|burst| burst != 0), instead::REQUESTS),
+            ("clientConnection.contentType", asks_otherwise, instead::CONTENT),
+            ("configSyncPeriod", self.config_sync_period.0.is_some(), instead::WATCHED),
+            ("iptables.masqueradeBit", other_bit(self.iptables.masquerade_bit), instead::MARKS),
+            ("nftables.masqueradeBit", other_bit(self.nftables.masquerade_bit), instead::MARKS),
+            (
+                "iptables.snatNodeInternalIP",
+                self.iptables.snat_node_internal_ip == Some(false),
+                instead::SNAT,
+            ),
+            ("portRange", said(&self.port_range), instead::UNUSED),
+            ("enableProfiling", self.enable_profiling == Some(true), instead::PROFILING),
+            ("showHiddenMetricsForVersion", said(&self.show_hidden_metrics_for_version), instead::METRICS),
+            ("bindAddressHardFail", self.bind_address_hard_fail == Some(true), instead::HARD_FAIL),
+            ("windowsRunAsService", self.windows_run_as_service == Some(true), instead::WINDOWS),
+            ("detectLocalMode", said(&self.detect_local_mode), instead::LOCAL),
+            ("logging.format", self.logs_otherwise(), instead::LOGGING),
         ];
-        let fields = fields.into_iter().filter(|(_, told)| *told).map(|(name, _)| name.to_owned());
-        gates.chain(fields).collect()
+        let fields = fields.into_iter().filter(|(_, told, _)| *told);
+        gates.chain(fields.map(|(name, _, instead)| (name.to_owned(), instead))).collect()
+    }
+
+    /// Another format of the log is asked for than text.
+    fn logs_otherwise(&self) -> bool {
+        let format = self.logging.as_ref().and_then(|logging| logging.get("format"));
+        format.and_then(serde_yaml_ng::Value::as_str).is_some_and(|format| !["", "text"].contains(&format))
     }
 
     /// `clusterCIDR`, where it can be read.
@@ -304,21 +356,64 @@ impl KubeProxyConfiguration {
     }
 }
 
-/// Ranges of node addresses that serve NodePorts. The word `primary` means the addresses of the Node object, as does
-/// nothing. `Err`: the value and what is wrong with it.
-pub fn parse_node_port_addresses(texts: &[String]) -> Result<Vec<IpNet>, (String, String)> {
-    if texts.iter().any(|text| text == "primary") {
-        return match texts {
-            [_] => Ok(Vec::new()),
-            _ => Err((texts.join(","), "\"primary\" stands alone".to_owned())),
+/// What happens instead of that which a field or flag asks for.
+pub mod instead {
+    /// Feature gates.
+    pub const GATES: &str = "there are no feature gates; what is done is done";
+    /// Limits of requests.
+    pub const REQUESTS: &str = "lists and watches are few, and their number is not limited";
+    /// Content types.
+    pub const CONTENT: &str = "objects are read as JSON";
+    /// How often everything is listed.
+    pub const WATCHED: &str = "changes are watched; lists are read again when a watch breaks";
+    /// The mark's bit.
+    pub const MARKS: &str = "the marks are fixed: 0x4000 with iptables, 0x2000 with nftables, none with ebpf";
+    /// SNAT to the node's InternalIP.
+    pub const SNAT: &str = "sources are translated to the node's InternalIP";
+    /// What kube-proxy does not use either.
+    pub const UNUSED: &str = "kube-proxy does not use it either";
+    /// pprof.
+    pub const PROFILING: &str = "there is no profiling handler";
+    /// Hidden metrics.
+    pub const METRICS: &str = "no metric is hidden";
+    /// A port that is taken.
+    pub const HARD_FAIL: &str = "a port that is taken is tried again, and the log tells of it";
+    /// Windows.
+    pub const WINDOWS: &str = "this is not Windows";
+    /// How traffic of this node is known.
+    pub const LOCAL: &str =
+        "what arrives by an uplink (--device) is from outside, everything else is of this node";
+    /// The log.
+    pub const LOGGING: &str = "the log is text, a line an event, on standard error";
+    /// IPVS.
+    pub const IPVS: &str = "there is no mode ipvs";
+}
+
+/// Which node addresses serve NodePorts: ranges, and the words `primary` (the addresses of the Node object, as nothing
+/// says), `localhost` and `all`. `Err`: the value and what is wrong with it.
+pub fn parse_node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, (String, String)> {
+    const LOCALHOST: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+    const ALL: [&str; 2] = ["0.0.0.0/0", "::/0"];
+    let mut said = NodePortAddresses::default();
+    for text in texts.iter().map(|text| text.trim()) {
+        let ranges = match text {
+            "primary" => {
+                said.primary = true;
+                continue;
+            }
+            "localhost" => &LOCALHOST[..],
+            "all" => &ALL[..],
+            range => &[range][..],
         };
+        for range in ranges {
+            let parsed = range.parse::<IpNet>().map_err(|_| {
+                let reason = "want a CIDR such as 192.0.2.0/24, \"primary\", \"localhost\" or \"all\"";
+                (text.to_owned(), reason.to_owned())
+            });
+            said.ranges.push(parsed?);
+        }
     }
-    let parse = |text: &String| {
-        text.trim()
-            .parse::<IpNet>()
-            .map_err(|_| (text.clone(), "want a CIDR such as 192.0.2.0/24, or \"primary\"".to_owned()))
-    };
-    texts.iter().map(parse).collect()
+    Ok(said)
 }
 
 /// An address to listen at: `IP:PORT`, or an IP alone. `None`: nothing is said.

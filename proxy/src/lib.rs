@@ -32,12 +32,12 @@ use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Mode, ProxyConfig};
+pub use config::{Mode, NodePortAddresses, ProxyConfig};
 pub use error::ProxyError;
 pub use metrics::Metrics;
 pub use modes::cleanup;
 pub use notices::{Allowance, Notice, Reporter};
-pub use status::{BackendStatus, DropCount, FrontendStatus, ServiceStatus, Status, StatusHandle};
+pub use status::{BackendStatus, DropCount, FrontendStatus, RuleCount, ServiceStatus, Status, StatusHandle};
 
 use reconcile::Reconciler;
 

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use seaway_model::Changes;
+use seaway_model::{Changes, Family};
 use tokio::sync::watch;
 
 use crate::desired::Desired;
 use crate::plan::Plan;
 use crate::sockets::View;
-use crate::status::DropCount;
+use crate::status::{DropCount, RuleCount};
 use crate::traffic::{TrafficCollector, TrafficTable};
 use rules::Rules;
 pub(crate) use rules::SyncEnd;
@@ -24,9 +24,9 @@ pub(crate) use rules::SyncEnd;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     rules: Rules,
-    conntrack_duration: Histogram,
+    conntrack_duration: HistogramVec,
     invalid_dropped: IntGauge,
-    network_programming: Histogram,
+    network_programming: HistogramVec,
     no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
     plan_ops: IntCounterVec,
@@ -46,6 +46,9 @@ pub struct Metrics {
     traffic: TrafficCollector,
 }
 
+/// The label of kube-proxy's metrics that says `IPv4` or `IPv6`.
+const IP_FAMILY: &str = "ip_family";
+
 /// Buckets of a sync: from 50 µs (one endpoint) to some seconds (everything).
 const SYNC_BUCKETS_S: [f64; 14] =
     [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
@@ -59,7 +62,7 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         let metrics = Self {
             rules: Rules::new(),
-            conntrack_duration: histogram(
+            conntrack_duration: by_family(
                 "kubeproxy_conntrack_reconciler_sync_duration_seconds",
                 "ReconcileConntrackFlowsLatency latency in seconds",
                 &SYNC_BUCKETS_S,
@@ -68,7 +71,7 @@ impl Metrics {
                 "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
                 "packets dropped by iptables to work around conntrack problems",
             ),
-            network_programming: histogram(
+            network_programming: by_family(
                 "kubeproxy_network_programming_duration_seconds",
                 "In cluster network programming latency in seconds",
                 &PROGRAMMING_BUCKETS_S,
@@ -76,7 +79,7 @@ impl Metrics {
             no_local_endpoints: int_gauges(
                 "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
                 "Number of services with a Local traffic policy and no endpoints",
-                &["traffic_policy"],
+                &["ip_family", "traffic_policy"],
             ),
             syncs: counters("seaway_proxy_syncs_total", "Syncs by result", &["result"]),
             plan_ops: counters("seaway_proxy_plan_ops_total", "Steps of plans by kind", &["op"]),
@@ -147,16 +150,25 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn queued(&self) {
-        self.rules.queued();
+    pub(crate) fn queued(&self, families: &[&str]) {
+        self.rules.queued(families);
+    }
+
+    /// What iptables rules there are.
+    pub(crate) fn rules_counted(&self, counts: &[RuleCount]) {
+        self.rules.counted(counts);
     }
 
     pub(crate) fn sync_done(&self, desired: &Desired, sync: &SyncEnd) {
         self.rules.sync_done(sync);
         self.syncs.with_label_values(&[if sync.ok { "ok" } else { "error" }]).inc();
-        let (internal, external) = desired.no_local_endpoints();
-        self.no_local_endpoints.with_label_values(&["internal"]).set(as_i64(internal));
-        self.no_local_endpoints.with_label_values(&["external"]).set(as_i64(external));
+        for family in Family::ALL {
+            let (internal, external) = desired.no_local_endpoints(family);
+            for (policy, count) in [("internal", internal), ("external", external)] {
+                let labels = [ip_family(family), policy];
+                self.no_local_endpoints.with_label_values(&labels).set(as_i64(count));
+            }
+        }
         self.frontends.set(as_i64(desired.frontends.len()));
         self.backends.set(as_i64(desired.backend_count()));
         self.services.set(as_i64(desired.service_count()));
@@ -179,9 +191,9 @@ impl Metrics {
     }
 
     /// An endpoint changed at `changed_at` and packets follow now.
-    pub(crate) fn programmed(&self, changed_at: SystemTime) {
+    pub(crate) fn programmed(&self, families: &[&str], changed_at: SystemTime) {
         if let Ok(latency) = SystemTime::now().duration_since(changed_at) {
-            self.network_programming.observe(latency.as_secs_f64());
+            observe(&self.network_programming, families, latency);
         }
     }
 
@@ -196,8 +208,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn forgot_udp(&self, flows: usize, took: Duration) {
-        self.conntrack_duration.observe(took.as_secs_f64());
+    pub(crate) fn forgot_udp(&self, families: &[&str], flows: usize, took: Duration) {
+        observe(&self.conntrack_duration, families, took);
         self.conntrack_deleted.with_label_values(&["any"]).inc_by(flows as u64);
         self.forgotten_udp.inc_by(flows as u64);
     }
@@ -242,13 +254,26 @@ fn as_i64(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn histogram(name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+/// A histogram with kube-proxy's label: it has a proxier for each family, and we have one for both, so what is observed
+/// of a sync is observed of each.
+fn by_family(name: &str, help: &str, buckets: &[f64]) -> HistogramVec {
+    HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &[IP_FAMILY])
         .expect("the name is a valid metric name")
 }
 
-fn gauge(name: &str, help: &str) -> Gauge {
-    Gauge::new(name, help).expect("the name is a valid metric name")
+fn observe(histogram: &HistogramVec, families: &[&str], took: Duration) {
+    for family in families {
+        histogram.with_label_values(&[family]).observe(took.as_secs_f64());
+    }
+}
+
+/// A family's name in kube-proxy's metrics.
+fn ip_family(family: Family) -> &'static str {
+    if family == Family::V4 { "IPv4" } else { "IPv6" }
+}
+
+fn gauges_by_family(name: &str, help: &str) -> GaugeVec {
+    GaugeVec::new(Opts::new(name, help), &[IP_FAMILY]).expect("the name is a valid metric name")
 }
 
 fn int_gauge(name: &str, help: &str) -> IntGauge {
@@ -269,49 +294,64 @@ fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
 
 #[cfg(test)]
 mod tests {
+    use prometheus::proto::LabelPair;
+
     use super::*;
 
-    /// What kube-proxy shows on Linux, by its documentation, save what counts rules that are not written here
-    /// (`…_iptables_last`, `…_iptables_total`) and what a rule of its own counts (`…_localhost_nodeports_…`).
-    const KUBE_PROXY: [&str; 20] = [
-        "conntrack_reconciler_deleted_entries_total",
-        "conntrack_reconciler_sync_duration_seconds",
-        "iptables_ct_state_invalid_dropped_packets_total",
-        "network_programming_duration_seconds",
-        "proxy_healthz_total",
-        "proxy_livez_total",
-        "sync_full_proxy_rules_duration_seconds",
-        "sync_partial_proxy_rules_duration_seconds",
-        "sync_proxy_rules_duration_seconds",
-        "sync_proxy_rules_endpoint_changes_pending",
-        "sync_proxy_rules_endpoint_changes_total",
-        "sync_proxy_rules_iptables_partial_restore_failures_total",
-        "sync_proxy_rules_iptables_restore_failures_total",
-        "sync_proxy_rules_last_queued_timestamp_seconds",
-        "sync_proxy_rules_last_timestamp_seconds",
-        "sync_proxy_rules_nftables_cleanup_failures_total",
-        "sync_proxy_rules_nftables_sync_failures_total",
-        "sync_proxy_rules_no_local_endpoints_total",
-        "sync_proxy_rules_service_changes_pending",
-        "sync_proxy_rules_service_changes_total",
+    /// What kube-proxy shows on Linux, by its documentation, save what a rule of its own counts, which is not written
+    /// here (`…_localhost_nodeports_…`): the metric's name, and its labels.
+    const KUBE_PROXY: [(&str, &[&str]); 22] = [
+        ("conntrack_reconciler_deleted_entries_total", &["ip_family"]),
+        ("conntrack_reconciler_sync_duration_seconds", &["ip_family"]),
+        ("iptables_ct_state_invalid_dropped_packets_total", &[]),
+        ("network_programming_duration_seconds", &["ip_family"]),
+        ("proxy_healthz_total", &["code"]),
+        ("proxy_livez_total", &["code"]),
+        ("sync_full_proxy_rules_duration_seconds", &["ip_family"]),
+        ("sync_partial_proxy_rules_duration_seconds", &["ip_family"]),
+        ("sync_proxy_rules_duration_seconds", &["ip_family"]),
+        ("sync_proxy_rules_endpoint_changes_pending", &[]),
+        ("sync_proxy_rules_endpoint_changes_total", &[]),
+        ("sync_proxy_rules_iptables_last", &["ip_family", "table"]),
+        ("sync_proxy_rules_iptables_partial_restore_failures_total", &["ip_family"]),
+        ("sync_proxy_rules_iptables_restore_failures_total", &["ip_family"]),
+        ("sync_proxy_rules_iptables_total", &["ip_family", "table"]),
+        ("sync_proxy_rules_last_queued_timestamp_seconds", &["ip_family"]),
+        ("sync_proxy_rules_last_timestamp_seconds", &["ip_family"]),
+        ("sync_proxy_rules_nftables_cleanup_failures_total", &["ip_family"]),
+        ("sync_proxy_rules_nftables_sync_failures_total", &["ip_family"]),
+        ("sync_proxy_rules_no_local_endpoints_total", &["ip_family", "traffic_policy"]),
+        ("sync_proxy_rules_service_changes_pending", &[]),
+        ("sync_proxy_rules_service_changes_total", &[]),
     ];
 
     #[test]
-    fn kube_proxys_metrics_are_there_under_its_names() {
+    fn kube_proxys_metrics_are_there_under_its_names_and_labels() {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry);
-        let sync = SyncEnd { mode: "nftables", took: Duration::from_millis(3), ok: false, full: true };
-        metrics.sync_done(&Desired::default(), &sync);
+        let families: &[&str] = &["IPv4", "IPv6"];
+        for (mode, full) in [("nftables", true), ("iptables", true), ("iptables", false)] {
+            for ok in [true, false] {
+                let sync = SyncEnd { mode, families, took: Duration::from_millis(3), ok, full };
+                metrics.sync_done(&Desired::default(), &sync);
+            }
+        }
+        metrics.queued(families);
+        metrics.programmed(families, SystemTime::UNIX_EPOCH);
         metrics.healthz_answered(200);
         metrics.livez_answered(503);
-        metrics.forgot_udp(1, Duration::from_millis(1));
-        let shown: Vec<String> = registry.gather().iter().map(|family| family.name().to_owned()).collect();
-        for name in KUBE_PROXY {
-            assert!(shown.contains(&format!("kubeproxy_{name}")), "{name}");
+        metrics.forgot_udp(families, 1, Duration::from_millis(1));
+        metrics.rules_counted(&[RuleCount { family: Family::V6, table: "nat", owned: 7, written: 3 }]);
+        let shown = registry.gather();
+        for (name, labels) in KUBE_PROXY {
+            let family = shown.iter().find(|family| family.name() == format!("kubeproxy_{name}"));
+            let family = family.unwrap_or_else(|| panic!("{name} is missing"));
+            let has: Vec<&str> = family.get_metric()[0].get_label().iter().map(LabelPair::name).collect();
+            assert_eq!(has, labels, "{name}");
         }
-        assert_eq!(
-            (metrics.rules.nftables_failures.get(), metrics.rules.full_sync_duration.get_sample_count()),
-            (1, 1)
-        );
+        let failures = metrics.rules.nftables_failures.with_label_values(&["IPv6"]).get();
+        let full = metrics.rules.full_sync_duration.with_label_values(&["IPv4"]).get_sample_count();
+        assert_eq!((failures, full), (1, 4));
+        assert_eq!(metrics.rules.iptables_total.with_label_values(&["IPv6", "nat"]).get(), 7);
     }
 }

@@ -50,6 +50,17 @@ const REFILL: Duration = Duration::from_secs(10);
 /// What is remembered to have been said.
 const REMEMBERED_MAX: usize = 4096;
 
+/// What the data plane offers of Maglev.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MaglevOffer {
+    /// It can choose so at all.
+    pub(crate) offered: bool,
+    /// Services that say nothing want it.
+    pub(crate) by_default: bool,
+    /// Among so many backends at most.
+    pub(crate) backends_max: usize,
+}
+
 /// Says everything once, and not too much at a time.
 #[derive(Debug)]
 pub(crate) struct Notices {
@@ -123,19 +134,40 @@ impl Notices {
     }
 
     /// Tells those of `services` whose wish about the choice of backends is not followed. They are served all the same.
-    pub(crate) fn balancing(&mut self, snapshot: &Snapshot, services: &BTreeSet<ServiceKey>, maglev: bool) {
+    pub(crate) fn balancing(
+        &mut self,
+        snapshot: &Snapshot,
+        services: &BTreeSet<ServiceKey>,
+        maglev: MaglevOffer,
+    ) {
         for key in services {
-            let wish = snapshot.services.get(key).filter(|service| is_served(service));
-            let message = match wish.and_then(|service| service.balancing) {
-                Some(Balancing::Maglev) if !maglev => {
-                    "Maglev is not supported by this proxy mode: backends are chosen at random"
+            let Some(service) = snapshot.services.get(key).filter(|service| is_served(service)) else {
+                continue;
+            };
+            let wants_maglev = match service.balancing {
+                Some(Balancing::Maglev) => true,
+                Some(Balancing::Random) => false,
+                Some(Balancing::Unknown) | None => maglev.by_default,
+            };
+            let endpoints = || {
+                let all = snapshot.endpoints.get(key).map_or(&[][..], |set| &set.endpoints[..]);
+                all.iter().filter(|endpoint| endpoint.ready || endpoint.serving).count()
+            };
+            let message = match service.balancing {
+                Some(Balancing::Maglev) if !maglev.offered => {
+                    "Maglev is not supported by this proxy mode: backends are chosen at random".to_owned()
                 }
                 Some(Balancing::Unknown) => {
                     "the annotation seaway.dev/load-balancing has an unknown value: want maglev or random"
+                        .to_owned()
                 }
+                _ if wants_maglev && maglev.offered && endpoints() > maglev.backends_max => format!(
+                    "Maglev is for at most {} endpoints, and these are more: they are chosen at random",
+                    maglev.backends_max
+                ),
                 _ => continue,
             };
-            self.warn(snapshot, key, UNSUPPORTED, message.to_owned());
+            self.warn(snapshot, key, UNSUPPORTED, message);
         }
     }
 
@@ -174,6 +206,8 @@ impl Notices {
 mod tests {
     use std::sync::Mutex;
 
+    use seaway_model::{Endpoint, EndpointSet, Service};
+
     use super::*;
 
     #[derive(Debug, Default)]
@@ -183,6 +217,38 @@ mod tests {
         fn warn(&self, notice: Notice) {
             self.0.lock().unwrap().push(notice);
         }
+    }
+
+    #[test]
+    fn more_endpoints_than_maglev_has_a_table_for_are_told() {
+        let heard = Arc::new(Heard::default());
+        let mut notices = Notices::new(Some(Arc::<Heard>::clone(&heard)));
+        let key = ServiceKey::new("default", "web");
+        let mut snapshot = Snapshot::default();
+        let service = Service { balancing: Some(Balancing::Maglev), ..Service::new(key.clone()) };
+        snapshot.services.insert(key.clone(), Arc::new(service));
+        let mut tell = |count: u32, backends_max| {
+            let endpoint = |index: u32| Endpoint {
+                addr: std::net::Ipv4Addr::from_bits(0x0af4_0000 + index).into(),
+                hostname: None,
+                node: None,
+                zone: None,
+                ready: true,
+                serving: true,
+                terminating: false,
+                hints: None,
+                ports: [].into(),
+            };
+            let set = EndpointSet { endpoints: (0..count).map(endpoint).collect() };
+            snapshot.endpoints.insert(key.clone(), Arc::new(set));
+            let offer = MaglevOffer { offered: true, by_default: false, backends_max };
+            notices.balancing(&snapshot, &[key.clone()].into(), offer);
+            heard.0.lock().unwrap().pop().map(|notice| notice.message)
+        };
+        assert_eq!(tell(10_000, 10_000), None);
+        let message = tell(10_001, 10_000).unwrap();
+        assert!(message.starts_with("Maglev is for at most 10000 endpoints"), "{message}");
+        assert_eq!(tell(10_002, usize::MAX), None);
     }
 
     #[test]

@@ -155,6 +155,7 @@ mod tests {
             elsewhere: false,
             maglev: false,
             dsr: false,
+            masquerade: false,
         })
     }
 

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use seaway_model::{Family, Node, Snapshot};
+use seaway_model::{Family, Node, ServiceKey, Snapshot};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use crate::desired::{Computation, NodeView};
 use crate::frontend::FrontendKey;
 use crate::links::{self, Link};
 use crate::metrics::SyncEnd;
-use crate::notices::{self, Notices};
+use crate::notices::{self, MaglevOffer, Notices};
 use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
 use crate::sockets::View;
 use crate::{Metrics, Mode, ProxyConfig, stale};
@@ -65,8 +65,11 @@ pub struct Reconciler {
     notices: Notices,
     trim_due: bool,
     maglev_offered: bool,
+    maglev_backends_max: usize,
     dsr_offered: bool,
     mode: &'static str,
+    /// The families that the node has addresses of.
+    families: &'static [&'static str],
     views: watch::Sender<View>,
 }
 
@@ -103,8 +106,10 @@ impl Reconciler {
             notices,
             trim_due: false,
             maglev_offered,
+            maglev_backends_max: usize::MAX,
             dsr_offered,
             mode: "",
+            families: &IP_FAMILIES,
             views: watch::Sender::new(View::default()),
         }
     }
@@ -121,6 +126,14 @@ impl Reconciler {
         self.dsr_offered = dataplane.offers_dsr();
         if self.config.dsr && !self.dsr_offered {
             tracing::warn!(mode = self.mode, "this mode has no direct server return: source NAT is used");
+        }
+        self.maglev_backends_max = dataplane.maglev_backends_max();
+        if self.config.masquerade_all && !dataplane.offers_masquerade_all() {
+            tracing::warn!(
+                mode = self.mode,
+                "this mode cannot masquerade all: backends see the pods of this node"
+            );
+            self.config.masquerade_all = false;
         }
         // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
         self.config.node_port_loopback &= self.mode != Mode::Nftables.name();
@@ -200,7 +213,7 @@ impl Reconciler {
                 continue;
             }
             self.config.status.pending();
-            self.metrics.queued();
+            self.metrics.queued(self.families);
             let ok = self.sync(&snapshot).await;
             if self.dataplane.is_none() {
                 return; // Lost in a panic: only a new start helps.
@@ -237,6 +250,7 @@ impl Reconciler {
             view.desired = self.computation.desired().clone();
             view.snapshot = snapshot.clone();
         });
+        self.families = ip_families(&host);
         let full = self.actual.is_none();
         let mut result = self.bring_in_line(&host).await;
         if result.is_ok()
@@ -258,9 +272,10 @@ impl Reconciler {
         };
         let desired = self.computation.desired();
         self.notices.conflicts(snapshot, desired);
-        self.notices.balancing(snapshot, &changes.services, self.maglev_offered);
-        self.notices.forwarding(snapshot, &changes.services, self.dsr_offered);
-        let sync = SyncEnd { mode: self.mode, took: started.elapsed(), ok, full };
+        self.tell_wishes(snapshot, &changes.services);
+        let desired = self.computation.desired();
+        let (mode, families) = (self.mode, self.families);
+        let sync = SyncEnd { mode, families, took: started.elapsed(), ok, full };
         self.metrics.sync_done(desired, &sync);
         let devices = host.uplinks.iter().map(|device| device.name.to_string()).collect();
         let last_error = self.logged.clone();
@@ -272,7 +287,7 @@ impl Reconciler {
             self.failures = 0;
             self.config.status.sync_done(desired, started.elapsed(), desired.complete);
             if let Some(triggered_at) = snapshot.triggered_at {
-                self.metrics.programmed(triggered_at);
+                self.metrics.programmed(self.families, triggered_at);
             }
         }
         if std::mem::take(&mut self.trim_due) {
@@ -281,13 +296,24 @@ impl Reconciler {
         ok
     }
 
+    /// Tells those of `services` whose wishes are not followed.
+    fn tell_wishes(&mut self, snapshot: &Snapshot, services: &BTreeSet<ServiceKey>) {
+        let maglev = MaglevOffer {
+            offered: self.maglev_offered,
+            by_default: self.config.maglev,
+            backends_max: self.maglev_backends_max,
+        };
+        self.notices.balancing(snapshot, services, maglev);
+        self.notices.forwarding(snapshot, services, self.dsr_offered);
+    }
+
     /// Once new flows go elsewhere, flows to endpoints that are gone are forgotten.
     async fn forget_udp(&mut self, snapshot: &Snapshot) -> Result<(), DataplaneError> {
         let serving = stale::serving_udp(snapshot);
         let started = Instant::now();
         let forgotten = self.on_thread(move |dataplane| dataplane.forget_udp(&serving)).await??;
         self.forget_due = false;
-        self.metrics.forgot_udp(forgotten, started.elapsed());
+        self.metrics.forgot_udp(self.families, forgotten, started.elapsed());
         Ok(())
     }
 
@@ -363,6 +389,9 @@ impl Reconciler {
                 (notices::UNSUPPORTED, format!("{what} is not supported by proxy mode {backend}"))
             }
             error @ DataplaneError::Full { .. } => (notices::FULL, error.to_string()),
+            error if error.is_taken() => {
+                (notices::CONFLICT, "another process of the node listens there".to_owned())
+            }
             _ => return,
         };
         let message =
@@ -399,19 +428,23 @@ impl Reconciler {
     }
 
     async fn read(&mut self) -> Result<Actual, DataplaneError> {
-        let actual = self.on_thread(|dataplane| (dataplane.read(), dataplane.drops())).await?;
-        self.metrics.dropped(&actual.1);
-        self.config.status.update(|status| status.drops = actual.1);
-        actual.0
+        let read =
+            |dataplane: &mut dyn Dataplane| (dataplane.read(), dataplane.drops(), dataplane.rule_counts());
+        let (actual, drops, rules) = self.on_thread(read).await?;
+        self.metrics.dropped(&drops);
+        self.metrics.rules_counted(&rules);
+        self.config.status.update(|status| status.drops = drops);
+        actual
     }
 
     async fn apply(&mut self, plan: Plan) -> Result<(Applied, Plan), DataplaneError> {
-        let (applied, plan) = self
+        let (applied, rules, plan) = self
             .on_thread(move |dataplane| {
                 let applied = dataplane.apply(&plan);
-                (applied, plan)
+                (applied, dataplane.rule_counts(), plan)
             })
             .await?;
+        self.metrics.rules_counted(&rules);
         Ok((applied?, plan))
     }
 
@@ -431,15 +464,31 @@ impl Reconciler {
     }
 }
 
+/// The families by kube-proxy's names.
+const IP_FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
+/// The families that the node has addresses of; before those are known, both.
+fn ip_families(host: &Host) -> &'static [&'static str] {
+    match (host.node_v4, host.node_v6) {
+        (Some(_), None) => &IP_FAMILIES[..1],
+        (None, Some(_)) => &IP_FAMILIES[1..],
+        _ => &IP_FAMILIES,
+    }
+}
+
 /// The node as the desired state sees it.
 pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeView {
-    let node_port_addresses = if config.node_port_addresses.is_empty() {
-        node.map_or_else(Vec::new, |node| node.addresses.iter().map(|a| a.addr).collect())
-    } else {
-        let own = links.iter().flat_map(|link| link.addrs.iter().copied());
-        let admitted = |addr: &IpAddr| config.node_port_addresses.iter().any(|range| range.contains(addr));
-        own.filter(|addr| !addr.is_loopback() && admitted(addr)).collect()
-    };
+    let said = &config.node_port_addresses;
+    let mut node_port_addresses = Vec::new();
+    if said.primary || said.ranges.is_empty() {
+        node_port_addresses.extend(node.into_iter().flat_map(|node| &node.addresses).map(|a| a.addr));
+    }
+    let own = links.iter().flat_map(|link| link.addrs.iter().copied()).filter(|addr| !addr.is_loopback());
+    for addr in own.filter(|addr| said.ranges.iter().any(|range| range.contains(addr))) {
+        if !node_port_addresses.contains(&addr) {
+            node_port_addresses.push(addr);
+        }
+    }
     NodeView {
         name: config.node_name.as_str().into(),
         zone: node.and_then(|node| node.zone.clone()),
@@ -451,6 +500,7 @@ pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeVi
         // Only the data plane knows.
         maglev_offered: false,
         dsr_offered: false,
+        masquerade_all: config.masquerade_all,
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use seaway_model::Family;
 use serde::Serialize;
 
 use crate::desired::{Conflict, Desired};
@@ -45,6 +46,19 @@ pub struct DropCount {
     pub reason: String,
     /// How many packets.
     pub packets: u64,
+}
+
+/// Rules of iptables in one table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuleCount {
+    /// The family.
+    pub family: Family,
+    /// `nat` or `filter`.
+    pub table: &'static str,
+    /// Those that are ours, as read back last.
+    pub owned: usize,
+    /// Those that the last change wrote.
+    pub written: usize,
 }
 
 /// One Service as this node serves it.

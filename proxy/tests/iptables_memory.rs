@@ -114,6 +114,39 @@ fn the_rules_of_a_small_cluster() {
     expect_file!["iptables/small-cluster.txt"].assert_eq(&text.join("\n"));
 }
 
+/// What kube-proxy's dashboards are shown: how many rules are ours, and how many the last change wrote.
+#[test]
+fn rules_are_counted() {
+    let counts = |dataplane: &Iptables<Memory>, written: bool| -> usize {
+        let counts = dataplane.rule_counts();
+        counts.iter().map(|count| if written { count.written } else { count.owned }).sum()
+    };
+    let ours = |dataplane: &mut Iptables<Memory>| -> usize {
+        let texts = Family::ALL.map(|family| dataplane.tables().clone().save(family).unwrap());
+        texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter(|line| line.contains("-A ") && line.contains("SEAWAY-"))
+            .count()
+    };
+    let mut dataplane = make();
+    let mut snapshot = many(20);
+    let plan = diff(&wanted(&snapshot), &host(), &dataplane.read().unwrap());
+    dataplane.apply(&plan).unwrap();
+    dataplane.read().unwrap();
+    let all = ours(&mut dataplane);
+    assert!(all > 40, "{all}");
+    assert_eq!((counts(&dataplane, false), counts(&dataplane, true)), (all, all));
+    let more = service(&mut snapshot, "one-more", "10.97.0.1", &[("10.244.9.1", "a")]);
+    add(&mut snapshot, more);
+    let plan = diff(&wanted(&snapshot), &host(), &dataplane.read().unwrap());
+    dataplane.apply(&plan).unwrap();
+    let written = counts(&dataplane, true);
+    assert!(written > 0 && written < all, "{written} of {all}");
+    dataplane.read().unwrap();
+    assert_eq!(counts(&dataplane, false), ours(&mut dataplane));
+}
+
 fn many(count: u16) -> Snapshot {
     let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
     for index in 0..count {

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use kernel::Place;
 use net::eventually;
 use seaway_model::{Protocol, TrafficPolicy};
-use seaway_proxy::Mode;
+use seaway_proxy::{Mode, ProxyConfig};
 use services::{CLIENT, LOCAL, NODE, World, cluster, cluster_ip, node_port, service, vip};
 
 const TABLE: &str = include_str!("masquerade.txt");
@@ -25,19 +25,42 @@ const TABLE: &str = include_str!("masquerade.txt");
 const MORE: usize = 6;
 const ENOUGH: usize = 60;
 
+/// The rows of `masqueradeAll`: towards ClusterIPs pods of the node are hidden, too; nothing else is another.
+const TABLE_OF_ALL: &str = "
+pod    cluster-ip 1 -> local node
+pod    cluster-ip 2 -> remote node
+pod    cluster-ip 4 -> local node, remote node
+pod    cluster-ip 6 -> local node
+pod    node-port  4 -> local node, remote pod
+pod    vip        2 -> remote node
+node   cluster-ip 2 -> remote node
+client cluster-ip 2 -> remote node
+client vip        4 -> local client
+";
+
 #[test]
 fn ebpf_masquerades_row_by_row() {
-    the_table_holds(Mode::Ebpf);
+    the_table_holds(Mode::Ebpf, false);
 }
 
 #[test]
 fn nftables_masquerades_row_by_row() {
-    the_table_holds(Mode::Nftables);
+    the_table_holds(Mode::Nftables, false);
 }
 
 #[test]
 fn iptables_masquerades_row_by_row() {
-    the_table_holds(Mode::Iptables);
+    the_table_holds(Mode::Iptables, false);
+}
+
+#[test]
+fn nftables_masquerades_all() {
+    the_table_holds(Mode::Nftables, true);
+}
+
+#[test]
+fn iptables_masquerades_all() {
+    the_table_holds(Mode::Iptables, true);
 }
 
 /// One row: who, where, which Service, and the answers wanted in a mode.
@@ -84,14 +107,16 @@ impl<'a> Row<'a> {
     }
 }
 
-fn the_table_holds(mode: Mode) {
+fn the_table_holds(mode: Mode, masquerade_all: bool) {
     let place = Place::new();
     let world = World::new(mode);
     world.net.ip("client", &format!("route add 10.96.7.0/24 via {}", NODE[0]));
     world.net.ip("client", &format!("-6 route add fd00:10:96::/112 via {}", NODE[1]));
     let mut snapshot = cluster();
     service(&mut snapshot, 6, &["local", "remote"], |s| s.internal_policy = TrafficPolicy::Local);
-    let running = world.serve_at(&place.cgroup, &place.bpffs, snapshot);
+    let mut config = ProxyConfig::new("node", &place.cgroup, &place.bpffs);
+    config.masquerade_all = masquerade_all;
+    let running = world.serve_with(config, snapshot);
     let ask = |from: &str, protocol: Protocol, to: SocketAddr| {
         // Only what is in the node's cgroup is seen by the socket programs.
         if mode == Mode::Ebpf && from != "client" {
@@ -100,7 +125,8 @@ fn the_table_holds(mode: Mode) {
         world.try_ask(from, protocol, to).map_err(|error| error.to_string())
     };
     let mut wrong = Vec::new();
-    for text in TABLE.lines().map(str::trim).filter(|row| !row.is_empty() && !row.starts_with('#')) {
+    let table = if masquerade_all { TABLE_OF_ALL } else { TABLE };
+    for text in table.lines().map(str::trim).filter(|row| !row.is_empty() && !row.starts_with('#')) {
         let row = Row::parse(text, mode);
         for v6 in [false, true] {
             let to = row.target(v6);

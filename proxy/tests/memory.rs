@@ -237,7 +237,10 @@ proptest! {
         prop_assert_eq!(computation.desired().conflicts(), fresh.conflicts());
         prop_assert_eq!(computation.desired().backend_count(), fresh.backend_count());
         prop_assert_eq!(computation.desired().service_count(), fresh.service_count());
-        prop_assert_eq!(computation.desired().no_local_endpoints(), fresh.no_local_endpoints());
+        for family in seaway_model::Family::ALL {
+            let (held, wanted) = (computation.desired().no_local_endpoints(family), fresh.no_local_endpoints(family));
+            prop_assert_eq!(held, wanted);
+        }
     }
 
     /// Backends are ordered, without copies, of the frontend's family; a frontend that says "elsewhere" has none.

@@ -136,6 +136,7 @@ fn parse(input: &str, world: &mut (Snapshot, NodeView)) {
                     maglev_offered: !line.flag("no-maglev"),
                     dsr_default: line.flag("dsr-default"),
                     dsr_offered: !line.flag("no-dsr"),
+                    masquerade_all: false,
                 };
             }
             "service" => {

@@ -223,6 +223,45 @@ fn affinity_ranges_and_a_backend_that_refuses() {
     running.stop();
 }
 
+#[derive(Debug, Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl seaway_proxy::Reporter for Heard {
+    fn warn(&self, notice: seaway_proxy::Notice) {
+        self.0.lock().unwrap().push(format!("{} {}: {}", notice.name, notice.reason, notice.message));
+    }
+}
+
+/// Where a process of the node listens already, that one address is not served, its Service is told, and it is served
+/// once the process has gone.
+#[test]
+fn an_address_that_is_taken_keeps_nothing_else_from_being_served() {
+    let world = world();
+    let taken = world.net.within("node", || std::net::TcpListener::bind(node_port(1, false)).unwrap());
+    let heard = Arc::new(Heard::default());
+    let mut config = seaway_proxy::ProxyConfig::new("node", "", "");
+    config.reporter = Some(Arc::<Heard>::clone(&heard));
+    let running = world.start_with(config);
+    world.tell(cluster());
+    for to in [node_port(2, false), vip(1, false), node_port(1, true)] {
+        world.ask("client", Protocol::Tcp, to);
+    }
+    eventually("the Service is told", || {
+        let said = heard.0.lock().unwrap().clone();
+        let told = |line: &String| {
+            line.starts_with("web-1 AddressConflict: 172.30.7.11:30001/TCP")
+                && line.contains("another process of the node listens there")
+        };
+        if said.iter().any(told) { Ok(()) } else { Err(said) }
+    });
+    drop(taken);
+    eventually("it is served", || {
+        let answer = world.net.ask_tcp("client", node_port(1, false)).map_err(|error| error.to_string())?;
+        if answer.starts_with("local ") { Ok(()) } else { Err(answer) }
+    });
+    running.stop();
+}
+
 /// A successor listens before the former one lets go: whoever connects meanwhile is served.
 #[test]
 fn a_hand_over_loses_no_new_connection() {

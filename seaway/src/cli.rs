@@ -116,6 +116,17 @@ pub enum Command {
 }
 
 impl Command {
+    /// What is logged where nothing says it: kube-proxy's -v.
+    pub fn log_filter(&self) -> Option<&'static str> {
+        const VERBOSE: u8 = 4;
+        match self {
+            Self::Proxy(proxy) if proxy.v >= VERBOSE => {
+                Some("info,seaway=debug,seaway_node=debug,seaway_proxy=debug")
+            }
+            _ => None,
+        }
+    }
+
     /// A person waits for its end.
     pub fn is_interactive(&self) -> bool {
         !matches!(

@@ -27,7 +27,8 @@ fn main() -> ExitCode {
         return seaway_cni::main();
     }
     let cli = cli::Cli::parse();
-    telemetry::init(cli.log.as_deref(), cli.command.is_interactive());
+    let filter = cli.log.as_deref().or(cli.command.log_filter());
+    telemetry::init(filter, cli.command.is_interactive());
     match commands::run(cli.command) {
         Ok(code) => code,
         Err(error) => {

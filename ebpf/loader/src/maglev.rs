@@ -9,7 +9,10 @@
 use std::net::IpAddr;
 
 /// Sizes of tables, primes, and up to how many backends each is for.
-const SIZES: [(u32, usize); 3] = [(16_381, 100), (131_071, 1_000), (1_048_573, 10_000)];
+const SIZES: [(u32, usize); 3] = [(16_381, 100), (131_071, 1_000), (1_048_573, BACKENDS_MAX)];
+
+/// Of more backends than these there is no table.
+pub const BACKENDS_MAX: usize = 10_000;
 
 /// The number of slots for so many backends. `None`: no table is needed (one backend or none), or they are too many
 /// for one (over ten thousand); backends are then chosen by hash alone.

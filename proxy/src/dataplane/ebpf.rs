@@ -344,6 +344,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         Ok(stale.len())
     }
 
+    fn maglev_backends_max(&self) -> usize {
+        seaway_ebpf_loader::maglev::BACKENDS_MAX
+    }
+
     fn offers_maglev(&self) -> bool {
         true
     }

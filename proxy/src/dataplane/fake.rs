@@ -50,6 +50,10 @@ impl Dataplane for Fake {
         true
     }
 
+    fn offers_masquerade_all(&self) -> bool {
+        true
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         Ok(self.held())
     }

@@ -46,6 +46,14 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
         self.inner.offers_dsr()
     }
 
+    fn rule_counts(&self) -> Vec<crate::status::RuleCount> {
+        self.inner.rule_counts()
+    }
+
+    fn offers_masquerade_all(&self) -> bool {
+        self.inner.offers_masquerade_all()
+    }
+
     fn offers_maglev(&self) -> bool {
         self.inner.offers_maglev()
     }

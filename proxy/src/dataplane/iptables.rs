@@ -19,7 +19,7 @@ pub mod rule;
 mod save;
 mod tables;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -33,7 +33,9 @@ use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::frontend::{Frontend, FrontendKey, Group};
 use crate::plan::{Actual, Host, Plan};
 use crate::stale::Targets;
+use crate::status::RuleCount;
 use layout::Layout;
+use rule::Table;
 use save::Saved;
 
 /// After this many frontends were refused by the kernel, the others are not tried one by one.
@@ -54,7 +56,11 @@ pub struct Iptables<T> {
     gone_udp: HashSet<(IpAddr, u16)>,
     /// The node as last applied; what stands in tables that this kernel has not is taken from here.
     host: Host,
+    counts: Counts,
 }
+
+/// Rules by family and table: those that are ours, and those that were written last.
+type Counts = BTreeMap<(Family, Table), (usize, usize)>;
 
 impl Iptables<Commands> {
     /// The data plane in the tables of this network namespace, through the programs of the package iptables.
@@ -76,7 +82,8 @@ impl<T: Tables> Iptables<T> {
             }
         }
         let (fresh_udp, gone_udp) = (HashSet::new(), HashSet::new());
-        Ok(Self { tables, families, layouts: None, fresh_udp, gone_udp, host: Host::default() })
+        let counts = Counts::default();
+        Ok(Self { tables, families, layouts: None, fresh_udp, gone_udp, host: Host::default(), counts })
     }
 
     /// Where it is kept.
@@ -88,7 +95,11 @@ impl<T: Tables> Iptables<T> {
         let mut layouts = Vec::new();
         for family in self.families.clone() {
             let text = self.tables.save(family)?;
-            layouts.push(Layout::adopt(family, Saved::parse(&text)));
+            let saved = Saved::parse(&text);
+            for table in Table::ALL {
+                self.counts.entry((family, table)).or_default().0 = saved.rules(table);
+            }
+            layouts.push(Layout::adopt(family, saved));
         }
         let of = |family| layouts.iter().find(|layout: &&Layout| layout.family == family);
         let host = Host {
@@ -113,6 +124,9 @@ impl<T: Tables> Iptables<T> {
         for layout in &mut layouts {
             if let Some(input) = layout.compile(plan) {
                 self.tables.restore(layout.family, &input)?;
+                for (table, written) in save::written(&input) {
+                    self.counts.entry((layout.family, table)).or_default().1 = written;
+                }
             }
         }
         self.layouts = Some(layouts);
@@ -212,6 +226,10 @@ impl<T: Tables> Dataplane for Iptables<T> {
         "iptables"
     }
 
+    fn offers_masquerade_all(&self) -> bool {
+        true
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         self.layouts = None;
         let layouts = self.read_layouts()?;
@@ -257,6 +275,16 @@ impl<T: Tables> Dataplane for Iptables<T> {
             failed.push(Failure { subject: Subject::Sweep, error });
         }
         Ok(Applied { done: steps.saturating_sub(failed.len()), failed })
+    }
+
+    fn rule_counts(&self) -> Vec<RuleCount> {
+        let count = |(&(family, table), &(owned, written))| RuleCount {
+            family,
+            table: Table::name(table),
+            owned,
+            written,
+        };
+        self.counts.iter().map(count).collect()
     }
 
     fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {

@@ -143,6 +143,10 @@ impl<K: Kernel> Dataplane for Nftables<K> {
         "nftables"
     }
 
+    fn offers_masquerade_all(&self) -> bool {
+        true
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         let damaged = self.look()?;
         Ok(match &self.state {

@@ -172,6 +172,11 @@ impl<N: Sockets> Dataplane for Userspace<N> {
         true
     }
 
+    fn offers_masquerade_all(&self) -> bool {
+        // Its backends never see anybody else.
+        true
+    }
+
     fn read(&mut self) -> Result<Actual, DataplaneError> {
         let served = self.sites.iter().filter(|(key, site)| self.is_served(key, site));
         let frontends: OrdMap<FrontendKey, Arc<Frontend>> =
@@ -207,7 +212,7 @@ impl<N: Sockets> Dataplane for Userspace<N> {
         }
         for (key, scopes) in touched {
             if let Err(error) = self.settle(&key) {
-                let text = crate::reconcile::chain(&error);
+                let (kind, text) = (kind_of(&error), crate::reconcile::chain(&error));
                 let subjects = scopes.iter().map(|scope| Subject::Frontend(key.frontend(*scope)));
                 let subjects: Vec<Subject> =
                     if scopes.is_empty() { vec![Subject::Host] } else { subjects.collect() };
@@ -215,7 +220,7 @@ impl<N: Sockets> Dataplane for Userspace<N> {
                     subject,
                     error: DataplaneError::Io {
                         action: format!("cannot listen at {key}"),
-                        source: std::io::Error::other(text.clone()),
+                        source: std::io::Error::new(kind, text.clone()),
                     },
                 }));
             }
@@ -229,5 +234,12 @@ impl<N: Sockets> Dataplane for Userspace<N> {
 
     fn drops(&self) -> Vec<DropCount> {
         self.network.drops()
+    }
+}
+
+fn kind_of(error: &DataplaneError) -> std::io::ErrorKind {
+    match error {
+        DataplaneError::Io { source, .. } => source.kind(),
+        _ => std::io::ErrorKind::Other,
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn frontends(pod: &HostPod, view: &NodeView) -> BTreeMap<FrontendKey,
                     elsewhere: false,
                     maglev: false,
                     dsr: false,
+                    masquerade: false,
                 };
                 let key = FrontendKey { addr, port: port.host_port, protocol: port.protocol, scope };
                 let owner = Owner { service: owner.clone(), port_name };

@@ -28,7 +28,8 @@ pub(super) fn frontends(
             let choice = choose(service, port, family, endpoints, view);
             let (maglev, dsr) = (view.chooses_by_maglev(service), view.returns_directly(service));
             let node_port_dsr = dsr && view.hears_of_node_ports(family);
-            let offer = Offer { service, port, family, choice, maglev, dsr, node_port_dsr };
+            let masquerade = view.masquerade_all;
+            let offer = Offer { service, port, family, choice, maglev, dsr, node_port_dsr, masquerade };
             let mut shape = None;
             for (addr, number, kind) in addresses {
                 // Addresses of a kind stand together, and share what the kernel is told.
@@ -80,6 +81,8 @@ struct Offer<'a> {
     dsr: bool,
     /// Of those to a NodePort.
     node_port_dsr: bool,
+    /// Of packets to ClusterIPs.
+    masquerade: bool,
 }
 
 /// What a Service port is at addresses of one kind in one family: asked from this node, and from outside.
@@ -90,7 +93,7 @@ struct Shape {
 
 impl Shape {
     fn new(offer: &Offer<'_>, kind: FrontendKind) -> Self {
-        let Offer { service, port, family, choice, maglev, dsr, node_port_dsr } = offer;
+        let Offer { service, port, family, choice, maglev, dsr, node_port_dsr, masquerade } = offer;
         let blank = Frontend {
             group: Group::of(&service.key, &port.name, port.protocol, *family),
             kind,
@@ -101,6 +104,7 @@ impl Shape {
             elsewhere: false,
             maglev: *maglev,
             dsr: false,
+            masquerade: *masquerade && kind == FrontendKind::ClusterIP,
         };
         let entry = |frontend| {
             let owner = Owner { service: service.key.clone(), port_name: Arc::clone(&port.name) };

@@ -167,7 +167,8 @@ fn uplinks_are_the_links_of_the_nodes_own_addresses() {
     assert_eq!(pod_links(&config), ["lxc1", "sw0123456789a"], "an uplink is none, whatever its name");
     config.devices = vec!["eth1".into()];
     assert_eq!(names(host(&config, Some(&node), &links)), ["eth1"]);
-    config.node_port_addresses = vec!["192.0.2.64/26".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];
+    config.node_port_addresses.ranges =
+        vec!["192.0.2.64/26".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];
     let own: Vec<IpAddr> = vec!["192.0.2.65".parse().unwrap()];
     assert_eq!(view(&config, Some(&node), &links).node_port_addresses, own);
 }
@@ -231,7 +232,7 @@ fn node_ports_answer_where_the_filter_says() {
     let node = snapshot.nodes[NODE].clone();
     let with = |ranges: &[&str]| {
         let mut config = config();
-        config.node_port_addresses = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        config.node_port_addresses.ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
         let view = view(&config, Some(&node), &links);
         view.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
@@ -240,4 +241,16 @@ fn node_ports_answer_where_the_filter_says() {
     assert_eq!(with(&["172.30.0.0/24", "192.168.7.12/32"]), "172.30.0.11 192.168.7.12", "several devices");
     assert_eq!(with(&["0.0.0.0/0", "::/0"]), "172.30.0.11 fd00:10:30::11 192.168.7.11 192.168.7.12");
     assert_eq!(with(&["127.0.0.0/8"]), "", "loopback has a switch of its own");
+    let mut config = config();
+    config.node_port_addresses.primary = true;
+    config.node_port_addresses.ranges = vec!["192.168.7.12/32".parse().unwrap()];
+    let node = Node {
+        addresses: vec![seaway_model::NodeAddress {
+            addr: "172.30.0.11".parse().unwrap(),
+            kind: seaway_model::NodeAddressKind::Internal,
+        }],
+        ..(*node).clone()
+    };
+    let both: [IpAddr; 2] = ["172.30.0.11".parse().unwrap(), "192.168.7.12".parse().unwrap()];
+    assert_eq!(view(&config, Some(&node), &links).node_port_addresses, both);
 }

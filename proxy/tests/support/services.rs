@@ -62,7 +62,8 @@ impl World {
         self.start_with(ProxyConfig::new("node", "", ""))
     }
 
-    fn start_with(&self, mut config: ProxyConfig) -> Running {
+    /// As [`World::start`], with settings of one's own.
+    pub(crate) fn start_with(&self, mut config: ProxyConfig) -> Running {
         config.mode = self.mode;
         config.resync_interval = Duration::from_secs(1);
         config.conntrack = None;

@@ -3,16 +3,20 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use seaway_node::kube_proxy::instead;
 
 use crate::cli::Balance;
 use crate::place::Place;
 
 /// What a flag says counts more than what the file says.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   seaway proxy --config /var/lib/kube-proxy/config.conf --hostname-override \"$(NODE_NAME)\"
   seaway proxy --kubeconfig /etc/seaway/kubeconfig --proxy-mode ebpf
-  seaway proxy --cleanup")]
+  seaway proxy --cleanup"
+)]
 pub struct Proxy {
     #[command(flatten)]
     pub place: Place,
@@ -22,6 +26,9 @@ pub struct Proxy {
     /// Credentials for the API server (default: those that a pod has)
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// The API server's URL, in the place of the kubeconfig's
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
     /// The Node's name (default: the host's)
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -30,10 +37,14 @@ pub struct Proxy {
     pub proxy_mode: Option<String>,
     #[command(flatten)]
     pub balance: Balance,
-    /// Ranges of the node's addresses that serve NodePorts, or `primary`
+    /// Ranges of the node's addresses that serve NodePorts; `primary`: those of the Node object; `localhost`; `all`
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
-    /// NodePorts answer at the node's loopback addresses as well
+    /// Backends of ClusterIPs see the node in the place of its own pods, too (nftables, iptables; in userspace always)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true,
+        action = ArgAction::Set)]
+    pub masquerade_all: Option<bool>,
+    /// NodePorts answer at the node's loopback addresses as well, unless --nodeport-addresses leaves those out
     #[arg(long, visible_alias = "iptables-localhost-nodeports", value_name = "BOOL", num_args = 0..=1,
         default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
     pub localhost_node_ports: Option<bool>,
@@ -93,6 +104,23 @@ pub struct Proxy {
     /// The port of --metrics-bind-address, where that is not given; 0 switches it off
     #[arg(long, value_name = "PORT", hide = true)]
     pub metrics_port: Option<u16>,
+    /// What the kernel's OOM killer is told about this process, from -1000 to 1000
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    pub oom_score_adj: Option<i32>,
+    /// What names of the node's ends of pods' links begin with, as --pod-link-prefix
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Says in which family health and metrics are served, where nothing else does
+    #[arg(long, value_name = "IP", hide = true)]
+    pub bind_address: Option<std::net::IpAddr>,
+    /// Write the configuration that flags and file come to, and end
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Set connection tracking, which takes privileges, and end
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+        default_value_t = false, action = ArgAction::Set)]
+    pub init_only: bool,
     /// Remove what a proxy left in the kernel, and end
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
         default_value_t = false, action = ArgAction::Set)]
@@ -110,9 +138,6 @@ pub struct Unneeded {
     /// Read and not needed: which traffic is the cluster's own is known from the Services
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
-    /// Read and not needed
-    #[arg(long, value_name = "ADDR", hide = true)]
-    pub bind_address: Option<String>,
     /// Read and not needed
     #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
         require_equals = true)]
@@ -170,18 +195,22 @@ pub struct Unneeded {
     #[arg(long, value_name = "FORMAT", hide = true)]
     pub logging_format: Option<String>,
     /// Read and not needed
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub log_json_info_buffer_size: Option<String>,
+    /// Read and not needed
     #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
         require_equals = true)]
-    pub masquerade_all: Option<String>,
+    pub log_json_split_stream: Option<String>,
     /// Read and not needed
-    #[arg(long, value_name = "SCORE", hide = true, allow_hyphen_values = true)]
-    pub oom_score_adj: Option<String>,
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub log_text_info_buffer_size: Option<String>,
+    /// Read and not needed
+    #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
+        require_equals = true)]
+    pub log_text_split_stream: Option<String>,
     /// Read and not needed
     #[arg(long, value_name = "NAME", hide = true)]
     pub pod_bridge_interface: Option<String>,
-    /// Read and not needed
-    #[arg(long, value_name = "NAME", hide = true)]
-    pub pod_interface_name_prefix: Option<String>,
     /// Read and not needed
     #[arg(long, value_name = "BOOL", hide = true, num_args = 0..=1, default_missing_value = "true",
         require_equals = true)]
@@ -195,37 +224,42 @@ pub struct Unneeded {
 }
 
 impl Unneeded {
-    /// Those that were given, by their names.
-    pub fn given(&self) -> Vec<&'static str> {
+    /// Those that were given, by their names, and what happens instead.
+    pub fn given(&self) -> Vec<(&'static str, &'static str)> {
         let all = [
-            ("--cluster-cidr", self.cluster_cidr.is_some()),
-            ("--bind-address", self.bind_address.is_some()),
-            ("--bind-address-hard-fail", self.bind_address_hard_fail.is_some()),
-            ("--config-sync-period", self.config_sync_period.is_some()),
-            ("--detect-local-mode", self.detect_local_mode.is_some()),
-            ("--feature-gates", self.feature_gates.is_some()),
-            ("--ipvs-exclude-cidrs", self.ipvs_exclude_cidrs.is_some()),
-            ("--ipvs-min-sync-period", self.ipvs_min_sync_period.is_some()),
-            ("--ipvs-scheduler", self.ipvs_scheduler.is_some()),
-            ("--ipvs-strict-arp", self.ipvs_strict_arp.is_some()),
-            ("--ipvs-sync-period", self.ipvs_sync_period.is_some()),
-            ("--ipvs-tcp-timeout", self.ipvs_tcp_timeout.is_some()),
-            ("--ipvs-tcpfin-timeout", self.ipvs_tcpfin_timeout.is_some()),
-            ("--ipvs-udp-timeout", self.ipvs_udp_timeout.is_some()),
-            ("--iptables-masquerade-bit", self.iptables_masquerade_bit.is_some()),
-            ("--kube-api-burst", self.kube_api_burst.is_some()),
-            ("--kube-api-content-type", self.kube_api_content_type.is_some()),
-            ("--kube-api-qps", self.kube_api_qps.is_some()),
-            ("--log-flush-frequency", self.log_flush_frequency.is_some()),
-            ("--logging-format", self.logging_format.is_some()),
-            ("--masquerade-all", self.masquerade_all.is_some()),
-            ("--oom-score-adj", self.oom_score_adj.is_some()),
-            ("--pod-bridge-interface", self.pod_bridge_interface.is_some()),
-            ("--pod-interface-name-prefix", self.pod_interface_name_prefix.is_some()),
-            ("--profiling", self.profiling.is_some()),
-            ("--show-hidden-metrics-for-version", self.show_hidden_metrics_for_version.is_some()),
-            ("--vmodule", self.vmodule.is_some()),
+            ("--cluster-cidr", self.cluster_cidr.is_some(), instead::LOCAL),
+            ("--bind-address-hard-fail", self.bind_address_hard_fail.is_some(), instead::HARD_FAIL),
+            ("--config-sync-period", self.config_sync_period.is_some(), instead::WATCHED),
+            ("--detect-local-mode", self.detect_local_mode.is_some(), instead::LOCAL),
+            ("--feature-gates", self.feature_gates.is_some(), instead::GATES),
+            ("--ipvs-exclude-cidrs", self.ipvs_exclude_cidrs.is_some(), instead::IPVS),
+            ("--ipvs-min-sync-period", self.ipvs_min_sync_period.is_some(), instead::IPVS),
+            ("--ipvs-scheduler", self.ipvs_scheduler.is_some(), instead::IPVS),
+            ("--ipvs-strict-arp", self.ipvs_strict_arp.is_some(), instead::IPVS),
+            ("--ipvs-sync-period", self.ipvs_sync_period.is_some(), instead::IPVS),
+            ("--ipvs-tcp-timeout", self.ipvs_tcp_timeout.is_some(), instead::IPVS),
+            ("--ipvs-tcpfin-timeout", self.ipvs_tcpfin_timeout.is_some(), instead::IPVS),
+            ("--ipvs-udp-timeout", self.ipvs_udp_timeout.is_some(), instead::IPVS),
+            ("--iptables-masquerade-bit", self.iptables_masquerade_bit.is_some(), instead::MARKS),
+            ("--kube-api-burst", self.kube_api_burst.is_some(), instead::REQUESTS),
+            ("--kube-api-content-type", self.kube_api_content_type.is_some(), instead::CONTENT),
+            ("--kube-api-qps", self.kube_api_qps.is_some(), instead::REQUESTS),
+            ("--log-flush-frequency", self.log_flush_frequency.is_some(), instead::LOGGING),
+            ("--logging-format", self.logging_format.is_some(), instead::LOGGING),
+            ("--log-json-info-buffer-size", self.log_json_info_buffer_size.is_some(), instead::LOGGING),
+            ("--log-json-split-stream", self.log_json_split_stream.is_some(), instead::LOGGING),
+            ("--log-text-info-buffer-size", self.log_text_info_buffer_size.is_some(), instead::LOGGING),
+            ("--log-text-split-stream", self.log_text_split_stream.is_some(), instead::LOGGING),
+            ("--pod-bridge-interface", self.pod_bridge_interface.is_some(), instead::LOCAL),
+            ("--profiling", self.profiling.is_some(), instead::PROFILING),
+            (
+                "--show-hidden-metrics-for-version",
+                self.show_hidden_metrics_for_version.is_some(),
+                instead::METRICS,
+            ),
+            ("--vmodule", self.vmodule.is_some(), instead::LOGGING),
         ];
-        all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+        let given = all.into_iter().filter(|(_, given, _)| *given);
+        given.map(|(name, _, instead)| (name, instead)).collect()
     }
 }

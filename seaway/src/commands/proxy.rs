@@ -1,7 +1,7 @@
 //! `seaway proxy`: the service proxy alone, where kube-proxy stood. It is `seaway node` without everything else, told in
 //! kube-proxy's words.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use seaway_node::NodeConfig;
 use seaway_node::conntrack::Conntrack;
 use seaway_node::kube_proxy::{
-    KubeProxyConfiguration, parse_duration, parse_listen, parse_node_port_addresses,
+    Effective, KubeProxyConfiguration, parse_duration, parse_listen, parse_node_port_addresses,
 };
 
 use super::node::{WORKER_THREADS, host_name};
@@ -34,14 +34,24 @@ pub fn run(args: Proxy) -> Result<ExitCode> {
         seaway_node::cleanup_proxy(&config)?;
         return Ok(ExitCode::SUCCESS);
     }
-    for field in file.without_effect() {
-        tracing::warn!(field, "this setting has no effect here");
+    let oom_score_adj = args.oom_score_adj.or(file.oom_score_adj());
+    if let Some(path) = &args.write_config_to {
+        let text = effective(&config, oom_score_adj).to_yaml().context("cannot write the configuration")?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
     }
-    for flag in args.unneeded.given() {
-        tracing::info!(flag, "this flag has no effect here");
+    for (field, instead) in file.without_effect() {
+        tracing::warn!(field, "this setting has no effect here: {instead}");
     }
-    if file.masquerade_all() {
-        tracing::warn!("masqueradeAll has no effect here: traffic of this node keeps its source");
+    for (flag, instead) in args.unneeded.given() {
+        tracing::warn!(flag, "this flag has no effect here: {instead}");
+    }
+    if let Some(score) = oom_score_adj {
+        adjust_oom_score(score);
+    }
+    if args.init_only {
+        seaway_node::initialise_proxy(&config);
+        return Ok(ExitCode::SUCCESS);
     }
     serve(WORKER_THREADS, |shutdown| seaway_node::run(config, shutdown))
 }
@@ -49,6 +59,32 @@ pub fn run(args: Proxy) -> Result<ExitCode> {
 fn read(path: &Path) -> Result<KubeProxyConfiguration> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     KubeProxyConfiguration::parse(&text).with_context(|| format!("{}", path.display()))
+}
+
+/// Whoever may not set it goes on without.
+fn adjust_oom_score(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!(score, %error, "the OOM killer cannot be told; its score stays as it is");
+    }
+}
+
+/// What flags and file have come to.
+fn effective(config: &NodeConfig, oom_score_adj: Option<i32>) -> Effective<'_> {
+    let metrics = config.metrics_address.unwrap_or(config.bind_address);
+    Effective {
+        node_name: &config.name,
+        kubeconfig: config.kubeconfig.to_str().unwrap_or_default(),
+        mode: config.proxy_mode,
+        healthz: SocketAddr::new(config.bind_address, config.healthz_port),
+        metrics: SocketAddr::new(metrics, config.metrics_port),
+        node_port_addresses: &config.node_port_addresses,
+        localhost_node_ports: config.localhost_node_ports,
+        masquerade_all: config.masquerade_all,
+        sync_period: config.sync_period,
+        min_sync_period: config.min_sync_period,
+        conntrack: config.conntrack.unwrap_or_default(),
+        oom_score_adj,
+    }
 }
 
 /// The flags over the file over the defaults.
@@ -68,6 +104,10 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     config.dsr = args.balance.north_south == Forwarding::Dsr;
     config.traffic_metrics = args.balance.traffic_metrics;
     config.pod_link_prefixes.clone_from(&args.pod_link_prefix);
+    let prefix = args.pod_interface_name_prefix.as_deref().or(file.pod_link_prefix());
+    config.pod_link_prefixes.extend(prefix.map(str::to_owned));
+    config.api_server.clone_from(&args.master);
+    config.masquerade_all = args.masquerade_all.unwrap_or(file.masquerade_all());
     // Load balancers of the cluster's own kind announce their addresses themselves.
     config.announce_load_balancers = false;
     config.proxy_mode = match args.proxy_mode.as_deref() {
@@ -80,7 +120,9 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
         parse_node_port_addresses(&args.nodeport_addresses)
             .map_err(|(value, reason)| anyhow!("--nodeport-addresses {value:?}: {reason}"))?
     };
-    config.localhost_node_ports = args.localhost_node_ports.or(file.localhost_node_ports()).unwrap_or(true);
+    // As in kube-proxy, addresses that are named and leave loopback out leave it out.
+    config.localhost_node_ports = args.localhost_node_ports.or(file.localhost_node_ports()).unwrap_or(true)
+        && config.node_port_addresses.loopback().unwrap_or(true);
     config.sync_period = period("--sync-period", args.sync_period.as_deref())?.or(file.sync_period());
     config.min_sync_period =
         period("--min-sync-period", args.min_sync_period.as_deref())?.or(file.min_sync_period());
@@ -92,7 +134,9 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
         HEALTHZ_PORT,
     )?;
     let healthz_port = args.healthz_port.unwrap_or(HEALTHZ_PORT);
-    let healthz = healthz.unwrap_or_else(|| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), healthz_port));
+    let v6 = args.bind_address.or(file.bind_address()?).is_some_and(|addr| addr.is_ipv6());
+    let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let healthz = healthz.unwrap_or_else(|| SocketAddr::new(any, healthz_port));
     (config.bind_address, config.healthz_port) = (healthz.ip(), healthz.port());
     let metrics = address(
         "--metrics-bind-address",
@@ -101,7 +145,8 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
         METRICS_PORT,
     )?;
     let metrics_port = args.metrics_port.unwrap_or(METRICS_PORT);
-    let metrics = metrics.unwrap_or_else(|| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), metrics_port));
+    let own: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let metrics = metrics.unwrap_or_else(|| SocketAddr::new(own, metrics_port));
     (config.metrics_address, config.metrics_port) = (Some(metrics.ip()), metrics.port());
     Ok(config)
 }
@@ -198,11 +243,58 @@ mod tests {
         let all = ["seaway", "proxy", "--cgroup=/cg"].into_iter().chain(line.split_whitespace());
         let Command::Proxy(args) = Cli::try_parse_from(all).unwrap().command else { unreachable!() };
         let given = args.unneeded.given();
-        assert!(
-            given.contains(&"--masquerade-all") && given.contains(&"--cluster-cidr") && given.len() == 12,
-            "{given:?}"
-        );
+        let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
+        assert!(names.contains(&"--cluster-cidr") && names.len() == 10, "{given:?}");
+        assert!(given.iter().all(|(_, instead)| !instead.is_empty()), "{given:?}");
+        assert!(config.masquerade_all);
+        assert_eq!(args.oom_score_adj, Some(-998));
         assert!(flags("--no-such-flag=1", "").unwrap_err().to_string().contains("--no-such-flag"));
+    }
+
+    #[test]
+    fn loopback_is_served_where_nothing_says_otherwise() {
+        for (line, served) in [
+            ("", true),
+            ("--nodeport-addresses=192.0.2.0/24", false),
+            ("--nodeport-addresses=primary", false),
+            ("--nodeport-addresses=primary,localhost", true),
+            ("--nodeport-addresses=all", true),
+            ("--nodeport-addresses=all --iptables-localhost-nodeports=false", false),
+        ] {
+            assert_eq!(flags(line, "").unwrap().localhost_node_ports, served, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_version_6_has_health_and_metrics_served_there() {
+        let config = flags("--bind-address=::", "").unwrap();
+        assert_eq!(
+            (config.bind_address.to_string(), config.metrics_address.unwrap().to_string()),
+            ("::".into(), "::1".into())
+        );
+        let config = flags("", "bindAddress: fd00::1\n").unwrap();
+        assert_eq!(config.bind_address.to_string(), "::");
+        assert!(flags("--bind-address=eth0", "").is_err());
+    }
+
+    /// What is written says the same as what was read, whatever it came from.
+    #[test]
+    fn a_written_configuration_says_what_flags_and_file_said() {
+        let file = "iptables: {masqueradeAll: true, syncPeriod: 10s}\nclientConnection: {kubeconfig: /k}\n";
+        let line = "--hostname-override=n1 --proxy-mode=iptables --nodeport-addresses=primary,localhost \
+                    --conntrack-udp-timeout=30s --metrics-bind-address=";
+        let config = flags(line, file).unwrap();
+        let text = effective(&config, None).to_yaml().unwrap();
+        let all = ["seaway", "proxy", "--cgroup=/cg"];
+        let Command::Proxy(args) = Cli::try_parse_from(all).unwrap().command else { unreachable!() };
+        let again = super::config(&args, &KubeProxyConfiguration::parse(&text).unwrap()).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{again:?}"));
+    }
+
+    #[test]
+    fn master_and_init_only_are_flags() {
+        let config = flags("--master=https://192.0.2.1:6443 --init-only", "").unwrap();
+        assert_eq!(config.api_server.as_deref(), Some("https://192.0.2.1:6443"));
     }
 
     #[test]
@@ -224,7 +316,7 @@ mod tests {
         let config = config.unwrap();
         assert!(!config.localhost_node_ports);
         assert_eq!(config.sync_period, Some(Duration::from_secs(60)));
-        assert_eq!((config.healthz_port, config.node_port_addresses.len()), (0, 2));
+        assert_eq!((config.healthz_port, config.node_port_addresses.ranges.len()), (0, 2));
         let error = flags("--proxy-mode=ipvs", "").unwrap_err().to_string();
         assert!(
             error.starts_with("--proxy-mode \"ipvs\": there is no such mode; want one of auto, ebpf"),

@@ -112,6 +112,7 @@ pub(super) fn frontend(key: &FrontendKey, entry: &loader::ServiceEntry) -> Optio
         elsewhere: entry.drop_when_empty,
         maglev: entry.maglev_size > 0 || entry.maglev_base == NO_TABLE,
         dsr: entry.dsr,
+        masquerade: false,
     };
     let sound = entry.node_port == (kind == FrontendKind::NodePort)
         && entry.host_only == key.addr.is_loopback()

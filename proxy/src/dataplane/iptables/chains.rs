@@ -234,6 +234,9 @@ fn comment_of(key: &FrontendKey, frontend: &Frontend) -> String {
     if frontend.elsewhere {
         text.push_str(" elsewhere");
     }
+    if frontend.masquerade {
+        text.push_str(" masquerade");
+    }
     text
 }
 
@@ -253,12 +256,13 @@ pub(super) fn frontend_of(rule: &Rule) -> Option<(FrontendKey, Frontend)> {
         _ => return None,
     };
     let group = Group::from_bits(u64::from_str_radix(words.next()?, 16).ok()?);
-    let (mut affinity, mut preserve_source, mut elsewhere) = (None, false, false);
+    let (mut affinity, mut preserve_source, mut elsewhere, mut masquerade) = (None, false, false, false);
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
             ("affinity", seconds) => affinity = Some(Duration::from_secs(seconds.parse().ok()?)),
             ("keep-source", "") => preserve_source = true,
             ("elsewhere", "") => elsewhere = true,
+            ("masquerade", "") => masquerade = true,
             _ => return None,
         }
     }
@@ -276,7 +280,18 @@ pub(super) fn frontend_of(rule: &Rule) -> Option<(FrontendKey, Frontend)> {
     let (maglev, dsr) = (false, false);
     Some((
         key,
-        Frontend { group, kind, backends, affinity, source_ranges, preserve_source, elsewhere, maglev, dsr },
+        Frontend {
+            group,
+            kind,
+            backends,
+            affinity,
+            source_ranges,
+            preserve_source,
+            elsewhere,
+            maglev,
+            dsr,
+            masquerade,
+        },
     ))
 }
 
@@ -321,6 +336,7 @@ fn masquerade(key: &FrontendKey, frontend: &Frontend, local_policy: bool) -> Mas
     match key.scope {
         // Nobody else can answer to a loopback address.
         _ if key.addr.is_loopback() => Masquerade::Everyone,
+        Scope::Internal if frontend.masquerade => Masquerade::Everyone,
         Scope::Internal if is_cluster_ip || local_policy => Masquerade::Node,
         Scope::External if frontend.preserve_source => Masquerade::Nobody,
         Scope::Internal | Scope::External => Masquerade::Everyone,

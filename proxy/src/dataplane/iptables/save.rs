@@ -30,7 +30,30 @@ pub(super) struct Jump {
     pub(super) text: String,
 }
 
+/// How many rules the input of `iptables-restore` writes into each table.
+pub(super) fn written(input: &str) -> BTreeMap<Table, usize> {
+    let mut counts: BTreeMap<Table, usize> = Table::ALL.into_iter().map(|table| (table, 0)).collect();
+    let mut table = None;
+    for line in input.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = Table::named(name.trim());
+        } else if (line.starts_with("-A ") || line.starts_with("-I "))
+            && let Some(count) = table.and_then(|table| counts.get_mut(&table))
+        {
+            *count += 1;
+        }
+    }
+    counts
+}
+
 impl Saved {
+    /// How many rules of a table are ours.
+    pub(super) fn rules(&self, table: Table) -> usize {
+        let chains = self.chains.iter().filter(|((held, _), _)| *held == table);
+        let jumps = self.jumps.iter().filter(|jump| jump.table == table);
+        chains.map(|(_, rules)| rules.len()).sum::<usize>() + jumps.count()
+    }
+
     /// Reads all that is ours.
     pub(super) fn parse(text: &str) -> Self {
         let mut saved = Self::default();

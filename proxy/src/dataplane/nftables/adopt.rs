@@ -134,6 +134,7 @@ impl Pieces {
                 elsewhere: head.elsewhere,
                 maglev: false,
                 dsr: false,
+                masquerade: head.masquerade,
             };
             frontends[scope] = Some(shapes.shared(frontend));
         }

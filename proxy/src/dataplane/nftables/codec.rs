@@ -157,6 +157,7 @@ pub(super) struct Head {
     pub(super) affinity: Option<Duration>,
     pub(super) preserve_source: bool,
     pub(super) elsewhere: bool,
+    pub(super) masquerade: bool,
     /// How many backends it has.
     pub(super) count: u32,
     /// They stand apart from those of the other scope.
@@ -176,7 +177,8 @@ pub(super) fn head(frontend: &Frontend, apart: bool) -> Vec<u8> {
     let flags = u8::from(frontend.preserve_source)
         | u8::from(frontend.elsewhere) << 1
         | u8::from(frontend.affinity.is_some()) << 2
-        | u8::from(apart) << 3;
+        | u8::from(apart) << 3
+        | u8::from(frontend.masquerade) << 4;
     let mut bytes = vec![kind_number(frontend.kind).unwrap_or(u8::MAX), flags];
     bytes.extend(frontend.group.bits().to_be_bytes());
     bytes.extend(frontend.affinity.map_or(0, |timeout| timeout.as_secs()).to_be_bytes());
@@ -197,6 +199,7 @@ pub(super) fn read_head(element: &Element) -> Option<Head> {
         preserve_source: flag(0),
         elsewhere: flag(1),
         apart: flag(3),
+        masquerade: flag(4),
         count: u32::from_be_bytes(*bytes[18..].first_chunk::<4>()?),
     })
 }

@@ -86,7 +86,9 @@ impl Stand {
         }
         let local_policy = self.frontends[1].as_ref().is_some_and(|outside| outside.preserve_source);
         let masquerade = match scope {
-            Scope::Internal => frontend.kind != FrontendKind::ClusterIP && !local_policy,
+            Scope::Internal => {
+                frontend.masquerade || frontend.kind != FrontendKind::ClusterIP && !local_policy
+            }
             Scope::External => !frontend.preserve_source,
         };
         Some(Target::Pick {

@@ -113,6 +113,7 @@ mod tests {
             elsewhere: false,
             maglev: false,
             dsr: false,
+            masquerade: false,
         })
     }
 

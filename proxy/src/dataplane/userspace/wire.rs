@@ -1,6 +1,7 @@
 //! What an agent and its worker say to each other: one JSON object a line. Fields that a version does not know are
 //! passed over, and a plan travels one frontend a line, so that neither side holds it twice.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,6 +140,8 @@ pub(super) struct WireFrontend {
     maglev: bool,
     #[serde(default)]
     dsr: bool,
+    #[serde(default)]
+    masquerade: bool,
 }
 
 const KINDS: [(FrontendKind, &str); 4] = [
@@ -161,6 +164,7 @@ impl From<&Frontend> for WireFrontend {
             elsewhere: frontend.elsewhere,
             maglev: frontend.maglev,
             dsr: frontend.dsr,
+            masquerade: frontend.masquerade,
         }
     }
 }
@@ -181,6 +185,7 @@ impl TryFrom<WireFrontend> for Arc<Frontend> {
             elsewhere: wire.elsewhere,
             maglev: wire.maglev,
             dsr: wire.dsr,
+            masquerade: wire.masquerade,
         }))
     }
 }
@@ -262,6 +267,9 @@ impl TryFrom<WirePlace> for (SiteKey, Place) {
 pub(super) struct WireFailure {
     frontend: Option<WireKey>,
     refusal: Option<Refusal>,
+    /// Somebody else listens there.
+    #[serde(default)]
+    taken: bool,
     text: String,
 }
 
@@ -275,7 +283,8 @@ impl From<&Failure> for WireFailure {
             DataplaneError::Unsupported { what, .. } => Refusal::of(what),
             _ => None,
         };
-        Self { frontend, refusal, text: crate::reconcile::chain(&failure.error) }
+        let taken = failure.error.is_taken();
+        Self { frontend, refusal, taken, text: crate::reconcile::chain(&failure.error) }
     }
 }
 
@@ -285,12 +294,12 @@ impl TryFrom<WireFailure> for Failure {
     fn try_from(wire: WireFailure) -> Result<Self, String> {
         let frontend = wire.frontend.as_ref().map(FrontendKey::try_from).transpose()?;
         let subject = frontend.map_or(Subject::Host, Subject::Frontend);
-        let error = match (frontend, wire.refusal) {
-            (Some(frontend), Some(refusal)) => refusal.error(frontend),
-            _ => DataplaneError::Io {
-                action: "the userspace data plane".to_owned(),
-                source: std::io::Error::other(wire.text),
-            },
+        let error = if let (Some(frontend), Some(refusal)) = (frontend, wire.refusal) {
+            refusal.error(frontend)
+        } else {
+            let kind = if wire.taken { ErrorKind::AddrInUse } else { ErrorKind::Other };
+            let source = std::io::Error::new(kind, wire.text);
+            DataplaneError::Io { action: "the userspace data plane".to_owned(), source }
         };
         Ok(Self { subject, error })
     }
@@ -321,6 +330,7 @@ mod tests {
                 elsewhere: true,
                 maglev: true,
                 dsr: true,
+                masquerade: true,
             };
             let key = FrontendKey {
                 addr: [10, 96, 0, 1].into(),
@@ -349,6 +359,15 @@ mod tests {
             Host { node_v4: Some([192, 0, 2, 1].into()), uplinks: [link.clone()].into(), ..Host::default() };
         let Line::Host(told) = there_and_back(&Line::Host((&host).into())) else { panic!("another line") };
         assert_eq!(Host::from(told), host);
+    }
+
+    #[test]
+    fn that_somebody_listens_there_is_passed_on() {
+        for (kind, taken) in [(ErrorKind::AddrInUse, true), (ErrorKind::PermissionDenied, false)] {
+            let error = DataplaneError::Io { action: "cannot listen".into(), source: kind.into() };
+            let failure = Failure { subject: Subject::Host, error };
+            assert_eq!(Failure::try_from(WireFailure::from(&failure)).unwrap().error.is_taken(), taken);
+        }
     }
 
     #[test]

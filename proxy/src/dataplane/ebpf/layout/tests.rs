@@ -27,6 +27,7 @@ fn frontend(service: &str, kind: FrontendKind, backends: &[&str]) -> Frontend {
         elsewhere: false,
         maglev: false,
         dsr: false,
+        masquerade: false,
     }
 }
 

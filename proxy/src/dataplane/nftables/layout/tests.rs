@@ -18,6 +18,7 @@ fn frontend(kind: FrontendKind, last: &[u8]) -> Arc<Frontend> {
         elsewhere: false,
         maglev: false,
         dsr: false,
+        masquerade: false,
     })
 }
 
