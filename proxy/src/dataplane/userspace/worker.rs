@@ -20,7 +20,7 @@ use super::legacy::{self, Legacy};
 use super::wire::{Line, PROTOCOL, Presence};
 use super::{Limits, Network, Userspace, listen};
 use crate::dataplane::{Dataplane as _, DataplaneError};
-use crate::frontend::Group;
+use crate::frontend::{Frontend, Group};
 use crate::plan::Plan;
 use crate::stale::Targets;
 
@@ -28,6 +28,8 @@ use crate::stale::Targets;
 const NOBODY: u32 = 65_534;
 /// No connection has to end because a successor came.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+/// A plan of so many steps leaves much memory behind that nobody needs again.
+const LARGE: usize = 1_000;
 /// How often one that takes nothing new looks whether its last connection has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -111,10 +113,13 @@ fn inherit(mut channel: Channel, former: &Presence) -> Option<(Channel, Legacy)>
     }
 }
 
-/// Every socket needs one.
+/// Every socket needs one: as many as the kernel allows, or, without privilege, as the process may have.
 fn allow_many_descriptors() {
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let most = Rlimit { current: most.or(limit.maximum), maximum: most.or(limit.maximum) };
+    let own = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, most).or_else(|_| setrlimit(Resource::Nofile, own)) {
         tracing::debug!(%error, "the limit of open files stays");
     }
 }
@@ -182,7 +187,10 @@ impl Worker {
             Line::Hello => return channel.send(&Line::Worker(self.presence())),
             Line::Host(host) => plan.host = Some(host.into()),
             Line::Upsert(key, frontend) => {
-                let frontend = frontend.try_into().map_err(garbled)?;
+                let frontend: Arc<Frontend> = frontend.try_into().map_err(garbled)?;
+                // Addresses of one Service come one after the other, and need one copy.
+                let alike = plan.upserts.last().filter(|(_, former)| **former == *frontend);
+                let frontend = alike.map_or(frontend, |(_, former)| Arc::clone(former));
                 plan.upserts.push(((&key).try_into().map_err(garbled)?, frontend));
             }
             Line::Remove(key) => plan.removals.push((&key).try_into().map_err(garbled)?),
@@ -223,7 +231,11 @@ impl Worker {
         for failure in &applied.failed {
             channel.put(&Line::Failed(failure.into()))?;
         }
-        done(channel, applied.done)
+        done(channel, applied.done)?;
+        if plan.len() >= LARGE {
+            seaway_ebpf_loader::trim_memory();
+        }
+        Ok(())
     }
 
     fn forget_udp(&self, channel: &mut Channel, serving: &Targets) -> io::Result<()> {
