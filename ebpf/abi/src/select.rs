@@ -48,32 +48,46 @@ pub const fn source_port(attempt: u32, own: u16, any_own: bool, hash: u32, min: 
 /// Steps that [`find`] takes at most: slices of up to a million backends.
 pub const FIND_STEPS: u32 = 20;
 
+/// 1 if `a - b - borrow` is below zero, else 0. In arithmetic alone: what branches, the verifier follows both ways, at
+/// every step of a search.
+#[inline(always)]
+const fn borrows(a: u64, b: u64, borrow: u64) -> u64 {
+    let difference = a.wrapping_sub(b).wrapping_sub(borrow);
+    ((!a & b) | ((!a | b) & difference)) >> 63
+}
+
+/// The 16 bytes of an address as two numbers, the higher one first.
+#[inline(always)]
+fn halves(addr: &Addr) -> [u64; 2] {
+    let [a, b, c, d] = addr.words;
+    let join = |high: u32, low: u32| (u32::from_be(high) as u64) << 32 | u32::from_be(low) as u64;
+    [join(a, b), join(c, d)]
+}
+
 /// Finds a backend in an ordered slice of `count` elements. `at` reads one; `None` from it ends the search.
 #[inline(always)]
 pub fn find(count: u32, addr: &Addr, port_be: u16, at: impl Fn(u32) -> Option<(Addr, u16)>) -> Option<u32> {
-    let (mut low, mut high) = (0, count);
+    let [high, low] = halves(addr);
+    let port = u16::from_be(port_be) as u64;
+    // The first that is not before the one that is sought lies in `first..=first + left`.
+    let (mut first, mut left) = (0_u32, count);
     for _ in 0..FIND_STEPS {
-        if low >= high {
-            return None;
+        if left == 0 {
+            break;
         }
-        let middle = low + (high - low) / 2;
-        let (found, found_port_be) = at(middle)?;
-        if found.same(addr) {
-            if found_port_be == port_be {
-                return Some(middle);
-            }
-            if u16::from_be(found_port_be) < u16::from_be(port_be) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        } else if found.less(addr) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+        let half = left / 2;
+        let (found, found_port_be) = at(first.wrapping_add(half))?;
+        let [found_high, found_low] = halves(&found);
+        let before = borrows(u16::from_be(found_port_be) as u64, port, 0);
+        let before = borrows(found_high, high, borrows(found_low, low, before)) as u32;
+        first = first.wrapping_add(before.wrapping_mul(half + 1));
+        left = half.wrapping_sub(before.wrapping_mul(half.wrapping_mul(2).wrapping_add(1).wrapping_sub(left)));
     }
-    None
+    if first >= count {
+        return None;
+    }
+    let (found, found_port_be) = at(first)?;
+    (found.same(addr) && found_port_be == port_be).then_some(first)
 }
 
 #[cfg(test)]
