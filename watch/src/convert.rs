@@ -11,6 +11,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use seaway_model::EndpointPort;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -38,19 +39,32 @@ pub struct InvalidObject {
     pub reason: String,
 }
 
-/// Strings that many objects share (namespaces, nodes, zones, port names) exist once.
+/// What many objects share (namespaces, nodes, zones, names of ports, the ports of slices) exists once.
 #[derive(Debug, Default)]
-pub struct Names(HashSet<Arc<str>>);
+pub struct Names {
+    texts: HashSet<Arc<str>>,
+    ports: HashSet<Arc<[EndpointPort]>>,
+}
 
 impl Names {
     /// The one copy of `name`.
     pub fn share(&mut self, name: &str) -> Arc<str> {
-        if let Some(held) = self.0.get(name) {
+        if let Some(held) = self.texts.get(name) {
             return Arc::clone(held);
         }
         let name: Arc<str> = name.into();
-        self.0.insert(Arc::clone(&name));
+        self.texts.insert(Arc::clone(&name));
         name
+    }
+
+    /// The one copy of `ports`.
+    fn share_ports(&mut self, ports: Vec<EndpointPort>) -> Arc<[EndpointPort]> {
+        if let Some(held) = self.ports.get(&ports[..]) {
+            return Arc::clone(held);
+        }
+        let ports: Arc<[EndpointPort]> = ports.into();
+        self.ports.insert(Arc::clone(&ports));
+        ports
     }
 
     fn share_opt(&mut self, name: Option<&str>) -> Option<Arc<str>> {
@@ -59,7 +73,8 @@ impl Names {
 
     /// Forgets the names that nobody uses any more.
     pub fn purge(&mut self) {
-        self.0.retain(|name| Arc::strong_count(name) > 1);
+        self.ports.retain(|ports| Arc::strong_count(ports) > 1);
+        self.texts.retain(|name| Arc::strong_count(name) > 1);
     }
 }
 

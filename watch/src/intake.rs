@@ -1,84 +1,147 @@
-//! What a watch tells to events for the store: reads and converts each object, and reports the ones that make no sense
-//! once per version.
+//! What a list or a watch of one kind tells to events for the store: reads and converts each object, and reports the
+//! ones that make no sense once per version.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use seaway_model::{EndpointSlice, HostPod, Node, Service};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::convert::{self, InvalidObject, Names, object_name};
 use crate::metrics::Metrics;
-use crate::source::{Kind, News, Raw};
+use crate::source::{Kind, SourceError};
 use crate::store::{Change, Event, ObjectKey, Store, Triggered, object_key};
-use crate::wire::{self, Head, Meta, Text};
+use crate::wire::{self, Head, Meta, Object, Page, PageMeta, Text};
 
 /// Is told about objects that make no sense, once per version of the object.
 pub type OnInvalid = Arc<dyn Fn(ObjectReference, &InvalidObject) + Send + Sync>;
 
-/// Converts what comes in.
-pub(crate) struct Intake {
-    names: Names,
+/// What has become known about a kind, beside the pages of its list.
+#[derive(Debug)]
+pub(crate) enum News<'a> {
+    /// A list begins.
+    ListBegins,
+    /// The list is complete.
+    ListEnds,
+    /// An object appeared or changed.
+    Applied(&'a RawValue),
+    /// An object went. This is how it was.
+    Deleted(&'a RawValue),
+    /// It did not work, and is tried again.
+    Failed(SourceError),
+}
+
+/// Tells of objects that make no sense.
+pub(crate) struct Reports {
     metrics: Metrics,
     on_invalid: Option<OnInvalid>,
+    /// The version of each object that was reported last.
+    reported: Mutex<HashMap<(Kind, String), String>>,
+}
+
+impl Reports {
+    pub(crate) fn new(metrics: Metrics, on_invalid: Option<OnInvalid>) -> Self {
+        Self { metrics, on_invalid, reported: Mutex::default() }
+    }
+
+    fn report(&self, kind: Kind, meta: &Meta<'_>, error: &InvalidObject) {
+        let version = meta.resource_version.as_deref().unwrap_or_default();
+        let mut all = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let reported = all.insert((kind, object_name(meta)), version.to_owned());
+        drop(all);
+        if reported.as_deref() != Some(version) {
+            self.metrics.invalid(kind.name());
+            tracing::warn!(%error, "left out");
+            if let Some(on_invalid) = &self.on_invalid {
+                on_invalid(reference(kind, meta), error);
+            }
+        }
+    }
+
+    fn forget(&self, kind: Kind, name: String) {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).remove(&(kind, name));
+    }
+}
+
+/// Slices that had no Service when it was looked last.
+#[derive(Default)]
+pub(crate) struct Orphans(BTreeSet<ObjectKey>);
+
+impl Orphans {
+    /// Reports slices that had no Service when it was looked last, and have none now.
+    pub(crate) fn look(&mut self, store: &Store, reports: &Reports) {
+        let mut orphans = BTreeSet::new();
+        for slice in store.orphans() {
+            let key = object_key(slice);
+            if self.0.contains(&key) {
+                let error = convert::no_service(slice);
+                let [name, namespace] = [&slice.name, &slice.namespace].map(|text| Some(Text::from(&**text)));
+                let meta = Meta { name, namespace, ..Meta::default() };
+                reports.report(Kind::EndpointSlice, &meta, &error);
+            }
+            orphans.insert(key);
+        }
+        self.0 = orphans;
+    }
+}
+
+/// Converts what comes in of one kind.
+pub(crate) struct Intake {
+    kind: Kind,
+    names: Names,
+    metrics: Metrics,
+    reports: Arc<Reports>,
     own_node: Option<String>,
-    /// The version of each invalid object that was reported last.
-    reported: HashMap<(Kind, String), String>,
-    /// Slices that had no Service when it was looked last.
-    orphans: BTreeSet<ObjectKey>,
 }
 
 /// What becomes of an object. `None`: it is of no concern.
 type Converted<T> = Result<Option<T>, InvalidObject>;
 
 impl Intake {
-    pub(crate) fn new(metrics: Metrics, on_invalid: Option<OnInvalid>, own_node: Option<String>) -> Self {
-        Self {
-            names: Names::default(),
-            metrics,
-            on_invalid,
-            own_node,
-            reported: HashMap::new(),
-            orphans: BTreeSet::new(),
-        }
+    pub(crate) fn new(kind: Kind, metrics: Metrics, reports: Arc<Reports>, own_node: Option<String>) -> Self {
+        Self { kind, names: Names::default(), metrics, reports, own_node }
     }
 
-    /// Hands on the events that `news` of this kind make.
-    pub(crate) fn take(&mut self, kind: Kind, news: &News, out: &mut impl FnMut(Event)) {
+    /// Hands on the events that `news` make.
+    pub(crate) fn take(&mut self, news: &News<'_>, out: &mut impl FnMut(Event)) {
         if let News::Failed(error) = news {
-            self.metrics.error(kind.name());
-            tracing::warn!(kind = kind.name(), error = %chain(error), "the watch failed and is tried again");
-            match kind {
-                Kind::Pod if error.is_forbidden() => out(Event::PodsDenied),
-                Kind::Namespace if error.is_forbidden() => out(Event::NamespacesDenied),
-                _ => {}
-            }
+            self.failed(error, out);
         }
-        match kind {
-            Kind::Service => self.changes(kind, news, Self::service, |change| out(Event::Service(change))),
-            Kind::EndpointSlice => self.changes(kind, news, Self::slice, |change| out(Event::Slice(change))),
-            Kind::Node => self.changes(kind, news, Self::node, |change| out(Event::Node(change))),
-            Kind::Pod => self.changes(kind, news, Self::pod, |change| out(Event::Pod(change))),
-            Kind::Namespace => {
-                self.changes(kind, news, Self::namespace, |change| out(Event::Namespace(change)));
-            }
+        match self.kind {
+            Kind::Service => self.change(news, Self::service, |change| out(Event::Service(change))),
+            Kind::EndpointSlice => self.change(news, Self::slice, |change| out(Event::Slice(change))),
+            Kind::Node => self.change(news, Self::node, |change| out(Event::Node(change))),
+            Kind::Pod => self.change(news, Self::pod, |change| out(Event::Pod(change))),
+            Kind::Namespace => self.change(news, Self::namespace, |change| out(Event::Namespace(change))),
         }
     }
 
-    /// Reports slices that had no Service when it was looked last, and have none now.
-    pub(crate) fn look_for_orphans(&mut self, store: &Store) {
-        let mut orphans = BTreeSet::new();
-        for slice in store.orphans() {
-            let key = object_key(slice);
-            if self.orphans.contains(&key) {
-                let error = convert::no_service(slice);
-                let [name, namespace] = [&slice.name, &slice.namespace].map(|text| Some(Text::from(&**text)));
-                self.report(Kind::EndpointSlice, &Meta { name, namespace, ..Meta::default() }, &error);
-            }
-            orphans.insert(key);
+    /// Hands on the events that a page of a list makes. Returns what the page says of itself.
+    pub(crate) fn read_page(
+        &mut self,
+        text: &[u8],
+        out: &mut impl FnMut(Event),
+    ) -> Result<PageMeta, serde_json::Error> {
+        match self.kind {
+            Kind::Service => self.listed(text, Self::service, |change| out(Event::Service(change))),
+            Kind::EndpointSlice => self.listed(text, Self::slice, |change| out(Event::Slice(change))),
+            Kind::Node => self.listed(text, Self::node, |change| out(Event::Node(change))),
+            Kind::Pod => self.listed(text, Self::pod, |change| out(Event::Pod(change))),
+            Kind::Namespace => self.listed(text, Self::namespace, |change| out(Event::Namespace(change))),
         }
-        self.orphans = orphans;
+    }
+
+    fn failed(&self, error: &SourceError, out: &mut impl FnMut(Event)) {
+        let kind = self.kind;
+        self.metrics.error(kind.name());
+        tracing::warn!(kind = kind.name(), error = %chain(error), "the watch failed and is tried again");
+        match kind {
+            Kind::Pod if error.is_forbidden() => out(Event::PodsDenied),
+            Kind::Namespace if error.is_forbidden() => out(Event::NamespacesDenied),
+            _ => {}
+        }
     }
 
     fn service(&mut self, object: &wire::Service<'_>) -> Converted<Service> {
@@ -88,7 +151,7 @@ impl Intake {
     fn slice(&mut self, object: &wire::EndpointSlice<'_>) -> Converted<(EndpointSlice, Triggered)> {
         let Some(converted) = convert::endpoint_slice(object, &mut self.names)? else { return Ok(None) };
         if let Some(first) = converted.left_out.first() {
-            self.report(Kind::EndpointSlice, &object.metadata, first);
+            self.reports.report(self.kind, &object.metadata, first);
         }
         Ok(Some((converted.slice, converted.triggered_at)))
     }
@@ -105,65 +168,69 @@ impl Intake {
         convert::namespace(object, &mut self.names).map(Some)
     }
 
-    fn changes<'a, W: Deserialize<'a>, T>(
+    fn change<'a, W: Deserialize<'a>, T>(
         &mut self,
-        kind: Kind,
-        news: &'a News,
+        news: &News<'a>,
         convert: impl Fn(&mut Self, &W) -> Converted<T>,
         mut out: impl FnMut(Change<T>),
     ) {
         match news {
             News::ListBegins => out(Change::ListBegins),
-            News::Listed(page) => {
-                for object in page {
-                    if let Some(converted) = self.converted(kind, object, &convert) {
-                        out(Change::Listed(converted));
-                    }
-                }
-            }
             News::ListEnds => {
                 self.names.purge();
                 out(Change::ListEnds);
             }
-            News::Applied(object) => match self.converted(kind, object, &convert) {
+            News::Applied(object) => match self.converted(object, &convert) {
                 Some(converted) => out(Change::Applied(converted)),
                 // It made sense before, perhaps: what it says now is that it should not be served.
                 None => out(Change::Deleted(key(object))),
             },
             News::Deleted(object) => {
-                self.metrics.event(kind.name());
-                self.reported.remove(&(kind, name(object)));
+                self.metrics.events(self.kind.name(), 1);
+                self.reports.forget(self.kind, object_name(&head(object).metadata));
                 out(Change::Deleted(key(object)));
             }
             News::Failed(_) => {}
         }
     }
 
+    /// Reads a page in one go; where that fails, object by object, to find the one that makes no sense.
+    fn listed<'a, W: Deserialize<'a> + Object, T>(
+        &mut self,
+        text: &'a [u8],
+        convert: impl Fn(&mut Self, &W) -> Converted<T>,
+        mut out: impl FnMut(Change<T>),
+    ) -> Result<PageMeta, serde_json::Error> {
+        let Ok(page) = serde_json::from_slice::<Page<W>>(text) else {
+            let page: Page<&RawValue> = serde_json::from_slice(text)?;
+            for object in page.items.unwrap_or_default() {
+                self.converted(object, &convert).into_iter().for_each(|object| out(Change::Listed(object)));
+            }
+            return Ok(page.metadata);
+        };
+        let objects = page.items.unwrap_or_default();
+        self.metrics.events(self.kind.name(), objects.len());
+        for object in objects {
+            match convert(self, &object) {
+                Ok(converted) => converted.into_iter().for_each(|object| out(Change::Listed(object))),
+                Err(error) => self.reports.report(self.kind, object.meta(), &error),
+            }
+        }
+        Ok(page.metadata)
+    }
+
     fn converted<'a, W: Deserialize<'a>, T>(
         &mut self,
-        kind: Kind,
-        object: &'a Raw,
+        object: &'a RawValue,
         convert: impl Fn(&mut Self, &W) -> Converted<T>,
     ) -> Option<T> {
-        self.metrics.event(kind.name());
-        let read = convert::read(kind.name(), object.get());
+        self.metrics.events(self.kind.name(), 1);
+        let read = convert::read(self.kind.name(), object.get());
         match read.and_then(|read: W| convert(self, &read)) {
             Ok(converted) => converted,
             Err(error) => {
-                self.report(kind, &head(object).metadata, &error);
+                self.reports.report(self.kind, &head(object).metadata, &error);
                 None
-            }
-        }
-    }
-
-    fn report(&mut self, kind: Kind, meta: &Meta<'_>, error: &InvalidObject) {
-        let version = meta.resource_version.as_deref().unwrap_or_default();
-        let reported = self.reported.insert((kind, object_name(meta)), version.to_owned());
-        if reported.as_deref() != Some(version) {
-            self.metrics.invalid(kind.name());
-            tracing::warn!(%error, "left out");
-            if let Some(on_invalid) = &self.on_invalid {
-                on_invalid(reference(kind, meta), error);
             }
         }
     }
@@ -184,15 +251,11 @@ fn reference(kind: Kind, meta: &Meta<'_>) -> ObjectReference {
 }
 
 /// Who an object is, as far as it says so.
-fn head(object: &Raw) -> Head<'_> {
+fn head(object: &RawValue) -> Head<'_> {
     serde_json::from_str(object.get()).unwrap_or_default()
 }
 
-fn name(object: &Raw) -> String {
-    object_name(&head(object).metadata)
-}
-
-fn key(object: &Raw) -> ObjectKey {
+fn key(object: &RawValue) -> ObjectKey {
     let Head { metadata } = head(object);
     let part = |text: Option<Text<'_>>| text.as_deref().unwrap_or("").into();
     (part(metadata.namespace), part(metadata.name))

@@ -21,15 +21,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use intake::Intake;
 pub use intake::OnInvalid;
+use intake::{Intake, Orphans, Reports};
 pub use metrics::Metrics;
 use source::{Kind, Source};
 use store::Store;
 
 /// How many pieces of news one snapshot takes at most, so that a long list of changes does not hold back the first.
 const COALESCE_MAX: usize = 1000;
-/// Pages and events that wait to be read. The smaller, the less memory a list takes beside what is kept of it.
+/// Pages and events that wait to be taken in. The smaller, the less memory a list takes beside what is kept of it.
 const WAITING_MAX: usize = 4;
 /// How long an EndpointSlice may be without its Service before that is told, at least.
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(30);
@@ -98,22 +98,24 @@ async fn publish(client: &kube::Client, sender: watch::Sender<Arc<Snapshot>>, op
     let metrics = options.metrics.clone().unwrap_or_else(|| Metrics::new(&prometheus::Registry::new()));
     let mut store = Store::waiting_for(options.own_node.is_some() || options.all_pods, options.namespaces);
     let (out, mut news) = mpsc::channel(WAITING_MAX);
+    let reports = Arc::new(Reports::new(metrics.clone(), options.on_invalid.clone()));
     // They end with this.
     let mut sources = JoinSet::new();
     for (kind, field_selector) in kinds(&options) {
-        let source = Source { client: client.clone(), kind, field_selector, out: out.clone() };
+        let intake = Intake::new(kind, metrics.clone(), Arc::clone(&reports), options.own_node.clone());
+        let source = Source { client: client.clone(), kind, field_selector, intake, out: out.clone() };
         sources.spawn(source.run());
     }
-    let mut intake = Intake::new(metrics.clone(), options.on_invalid, options.own_node);
+    let mut orphans = Orphans::default();
     let mut look_for_orphans = tokio::time::interval(ORPHANS_INTERVAL);
     loop {
         tokio::select! {
-            Some((kind, piece)) = news.recv() => intake.take(kind, &piece, &mut |event| store.apply(event)),
-            _ = look_for_orphans.tick() => intake.look_for_orphans(&store),
+            Some(events) = news.recv() => store.apply_all(events),
+            _ = look_for_orphans.tick() => orphans.look(&store, &reports),
         }
         for _ in 1..COALESCE_MAX {
-            let Ok((kind, piece)) = news.try_recv() else { break };
-            intake.take(kind, &piece, &mut |event| store.apply(event));
+            let Ok(events) = news.try_recv() else { break };
+            store.apply_all(events);
         }
         if let Some(snapshot) = store.publish() {
             metrics.published(snapshot.version);

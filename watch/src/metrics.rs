@@ -38,8 +38,8 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn event(&self, kind: &'static str) {
-        self.events.with_label_values(&[kind]).inc();
+    pub(crate) fn events(&self, kind: &'static str, count: usize) {
+        self.events.with_label_values(&[kind]).inc_by(count as u64);
     }
 
     pub(crate) fn error(&self, kind: &'static str) {

@@ -1,14 +1,14 @@
 //! One kind of object, listed page by page and then watched, for ever.
 //!
-//! Objects are handed on as the text they came as: reading them is up to whoever keeps what is read, and one that
-//! cannot be read holds up no other. The next page is on its way while the one before is being read.
+//! What comes is read and converted right here, kind beside kind: what is handed on are events for the store. One
+//! object that cannot be read holds up no other.
 //!
 //! **Invariant:** errors never end it. It tries again with back-off, from where it was or, where the server has no
 //! memory of that, from a new list.
 
 use std::time::Duration;
 
-use futures::AsyncBufReadExt;
+use futures::{AsyncBufRead, AsyncBufReadExt};
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request;
 use serde::Deserialize;
@@ -17,6 +17,8 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::intake::{Intake, News};
+use crate::store::Event;
 use crate::wire::{Head, Text};
 
 /// Objects per page of a list.
@@ -64,31 +66,13 @@ impl Kind {
     }
 }
 
-/// The text of an object.
-pub(crate) type Raw = Box<RawValue>;
-
-/// What has become known about a kind.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// A list begins.
-    ListBegins,
-    /// Some of the objects of the list that has begun.
-    Listed(Vec<Raw>),
-    /// The list is complete.
-    ListEnds,
-    /// An object appeared or changed.
-    Applied(Raw),
-    /// An object went. This is how it was.
-    Deleted(Raw),
-    /// It did not work, and is tried again.
-    Failed(SourceError),
-}
-
 /// Why a list or a watch ended.
 #[derive(Debug, Error)]
 pub(crate) enum SourceError {
     #[error("cannot list")]
     List(#[source] kube::Error),
+    #[error("the list was cut off")]
+    Cut(#[source] std::io::Error),
     #[error("the server lists what is not a list")]
     NotAList(#[source] serde_json::Error),
     #[error("the server does not say which version of the cluster this is")]
@@ -133,30 +117,18 @@ pub(crate) struct Source {
     pub(crate) kind: Kind,
     /// Which objects of the kind; `None`: all.
     pub(crate) field_selector: Option<String>,
-    /// Where it tells what it learns. Room for few: what has not been read is not asked for.
-    pub(crate) out: mpsc::Sender<(Kind, News)>,
-}
-
-#[derive(Deserialize)]
-struct Page {
-    #[serde(default)]
-    metadata: PageMeta,
-    items: Option<Vec<Raw>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct PageMeta {
-    resource_version: Option<String>,
-    #[serde(rename = "continue")]
-    continue_token: Option<String>,
+    /// What makes events of what comes.
+    pub(crate) intake: Intake,
+    /// Where it tells what it learns. Room for few: what nobody has taken is not asked for.
+    pub(crate) out: mpsc::Sender<Vec<Event>>,
 }
 
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(borrow, rename = "type")]
     what: Text<'a>,
-    object: Raw,
+    #[serde(borrow)]
+    object: &'a RawValue,
 }
 
 #[derive(Deserialize, Default)]
@@ -168,7 +140,7 @@ struct Status {
 
 impl Source {
     /// Goes on until nobody listens.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut retry = Retry::default();
         let mut version = None;
         loop {
@@ -195,29 +167,42 @@ impl Source {
         }
     }
 
-    async fn tell(&self, news: News) -> Result<(), SourceError> {
-        self.out.send((self.kind, news)).await.map_err(|_| SourceError::Unheard)
+    async fn tell(&mut self, news: News<'_>) -> Result<(), SourceError> {
+        let mut events = Vec::new();
+        self.intake.take(&news, &mut |event| events.push(event));
+        self.hand_on(events).await
+    }
+
+    async fn hand_on(&self, events: Vec<Event>) -> Result<(), SourceError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        self.out.send(events).await.map_err(|_| SourceError::Unheard)
     }
 
     /// Lists everything. Returns the version of the cluster that the list shows.
-    async fn list(&self) -> Result<String, SourceError> {
+    async fn list(&mut self) -> Result<String, SourceError> {
         self.tell(News::ListBegins).await?;
         let mut params = ListParams {
             limit: Some(PAGE_SIZE),
             field_selector: self.field_selector.clone(),
             ..ListParams::default()
         };
+        let mut text = Vec::new();
         loop {
             let request = Request::new(self.kind.path()).list(&params);
             let request = request.map_err(|error| SourceError::List(kube::Error::BuildRequest(error)))?;
-            let text = self.client.request_text(request).await.map_err(SourceError::List)?;
-            let page: Page = serde_json::from_str(&text).map_err(SourceError::NotAList)?;
-            drop(text);
-            self.tell(News::Listed(page.items.unwrap_or_default())).await?;
-            params.continue_token = page.metadata.continue_token.filter(|token| !token.is_empty());
+            let body = self.client.request_stream(request).await.map_err(SourceError::List)?;
+            read_all(body, &mut text).await.map_err(SourceError::Cut)?;
+            let mut events = Vec::new();
+            let read = self.intake.read_page(&text, &mut |event| events.push(event));
+            let page = read.map_err(SourceError::NotAList)?;
+            self.hand_on(events).await?;
+            params.continue_token = page.continue_token.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                let version = page.resource_version.filter(|version| !version.is_empty());
                 let version = version.ok_or(SourceError::NoVersion)?;
+                drop(text);
                 self.tell(News::ListEnds).await?;
                 return Ok(version);
             }
@@ -225,7 +210,7 @@ impl Source {
     }
 
     /// Follows what happens after `version`, and moves that on, until the server ends it.
-    async fn watch(&self, version: &mut String, retry: &mut Retry) -> Result<(), SourceError> {
+    async fn watch(&mut self, version: &mut String, retry: &mut Retry) -> Result<(), SourceError> {
         let params = WatchParams {
             field_selector: self.field_selector.clone(),
             timeout: Some(WATCH_S),
@@ -251,9 +236,9 @@ impl Source {
         }
     }
 
-    async fn event(&self, line: &[u8], version: &mut String) -> Result<(), SourceError> {
+    async fn event(&mut self, line: &[u8], version: &mut String) -> Result<(), SourceError> {
         let Line { what, object } = serde_json::from_slice(line).map_err(SourceError::NotAnEvent)?;
-        let shown = version_of(&object);
+        let shown = version_of(object);
         match &*what {
             "ADDED" | "MODIFIED" => self.tell(News::Applied(object)).await?,
             "DELETED" => self.tell(News::Deleted(object)).await?,
@@ -265,6 +250,21 @@ impl Source {
         }
         *version = shown.ok_or(SourceError::NoVersion)?;
         Ok(())
+    }
+}
+
+/// Puts the whole of `body` into `text`, whose room is used again.
+async fn read_all(body: impl AsyncBufRead, text: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut body = std::pin::pin!(body);
+    text.clear();
+    loop {
+        let piece = body.fill_buf().await?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        text.extend_from_slice(piece);
+        let taken = piece.len();
+        body.consume_unpin(taken);
     }
 }
 

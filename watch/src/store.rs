@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a relist swaps. Until a list is complete the former state stands; nothing vanishes in between.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -106,6 +106,13 @@ impl Store {
             pods: pods.then(Progress::default),
             namespaces: namespaces.then(Progress::default),
             ..Self::default()
+        }
+    }
+
+    /// Takes events in, one after the other.
+    pub fn apply_all(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.apply(event);
         }
     }
 
@@ -293,7 +300,7 @@ impl Store {
     }
 
     fn swap_slices(&mut self, listed: Vec<Arc<EndpointSlice>>) {
-        let mut touched: BTreeSet<ServiceKey> = std::mem::take(&mut self.by_service).into_keys().collect();
+        let former = std::mem::take(&mut self.by_service);
         self.slices = listed.into_iter().map(|slice| (object_key(&slice), slice)).collect();
         let mut of_services: Vec<_> =
             self.slices.values().map(|slice| (slice.service.clone(), vec![Arc::clone(slice)])).collect();
@@ -307,9 +314,14 @@ impl Store {
             same
         });
         self.by_service = of_services.into_iter().collect();
-        touched.extend(self.by_service.keys().cloned());
-        for service in touched {
-            self.join(&service);
+        for service in former.keys() {
+            if !self.by_service.contains_key(service) {
+                self.join(service);
+            }
+        }
+        let services: Vec<ServiceKey> = self.by_service.keys().cloned().collect();
+        for service in densely(&services) {
+            self.join(service);
         }
     }
 
@@ -389,14 +401,20 @@ fn swap<K: Ord + Clone, V: PartialEq>(
     for name in gone {
         map.remove(&name);
     }
-    for value in listed {
-        let name = key(&value);
-        if map.get(name).is_none_or(|held| !Arc::ptr_eq(held, &value) && *held != value) {
-            map.insert(name.clone(), value);
+    for value in densely(&listed) {
+        let name = key(value);
+        if map.get(name).is_none_or(|held| !Arc::ptr_eq(held, value) && *held != *value) {
+            map.insert(name.clone(), Arc::clone(value));
             changed = true;
         }
     }
     changed
+}
+
+/// What stands in order, in an order that fills the nodes of a map: what is inserted in order leaves each half empty,
+/// and what stands between fills it.
+fn densely<T>(ordered: &[T]) -> impl Iterator<Item = &T> {
+    [0, 1].into_iter().flat_map(|first| ordered.iter().skip(first).step_by(2))
 }
 
 #[cfg(test)]

@@ -117,6 +117,41 @@ pub struct Meta<'a> {
     pub annotations: Pairs<'a>,
 }
 
+/// An object of the API.
+pub(crate) trait Object {
+    /// Who it is.
+    fn meta(&self) -> &Meta<'_>;
+}
+
+macro_rules! objects {
+    ($($object:ident)*) => {
+        $(impl Object for $object<'_> {
+            fn meta(&self) -> &Meta<'_> {
+                &self.metadata
+            }
+        })*
+    };
+}
+
+objects!(Head Service EndpointSlice Node Pod);
+
+/// A page of a list.
+#[derive(Deserialize)]
+pub(crate) struct Page<T> {
+    #[serde(default)]
+    pub(crate) metadata: PageMeta,
+    pub(crate) items: Option<Vec<T>>,
+}
+
+/// `metadata` of a list.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PageMeta {
+    pub(crate) resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    pub(crate) continue_token: Option<String>,
+}
+
 /// Of any object: who it is.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

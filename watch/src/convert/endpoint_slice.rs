@@ -96,7 +96,7 @@ fn ports(
             port: subject.port(field("port"), number)?,
         });
     }
-    Ok(ports.into())
+    Ok(names.share_ports(ports))
 }
 
 fn endpoint(
