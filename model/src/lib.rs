@@ -18,7 +18,7 @@ pub use service::{
     Balancing, Forwarding, IngressMode, LoadBalancerIngress, ParseProtocolError, Protocol, Service,
     ServiceKey, ServiceKind, ServicePort, TrafficDistribution, TrafficPolicy,
 };
-pub use snapshot::{Changes, Snapshot};
+pub use snapshot::{Changes, Lookup, Snapshot};
 
 /// The two address families. Dual stack is not two code paths: the family is data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,11 +4,13 @@
 //! structure), so that a clone costs nothing and the difference of two snapshots costs what changed, not what exists.
 
 use std::collections::BTreeSet;
+use std::iter::Peekable;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use imbl::ordmap::DiffItem;
+use imbl::shared_ptr::DefaultSharedPtr;
 use imbl::{OrdMap, OrdSet};
 
 use crate::{EndpointSet, HostPod, Node, Service, ServiceKey, TargetPod};
@@ -58,27 +60,50 @@ pub struct Changes {
 impl Snapshot {
     /// What has changed since `older`. Costs O(changes · log n) where `self` was derived from `older`.
     pub fn changes_since(&self, older: &Self) -> Changes {
-        let mut changes = Changes::default();
-        changes.service_objects = changed_keys(&older.services, &self.services, &mut changes.services);
-        changes.endpoint_sets = changed_keys(&older.endpoints, &self.endpoints, &mut changes.services);
-        changed_keys(&older.nodes, &self.nodes, &mut changes.nodes);
-        changed_keys(&older.host_pods, &self.host_pods, &mut changes.host_pods);
-        changes
+        let mut services = changed_keys(&older.services, &self.services);
+        let endpoints = changed_keys(&older.endpoints, &self.endpoints);
+        let (service_objects, endpoint_sets) = (services.len(), endpoints.len());
+        services.extend(endpoints);
+        Changes {
+            // Of two runs in order, which are put together faster than one key after the other is inserted.
+            services: services.into_iter().collect(),
+            nodes: changed_keys(&older.nodes, &self.nodes).into_iter().collect(),
+            host_pods: changed_keys(&older.host_pods, &self.host_pods).into_iter().collect(),
+            service_objects,
+            endpoint_sets,
+        }
     }
 }
 
-/// Adds the keys whose values differ. Returns how many do.
-fn changed_keys<K: Ord + Clone, V: PartialEq>(
-    old: &OrdMap<K, Arc<V>>,
-    new: &OrdMap<K, Arc<V>>,
-    keys: &mut BTreeSet<K>,
-) -> usize {
+/// Looks up one key after the other, in their order: few by searching for each, many by walking along.
+pub struct Lookup<'a, K, V> {
+    map: &'a OrdMap<K, V>,
+    walk: Option<Peekable<imbl::ordmap::Iter<'a, K, V, DefaultSharedPtr>>>,
+}
+
+impl<'a, K: Ord, V> Lookup<'a, K, V> {
+    /// About to look up so many keys in `map`.
+    pub fn new(map: &'a OrdMap<K, V>, keys: usize) -> Self {
+        /// A search costs about as much as so many steps.
+        const SEARCH: usize = 16;
+        let walk = (keys.saturating_mul(SEARCH) > map.len()).then(|| map.iter().peekable());
+        Self { map, walk }
+    }
+
+    /// The value of `key`, which is not below the one that was asked for before.
+    pub fn get(&mut self, key: &K) -> Option<&'a V> {
+        let Some(walk) = &mut self.walk else { return self.map.get(key) };
+        while walk.next_if(|(passed, _)| *passed < key).is_some() {}
+        walk.peek().filter(|(found, _)| *found == key).map(|(_, value)| *value)
+    }
+}
+
+/// The keys whose values differ, in their order.
+fn changed_keys<K: Ord + Clone, V: PartialEq>(old: &OrdMap<K, Arc<V>>, new: &OrdMap<K, Arc<V>>) -> Vec<K> {
     let changed = old.diff(new).map(|item| match item {
         DiffItem::Add(key, _) | DiffItem::Remove(key, _) | DiffItem::Update { new: (key, _), .. } => key,
     });
-    let mut count = 0;
-    keys.extend(changed.inspect(|_| count += 1).cloned());
-    count
+    changed.cloned().collect()
 }
 
 #[cfg(test)]
@@ -111,5 +136,25 @@ mod tests {
         let changes = new.changes_since(&old);
         assert_eq!((changes.services.len(), changes.service_objects, changes.endpoint_sets), (1, 0, 1));
         assert!(new.changes_since(&new.clone()).services.is_empty());
+    }
+
+    #[test]
+    fn many_are_found_as_few_are() {
+        let held: Vec<(String, u16)> =
+            (0..100).step_by(3).map(|number| (format!("{number:02}"), 1)).collect();
+        let held: Vec<(&str, u16)> = held.iter().map(|(name, port)| (&**name, *port)).collect();
+        let services = with(&held).services;
+        let keys: Vec<ServiceKey> = (0..110)
+            .map(|n| ServiceKey::new("default", &format!("{n:02}")))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        for count in [0, usize::MAX] {
+            let mut lookup = Lookup::new(&services, count);
+            assert!(
+                keys.iter()
+                    .all(|key| lookup.get(key) == services.get(key) && lookup.get(key) == services.get(key))
+            );
+        }
     }
 }

@@ -10,12 +10,14 @@ mod choice;
 mod host_port;
 mod service;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use seaway_model::{Balancing, Family, Forwarding, Service, ServiceKey, Snapshot, TrafficPolicy};
+use seaway_model::{
+    Balancing, EndpointSet, Family, Forwarding, Lookup, Service, ServiceKey, Snapshot, TrafficPolicy,
+};
 use serde::Serialize;
 
 use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
@@ -197,7 +199,6 @@ pub fn desired(snapshot: &Snapshot, view: &NodeView) -> Desired {
 pub struct Computation {
     snapshot: Snapshot,
     view: NodeView,
-    claims: HashMap<ServiceKey, Vec<FrontendKey>>,
     desired: Desired,
 }
 
@@ -218,48 +219,33 @@ impl Computation {
                 services.extend(snapshot.host_pods.keys().map(host_port::owner_of));
             }
         }
-        self.snapshot = snapshot.clone();
-        self.view = view.clone();
+        // What they claimed is not kept: it follows from what they were.
+        let former = std::mem::replace(&mut self.snapshot, snapshot.clone());
+        let former_view = std::mem::replace(&mut self.view, view.clone());
         self.desired.complete = snapshot.synced;
-        let mut changed = BTreeSet::new();
-        for service in services {
-            self.update_service(&service, &mut changed);
+        let mut changed = Vec::new();
+        let (mut before, mut now) = (
+            Compiler::new(&former, &former_view, services.len()),
+            Compiler::new(snapshot, view, services.len()),
+        );
+        for service in &services {
+            let (held, fresh) = (before.compile(service), now.compile(service));
+            if pod_of(service).is_none() {
+                self.desired.totals.services += usize::from(!fresh.is_empty());
+                self.desired.totals.services -= usize::from(!held.is_empty());
+            }
+            for key in held.keys().filter(|key| !fresh.contains_key(key)) {
+                self.withdraw(*key, service, &mut changed);
+            }
+            for (key, entry) in fresh {
+                self.claim(key, entry, &mut changed);
+            }
         }
-        let pods = snapshot.host_pods.keys().map(host_port::owner_of);
-        let pods = pods.filter(|owner| self.claims.contains_key(owner)).count();
-        self.desired.totals.services = self.claims.len() - pods;
-        changed
-    }
-
-    fn update_service(&mut self, service: &ServiceKey, changed: &mut BTreeSet<FrontendKey>) {
-        let fresh = self.compile(service);
-        let held = self.claims.remove(service).unwrap_or_default();
-        for key in held.iter().filter(|key| !fresh.contains_key(key)) {
-            self.withdraw(*key, service, changed);
-        }
-        if !fresh.is_empty() {
-            self.claims.insert(service.clone(), fresh.keys().copied().collect());
-        }
-        for (key, entry) in fresh {
-            self.claim(key, entry, changed);
-        }
-    }
-
-    fn compile(&self, service: &ServiceKey) -> BTreeMap<FrontendKey, Arc<Entry>> {
-        if let Some(pod) = pod_of(service) {
-            let held = self.snapshot.host_pods.get(&pod);
-            return held.map_or_else(BTreeMap::new, |held| host_port::frontends(held, &self.view));
-        }
-        let Some(object) = self.snapshot.services.get(service) else { return BTreeMap::new() };
-        if !is_served(object) {
-            return BTreeMap::new();
-        }
-        let endpoints = self.snapshot.endpoints.get(service).map_or(&[][..], |set| &set.endpoints[..]);
-        service::frontends(object, endpoints, &self.view)
+        changed.into_iter().collect()
     }
 
     /// `entry.owner` claims `key`: it gets it unless someone with a lower name claims it too.
-    fn claim(&mut self, key: FrontendKey, entry: Arc<Entry>, changed: &mut BTreeSet<FrontendKey>) {
+    fn claim(&mut self, key: FrontendKey, entry: Arc<Entry>, changed: &mut Vec<FrontendKey>) {
         let claimant = &entry.owner.service;
         if let Some(held) = self.desired.frontends.get(&key)
             && held.owner.service != *claimant
@@ -274,12 +260,12 @@ impl Computation {
         }
         if self.desired.frontends.get(&key).is_none_or(|held| *held != entry) {
             self.desired.set(key, Some(entry));
-            changed.insert(key);
+            changed.push(key);
         }
     }
 
     /// `service` claims `key` no longer: the next claimant gets it, or nobody.
-    fn withdraw(&mut self, key: FrontendKey, service: &ServiceKey, changed: &mut BTreeSet<FrontendKey>) {
+    fn withdraw(&mut self, key: FrontendKey, service: &ServiceKey, changed: &mut Vec<FrontendKey>) {
         let next = self.desired.contested.get_mut(&key).and_then(|claimants| {
             claimants.remove(service);
             claimants.first().cloned()
@@ -289,10 +275,40 @@ impl Computation {
         }
         let holds = self.desired.frontends.get(&key).is_some_and(|held| held.owner.service == *service);
         if holds {
-            let entry = next.and_then(|next| self.compile(&next).remove(&key));
+            let entry = next
+                .and_then(|next| Compiler::new(&self.snapshot, &self.view, 1).compile(&next).remove(&key));
             self.desired.set(key, entry);
-            changed.insert(key);
+            changed.push(key);
         }
+    }
+}
+
+/// Makes frontends of Services, asked for in their order.
+struct Compiler<'a> {
+    snapshot: &'a Snapshot,
+    view: &'a NodeView,
+    services: Lookup<'a, ServiceKey, Arc<Service>>,
+    endpoints: Lookup<'a, ServiceKey, Arc<EndpointSet>>,
+}
+
+impl<'a> Compiler<'a> {
+    /// For so many Services.
+    fn new(snapshot: &'a Snapshot, view: &'a NodeView, count: usize) -> Self {
+        let services = Lookup::new(&snapshot.services, count);
+        let endpoints = Lookup::new(&snapshot.endpoints, count);
+        Self { snapshot, view, services, endpoints }
+    }
+
+    fn compile(&mut self, service: &ServiceKey) -> BTreeMap<FrontendKey, Arc<Entry>> {
+        if let Some(pod) = pod_of(service) {
+            let held = self.snapshot.host_pods.get(&pod);
+            return held.map_or_else(BTreeMap::new, |held| host_port::frontends(held, self.view));
+        }
+        let Some(object) = self.services.get(service).filter(|object| is_served(object)) else {
+            return BTreeMap::new();
+        };
+        let endpoints = self.endpoints.get(service).map_or(&[][..], |set| &set.endpoints[..]);
+        service::frontends(object, endpoints, self.view)
     }
 }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use seaway_model::{Service, ServiceKey, ServiceKind, Snapshot, TrafficPolicy};
+use seaway_model::{Lookup, Service, ServiceKey, ServiceKind, Snapshot, TrafficPolicy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -46,6 +46,15 @@ fn is_checked(service: &Service) -> bool {
         && service.external_policy == TrafficPolicy::Local
 }
 
+/// Whether a Service that is checked is among what changed. Most changes are about others, of which there are many.
+fn concerned(former: &Snapshot, snapshot: &Snapshot) -> bool {
+    let changes = snapshot.changes_since(former);
+    [former, snapshot].into_iter().any(|snapshot| {
+        let mut services = Lookup::new(&snapshot.services, changes.services.len());
+        changes.services.iter().any(|key| services.get(key).is_some_and(|service| is_checked(service)))
+    })
+}
+
 /// Ready endpoints of `service` on the node. Terminating ones do not count: the load balancer should go elsewhere.
 fn local_endpoints(snapshot: &Snapshot, service: &Service, node_name: &str) -> usize {
     let Some(endpoints) = snapshot.endpoints.get(&service.key) else { return 0 };
@@ -68,24 +77,29 @@ pub async fn run(
 ) {
     let (sender, _) = watch::channel(BTreeMap::new());
     let mut servers: HashMap<u16, CancellationToken> = HashMap::new();
+    let mut former = Arc::new(Snapshot::default());
     loop {
-        let wanted = checks(&snapshots.borrow_and_update(), &node_name);
-        servers.retain(|port, server| {
-            let keep = wanted.contains_key(port);
-            if !keep {
-                server.cancel();
-            }
-            keep
-        });
-        let ports: Vec<u16> = wanted.keys().copied().collect();
-        sender.send_replace(wanted);
-        for port in ports {
-            servers.entry(port).or_insert_with(|| {
-                let stop = shutdown.child_token();
-                tokio::spawn(serve(port, sender.subscribe(), status.clone(), stop.clone()));
-                stop
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        if concerned(&former, &snapshot) {
+            let wanted = checks(&snapshot, &node_name);
+            servers.retain(|port, server| {
+                let keep = wanted.contains_key(port);
+                if !keep {
+                    server.cancel();
+                }
+                keep
             });
+            let ports: Vec<u16> = wanted.keys().copied().collect();
+            sender.send_replace(wanted);
+            for port in ports {
+                servers.entry(port).or_insert_with(|| {
+                    let stop = shutdown.child_token();
+                    tokio::spawn(serve(port, sender.subscribe(), status.clone(), stop.clone()));
+                    stop
+                });
+            }
         }
+        former = snapshot;
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() {

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use seaway_model::{Balancing, Forwarding, ServiceKey, Snapshot};
+use seaway_model::{Balancing, Forwarding, Lookup, ServiceKey, Snapshot};
 
 use crate::desired::{Desired, is_served, pod_of};
 
@@ -140,8 +140,9 @@ impl Notices {
         services: &BTreeSet<ServiceKey>,
         maglev: MaglevOffer,
     ) {
+        let mut found = Lookup::new(&snapshot.services, services.len());
         for key in services {
-            let Some(service) = snapshot.services.get(key).filter(|service| is_served(service)) else {
+            let Some(service) = found.get(key).filter(|service| is_served(service)) else {
                 continue;
             };
             let wants_maglev = match service.balancing {
@@ -173,8 +174,9 @@ impl Notices {
 
     /// Tells those of `services` whose wish about the way to backends elsewhere is not followed.
     pub(crate) fn forwarding(&mut self, snapshot: &Snapshot, services: &BTreeSet<ServiceKey>, dsr: bool) {
+        let mut found = Lookup::new(&snapshot.services, services.len());
         for key in services {
-            let wish = snapshot.services.get(key).filter(|service| is_served(service));
+            let wish = found.get(key).filter(|service| is_served(service));
             let message = match wish.and_then(|service| service.forwarding) {
                 Some(Forwarding::Dsr) if !dsr => {
                     "direct server return is not supported by this proxy mode: source NAT is used"

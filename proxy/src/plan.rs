@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use seaway_model::Lookup;
 
 use crate::desired::Desired;
 use crate::frontend::{Frontend, FrontendKey};
@@ -83,18 +84,31 @@ impl Plan {
 
 /// Everything that differs between what is wanted and `actual`. Nothing is pruned while `desired` is incomplete.
 pub fn diff(desired: &Desired, host: &Host, actual: &Actual) -> Plan {
-    let held = actual.frontends.keys().filter(|key| !desired.frontends.contains_key(*key));
-    let keys: BTreeSet<FrontendKey> = desired.frontends.keys().chain(held).copied().collect();
-    diff_of(&keys, desired, host, actual)
+    let mut plan = without_frontends(desired, host, actual);
+    let mut held = Lookup::new(&actual.frontends, desired.frontends.len());
+    for (key, wanted) in &desired.frontends {
+        if held.get(key) != Some(&wanted.frontend) {
+            plan.upserts.push((*key, Arc::clone(&wanted.frontend)));
+        }
+    }
+    if desired.complete {
+        let mut wanted = Lookup::new(&desired.frontends, actual.frontends.len());
+        plan.removals.extend(actual.frontends.keys().filter(|key| wanted.get(key).is_none()));
+    }
+    plan
+}
+
+fn without_frontends(desired: &Desired, host: &Host, actual: &Actual) -> Plan {
+    Plan {
+        host: (*host != actual.host).then(|| host.clone()),
+        sweep: desired.complete && actual.stale > 0,
+        ..Plan::default()
+    }
 }
 
 /// As [`diff`], looking only at `keys`.
 pub fn diff_of(keys: &BTreeSet<FrontendKey>, desired: &Desired, host: &Host, actual: &Actual) -> Plan {
-    let mut plan = Plan {
-        host: (*host != actual.host).then(|| host.clone()),
-        sweep: desired.complete && actual.stale > 0,
-        ..Plan::default()
-    };
+    let mut plan = without_frontends(desired, host, actual);
     for key in keys {
         match (desired.frontends.get(key), actual.frontends.get(key)) {
             (Some(wanted), held) if held != Some(&wanted.frontend) => {
@@ -111,7 +125,9 @@ impl Actual {
     /// What is held once `plan` has been carried out.
     #[must_use]
     pub fn after(mut self, plan: &Plan) -> Self {
-        for (key, frontend) in &plan.upserts {
+        // In this order they fill the nodes of the map, which in their own would each stay half empty.
+        let ordered = |first| plan.upserts.iter().skip(first).step_by(2);
+        for (key, frontend) in ordered(0).chain(ordered(1)) {
             self.frontends.insert(*key, Arc::clone(frontend));
         }
         for key in &plan.removals {

@@ -8,7 +8,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use seaway_model::{Endpoint, EndpointPort, Family, Protocol, Service, ServiceKey, Snapshot};
+use seaway_model::{
+    Endpoint, EndpointPort, EndpointSet, Family, Lookup, Protocol, Service, ServiceKey, Snapshot,
+};
 
 use crate::frontend::Group;
 
@@ -19,8 +21,11 @@ pub type Targets = HashSet<(Group, IpAddr, u16)>;
 /// Everything that serves UDP.
 pub fn serving_udp(snapshot: &Snapshot) -> Targets {
     let mut all = Targets::new();
-    for service in snapshot.endpoints.keys() {
-        extend(&mut all, snapshot, service);
+    let mut services = Lookup::new(&snapshot.services, snapshot.endpoints.len());
+    for (service, set) in &snapshot.endpoints {
+        if let Some(object) = services.get(service) {
+            extend(&mut all, object, set);
+        }
     }
     all
 }
@@ -32,15 +37,18 @@ pub fn udp_vanished(former: &Snapshot, snapshot: &Snapshot) -> bool {
 
 /// As [`udp_vanished`], looking only at `services`.
 pub fn udp_vanished_of(services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &Snapshot) -> bool {
+    if former.services.is_empty() {
+        return false;
+    }
     let (mut before, mut now) = (Targets::new(), Targets::new());
     for service in services {
-        extend(&mut before, former, service);
+        extend_by(&mut before, former, service);
     }
     if before.is_empty() {
         return false;
     }
     for service in services {
-        extend(&mut now, snapshot, service);
+        extend_by(&mut now, snapshot, service);
     }
     before.iter().any(|target| !now.contains(target))
 }
@@ -58,12 +66,15 @@ pub fn departed(services: &BTreeSet<ServiceKey>, former: &Snapshot, snapshot: &S
     })
 }
 
-fn extend(targets: &mut Targets, snapshot: &Snapshot, service: &ServiceKey) {
-    let (Some(object), Some(set)) = (snapshot.services.get(service), snapshot.endpoints.get(service)) else {
-        return;
-    };
+fn extend_by(targets: &mut Targets, snapshot: &Snapshot, service: &ServiceKey) {
+    if let (Some(object), Some(set)) = (snapshot.services.get(service), snapshot.endpoints.get(service)) {
+        extend(targets, object, set);
+    }
+}
+
+fn extend(targets: &mut Targets, object: &Service, set: &EndpointSet) {
     for port in object.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-        let groups = Family::ALL.map(|family| Group::of(service, &port.name, Protocol::Udp, family));
+        let groups = Family::ALL.map(|family| Group::of(&object.key, &port.name, Protocol::Udp, family));
         for endpoint in set.endpoints.iter().filter(|endpoint| serves(object, endpoint)) {
             let group = groups[usize::from(endpoint.addr.is_ipv6())];
             let offers = endpoint.ports.iter().filter(|o| o.protocol == Protocol::Udp && o.name == port.name);
