@@ -81,7 +81,8 @@ pub fn find(count: u32, addr: &Addr, port_be: u16, at: impl Fn(u32) -> Option<(A
         let before = borrows(u16::from_be(found_port_be) as u64, port, 0);
         let before = borrows(found_high, high, borrows(found_low, low, before)) as u32;
         first = first.wrapping_add(before.wrapping_mul(half + 1));
-        left = half.wrapping_sub(before.wrapping_mul(half.wrapping_mul(2).wrapping_add(1).wrapping_sub(left)));
+        left =
+            half.wrapping_sub(before.wrapping_mul(half.wrapping_mul(2).wrapping_add(1).wrapping_sub(left)));
     }
     if first >= count {
         return None;

@@ -17,6 +17,8 @@ use crate::{
 
 /// Elements per call.
 const BATCH: usize = 4096;
+/// So many are worth a thread.
+const MANY: usize = 2048;
 /// `ENOTSUPP`, which the kernel uses internally and lets out here.
 const ENOTSUPP: i32 = 524;
 
@@ -102,7 +104,21 @@ impl KernelMap {
         }
     }
 
+    /// Writes elements, many of them on two cores: the kernel waits for memory more than it computes.
     pub(crate) fn put<K: Plain, V: Plain>(&self, keys: &[K], values: &[V]) -> Result<(), MapError> {
+        if keys.len() < MANY {
+            return self.put_here(keys, values);
+        }
+        let middle = keys.len() / 2;
+        std::thread::scope(|scope| {
+            let half = scope.spawn(|| self.put_here(&keys[middle..], &values[middle..]));
+            let here = self.put_here(&keys[..middle], &values[..middle]);
+            let there = half.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            here.and(there)
+        })
+    }
+
+    fn put_here<K: Plain, V: Plain>(&self, keys: &[K], values: &[V]) -> Result<(), MapError> {
         for (keys, values) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
             match sys::update_batch(self.fd.as_fd(), keys, values) {
                 Ok(()) => {}

@@ -27,7 +27,7 @@ const LINK_DETACH: libc::c_int = 34;
 /// # Safety
 ///
 /// `repr(C)` or a primitive, no padding, every bit pattern valid.
-pub(crate) unsafe trait Plain: Copy {}
+pub(crate) unsafe trait Plain: Copy + Sync {}
 
 // SAFETY: all are `repr(C)`, made of integers only, with padding spelt out; their sizes are asserted where they are.
 unsafe impl Plain for seaway_ebpf_abi::ServiceKey {}

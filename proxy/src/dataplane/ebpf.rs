@@ -12,6 +12,7 @@ mod layout;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::mpsc;
 use std::time::Instant;
 
 use seaway_ebpf_loader as loader;
@@ -218,13 +219,22 @@ impl<K: Kernel> Ebpf<K> {
         layout.extend(&Room::of(self.kernel.maps()));
     }
 
-    /// As [`Ebpf::execute`]. If that fails, what is in the maps is not known any more.
-    fn carry_out(&mut self, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
-        let result = self.execute(ops);
-        if result.is_err() {
-            self.layout = None;
+    /// Carries out what parts of a plan were compiled to. Returns the frontends that could not be placed, and those for
+    /// which there was no room in a map.
+    fn carry_out(
+        &mut self,
+        compiled: impl Iterator<Item = (Ops, Vec<Failure>)>,
+    ) -> Result<(Vec<Failure>, Vec<Failure>), DataplaneError> {
+        let (mut unplaced, mut unwritten) = (Vec::new(), Vec::new());
+        // An address refuses its other ports only once those that it has are there.
+        let mut refusals = Ops::default();
+        for (mut ops, failed) in compiled {
+            refusals.put_services.append(&mut ops.take_refusals());
+            unplaced.extend(failed);
+            unwritten.extend(self.execute(&ops)?);
         }
-        result
+        unwritten.extend(self.execute(&refusals)?);
+        Ok((unplaced, unwritten))
     }
 
     /// Carries out `ops` in their order. Returns the frontends for which there was no room.
@@ -272,8 +282,6 @@ impl<K: Kernel> Ebpf<K> {
                 Err(error) => return Err(map_error(error)),
             }
         }
-        // The layout counts on what did not fit; it has to be read again.
-        self.layout = None;
         Ok(failed)
     }
 }
@@ -313,17 +321,27 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         self.make_room(&mut layout, plan);
         self.layout = Some(layout);
         self.begin_take_over(plan)?;
-        // An address refuses its other ports only once those that it has are there.
-        let mut refusals = Ops::default();
-        for part in plan.parts(PART) {
-            let mut layout = self.take_layout()?;
-            let (mut ops, unplaced) = layout.compile(&part, Instant::now());
-            refusals.put_services.append(&mut ops.take_refusals());
-            failed.extend(unplaced);
-            self.layout = Some(layout);
-            failed.extend(self.carry_out(&ops)?);
-        }
-        failed.extend(self.carry_out(&refusals)?);
+        let mut layout = self.take_layout()?;
+        let written = if plan.len() <= PART {
+            let compiled = layout.compile(plan, Instant::now());
+            self.carry_out(std::iter::once(compiled))
+        } else {
+            // While one part is written, the next is compiled.
+            std::thread::scope(|scope| {
+                let (sender, receiver) = mpsc::sync_channel(1);
+                let layout = &mut layout;
+                scope.spawn(move || {
+                    let mut parts = plan.parts(PART).map(|part| layout.compile(&part, Instant::now()));
+                    parts.all(|compiled| sender.send(compiled).is_ok());
+                });
+                self.carry_out(receiver.into_iter())
+            })
+        };
+        let (unplaced, unwritten) = written?;
+        // The layout counts on what did not fit; it has to be read again.
+        self.layout = unwritten.is_empty().then_some(layout);
+        failed.extend(unplaced);
+        failed.extend(unwritten);
         self.end_take_over(plan)?;
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
