@@ -386,4 +386,19 @@ fn clean_up(scene: &Scene) {
     scene.net().within("node", || seaway_proxy::cleanup(&config).unwrap());
     assert_eq!(traces(scene), Vec::<&str>::new());
     assert!(!scene.workers.0.exists());
+    eventually("no process of a worker is left", || {
+        let left = processes(&scene.workers.0);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+/// The processes whose command line names `place`.
+fn processes(place: &FilePath) -> Vec<PathBuf> {
+    let place = place.to_str().unwrap();
+    let named = |path: &PathBuf| {
+        let words = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).split('\0').any(|word| word == place)
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(named).collect()
 }

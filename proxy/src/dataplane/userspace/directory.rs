@@ -62,6 +62,22 @@ impl Directory {
         greet(&self.0.join(CURRENT)).ok().filter(|(_, presence)| presence.serving)
     }
 
+    /// As [`Directory::lock`], if nobody holds it.
+    fn try_lock(&self) -> Option<File> {
+        let file = File::create(self.0.join("lock")).ok()?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(file)
+    }
+
+    /// Removes a socket that nobody listens at. One that has just been made is not listened at for a moment: its worker
+    /// holds the lock.
+    fn remove_dead(&self, socket: &Path) {
+        let Some(_lock) = self.try_lock() else { return };
+        if greet(socket).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
+            let _gone = fs::remove_file(socket);
+        }
+    }
+
     /// All workers that live, and whether each is the current one. Sockets of others are removed.
     pub(super) fn all(&self) -> io::Result<Vec<(Channel, Presence, bool)>> {
         let entries = match fs::read_dir(&self.0) {
@@ -81,7 +97,7 @@ impl Directory {
                     found.push((channel, presence, current.as_deref() == Some(Path::new(&name))));
                 }
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                    let _gone = fs::remove_file(entry.path());
+                    self.remove_dead(&entry.path());
                 }
                 Err(error) => tracing::debug!(%error, worker = ?name, "a worker does not answer"),
             }
@@ -89,12 +105,30 @@ impl Directory {
         Ok(found)
     }
 
-    /// Removes it; nobody may live in it any more.
-    pub(super) fn remove(&self) -> io::Result<()> {
+    /// Removes it, unless somebody lives in it or is about to. Says whether it is gone.
+    pub(super) fn remove(&self) -> io::Result<bool> {
+        if !self.0.exists() {
+            return Ok(true);
+        }
+        let Some(_lock) = self.try_lock() else { return Ok(false) };
+        if !self.is_deserted()? {
+            return Ok(false);
+        }
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            _ => Ok(true),
         }
+    }
+
+    /// Nobody answers at any socket.
+    fn is_deserted(&self) -> io::Result<bool> {
+        for entry in fs::read_dir(&self.0)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(PREFIX) && greet(&entry.path()).is_ok() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -265,10 +265,7 @@ pub fn retire_workers(directory: &Path, keep_current: bool) -> io::Result<bool> 
             answer(&mut channel, |_| Ok(()))?;
         }
     }
-    if !left && !keep_current {
-        directory.remove()?;
-    }
-    Ok(!left)
+    if left || keep_current { Ok(!left) } else { directory.remove() }
 }
 
 /// Ends all workers below `directory` together with their connections.
@@ -277,8 +274,8 @@ pub fn end_workers(directory: &Path) -> io::Result<()> {
     let deadline = Instant::now() + END_WITHIN;
     loop {
         let all = directory.all()?;
-        if all.is_empty() {
-            return directory.remove();
+        if all.is_empty() && directory.remove()? {
+            return Ok(());
         }
         for (mut channel, _, _) in all {
             channel.send(&Line::End)?;
