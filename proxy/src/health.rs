@@ -48,6 +48,9 @@ fn is_checked(service: &Service) -> bool {
 
 /// Whether a Service that is checked is among what changed. Most changes are about others, of which there are many.
 fn concerned(former: &Snapshot, snapshot: &Snapshot) -> bool {
+    if former.services.is_empty() {
+        return true;
+    }
     let changes = snapshot.changes_since(former);
     [former, snapshot].into_iter().any(|snapshot| {
         let mut services = Lookup::new(&snapshot.services, changes.services.len());

@@ -319,9 +319,10 @@ impl Store {
                 self.join(service);
             }
         }
-        let services: Vec<ServiceKey> = self.by_service.keys().cloned().collect();
-        for service in densely(&services) {
-            self.join(service);
+        let of_services: Vec<_> = self.by_service.iter().collect();
+        for (service, slices) in densely(&of_services) {
+            let joined = EndpointSet::join(slices.iter().map(AsRef::as_ref));
+            self.changed |= put(&mut self.snapshot.endpoints, ServiceKey::clone(service), joined);
         }
     }
 
