@@ -84,9 +84,10 @@ pub(crate) fn hop(skb: Skb, packet: &Packet) -> Dropped<()> {
     skb.store(ETHERNET + 8, &ttl.wrapping_sub(1))
 }
 
-/// Sends the packet out by the route in `fib`.
+/// Sends the packet, which is translated, out by the route in `fib`.
 #[inline(always)]
-pub(crate) fn send(fib: &bpf_fib_lookup, room: &mut [u32; 32]) -> i32 {
+pub(crate) fn send(skb: Skb, fib: &bpf_fib_lookup, room: &mut [u32; 32]) -> i32 {
+    skb.note_translated();
     // `struct bpf_redir_neigh`: a family, and an address of up to 16 bytes.
     room[0] = fib.family as u32;
     // SAFETY: all members of the union are plain integers, and the kernel has set all of it or none is looked at.

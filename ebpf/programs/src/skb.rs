@@ -1,13 +1,16 @@
 //! A packet buffer, through the kernel's helpers: they work on every layout of it and keep checksum offloads right.
 
 use core::ffi::c_void;
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use seaway_ebpf_abi::Counter;
+
+/// The note of a packet that is translated (16 bits).
+const TRANSLATED: u32 = 0x5377;
 
 /// Why a packet is dropped.
 pub(crate) type Dropped<T> = Result<T, Counter>;
@@ -106,6 +109,27 @@ impl Skb {
             && unsafe { bpf_l4_csum_replace(self.0, offset, 0, 1, 2) == 0 }
             && self.load(offset, &mut after)
             && before == after
+    }
+
+    /// Notes that the packet is translated: the program where it leaves has nothing to do. The note stands in
+    /// `tc_index`, which no queueing discipline of today's kernels reads.
+    #[inline(always)]
+    pub(crate) fn note_translated(self) {
+        // SAFETY: the context is valid while the program runs; volatile keeps the access at its width.
+        unsafe { write_volatile(&raw mut (*self.0).tc_index, TRANSLATED) }
+    }
+
+    /// Whether the note is there; it is taken away.
+    #[inline(always)]
+    pub(crate) fn take_note(self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let noted = read_volatile(&raw const (*self.0).tc_index) == TRANSLATED;
+            if noted {
+                write_volatile(&raw mut (*self.0).tc_index, 0);
+            }
+            noted
+        }
     }
 
     /// EtherType, network byte order.

@@ -125,7 +125,7 @@ pub(crate) fn translate(call: Call, datagram: bool) -> i32 {
         && found.affinity_timeout_s == 0
         && let Some((addr, port_be)) = sticky(found, &frontend)
     {
-        remember(&frontend, &addr, port_be, found.id, false);
+        remember(&frontend, &addr, port_be, found.id, Use::Again);
         call.set_address(&addr, port_be);
         return ALLOW;
     }
@@ -142,7 +142,8 @@ pub(crate) fn translate(call: Call, datagram: bool) -> i32 {
             None => return refuse(Counter::StaleSlice),
         },
     };
-    remember(&frontend, &backend.addr, backend.port_be, found.id, datagram);
+    let used = if datagram { Use::FirstDatagram } else { Use::Connection };
+    remember(&frontend, &backend.addr, backend.port_be, found.id, used);
     stats::note(found.id, &backend.addr, backend.port_be, Event::Socket);
     call.set_address(&backend.addr, backend.port_be);
     count(Counter::SocketTranslated);
@@ -174,9 +175,20 @@ fn sticky(service: &Service, frontend: &SocketKey) -> Option<(Addr, u16)> {
     Some((backend.addr, backend.port_be))
 }
 
-/// Notes which frontend stands behind a backend for this socket, and (`stick`) the reverse.
+/// What a socket uses a backend for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// It connects.
+    Connection,
+    /// It sends a datagram there for the first time.
+    FirstDatagram,
+    /// It sends another one.
+    Again,
+}
+
+/// Notes which frontend stands behind a backend for this socket, and for a socket that is not connected the reverse.
 #[inline(always)]
-fn remember(frontend: &SocketKey, addr: &Addr, port_be: u16, service: u32, stick: bool) {
+fn remember(frontend: &SocketKey, addr: &Addr, port_be: u16, service: u32, used: Use) {
     let key = SocketKey { addr: *addr, port_be, kind: SOCKET_BACKEND, ..*frontend };
     let mut value = SocketValue {
         addr: frontend.addr,
@@ -186,13 +198,14 @@ fn remember(frontend: &SocketKey, addr: &Addr, port_be: u16, service: u32, stick
         last_used_s: now_s(),
         pad2: 0,
     };
+    // A socket connects once.
     // SAFETY: as in `sticky`: at worst an entry is written once more than needed.
-    let known = SOCKETS.get_ptr(&key).is_some_and(|held| {
+    let known = used != Use::Connection && SOCKETS.get_ptr(&key).is_some_and(|held| {
         let held = unsafe { &*held };
         held.addr.same(&value.addr) && held.port_be == value.port_be && held.last_used_s == value.last_used_s
     });
     let mut full = !known && SOCKETS.insert(&key, &value, 0).is_err();
-    if stick {
+    if used == Use::FirstDatagram {
         value.addr = *addr;
         value.port_be = port_be;
         full |= SOCKETS.insert(frontend, &value, 0).is_err();

@@ -15,7 +15,11 @@ use crate::{flow, icmp, nat, parse};
 /// On an uplink.
 #[classifier]
 fn sw_egress(ctx: TcContext) -> i32 {
-    verdict(egress(Skb(ctx.skb.skb), 0))
+    let skb = Skb(ctx.skb.skb);
+    if skb.take_note() {
+        return TC_ACT_UNSPEC;
+    }
+    verdict(egress(skb, 0))
 }
 
 /// At the host's end of a pod's link.

@@ -47,6 +47,8 @@ fn verdict(result: Dropped<i32>) -> i32 {
 
 #[inline(always)]
 fn from_outside(skb: Skb) -> Dropped<i32> {
+    // Another node's, where nodes share a kernel.
+    skb.take_note();
     if !skb.is_for_us() {
         return Ok(TC_ACT_UNSPEC);
     }
@@ -208,7 +210,7 @@ fn send_on(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dr
     }
     nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
     account(&scratch.packet, flow, first);
-    Ok(send(&scratch.fib, &mut scratch.words))
+    Ok(send(skb, &scratch.fib, &mut scratch.words))
 }
 
 /// From a client outside to a backend elsewhere that answers it directly, as that one's node is told.
@@ -241,7 +243,7 @@ fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: boo
         dsr::tell(skb, v4, &mut scratch.words, &asked.dst, asked.dst_port_be)?;
         flow.flags |= FLOW_ANNOUNCED;
     }
-    Ok(send(&scratch.fib, &mut scratch.words))
+    Ok(send(skb, &scratch.fib, &mut scratch.words))
 }
 
 /// From a client outside to a backend of this node: straight to its pod, if the pod's answers come straight back.
@@ -272,7 +274,7 @@ fn answer(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
     }
     nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
     account(&scratch.packet, flow, false);
-    Ok(send(&scratch.fib, &mut scratch.words))
+    Ok(send(skb, &scratch.fib, &mut scratch.words))
 }
 
 /// An ICMP error: of the way to a remote backend (for the client), or of the way to the client (for the backend).
@@ -297,5 +299,5 @@ fn error(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
         Way::Open => {}
     }
     hop(skb, &scratch.packet)?;
-    Ok(send(&scratch.fib, &mut scratch.words))
+    Ok(send(skb, &scratch.fib, &mut scratch.words))
 }
