@@ -85,3 +85,34 @@ fn maglev_and_counters_are_switches_of_the_cluster() {
         page.lines().any(counted)
     });
 }
+
+/// Where backends answer clients outside directly, every row passes as well, and a backend on another node than the one
+/// that was asked sees the client's address.
+#[test]
+fn every_row_passes_with_dsr_and_backends_elsewhere_see_the_client() {
+    let cluster = Cluster::up("e2e-dsr", &["--nodes", "2", "--proxy-mode", "ebpf", "--north-south", "dsr"]);
+    let names = "jsonpath={range .items[?(@.spec.nodeName=='node2')]}{.metadata.name}{'\\n'}{end}";
+    let there = cluster.kubectl(&["-n", "demo", "get", "pods", "-l", "app=backend", "-o", names]).ok();
+    let there: BTreeSet<&str> = there.lines().collect();
+    assert!(!there.is_empty(), "no backend on node2");
+    let addrs = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}";
+    for node in cluster.kubectl(&["get", "node", "node1", "-o", addrs]).ok().split_whitespace() {
+        let host = if node.contains(':') { format!("[{node}]") } else { node.to_owned() };
+        let mut answered = BTreeSet::new();
+        eventually("a backend on node2 answers what node1 was asked", 20, || {
+            let url = format!("http://{host}:30080/json");
+            let curl = ["curl", "-sS", "--max-time", "5", "-w", "\\n%{local_ip}", &url];
+            let said = run(&mut cluster.in_netns("client", &curl)).ok();
+            let (page, own) = said.rsplit_once('\n').unwrap();
+            let page: serde_json::Value = serde_json::from_str(page).unwrap();
+            let client: std::net::SocketAddr = page["client"].as_str().unwrap().parse().unwrap();
+            let pod = page["pod"].as_str().unwrap().to_owned();
+            let elsewhere = there.contains(pod.as_str());
+            // On node1 itself clients keep their address in any case.
+            assert_eq!(client.ip().to_canonical().to_string(), own, "{pod} through {node}");
+            answered.insert(pod);
+            elsewhere && answered.len() > 1
+        });
+    }
+    assert_eq!(failing(&cluster), BTreeSet::new());
+}

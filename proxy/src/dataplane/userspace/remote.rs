@@ -278,9 +278,8 @@ pub fn end_workers(directory: &Path) -> io::Result<()> {
             return Ok(());
         }
         for (mut channel, _, _) in all {
-            channel.send(&Line::End)?;
-            // It may be gone before it has answered.
-            let _answered = channel.get();
+            // It may be gone before it is told, or before it has answered. If it is not, it is told again.
+            let _answered = channel.send(&Line::End).and_then(|()| channel.get());
         }
         if Instant::now() > deadline {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "a userspace worker does not end"));
