@@ -4,9 +4,11 @@
 
 #[cfg(feature = "faults")]
 mod armed {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::time::Duration;
 
     static LEFT: AtomicU64 = AtomicU64::new(0);
+    static HURRY: AtomicBool = AtomicBool::new(false);
 
     /// What [`super::step`] panics with.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,15 @@ mod armed {
     /// Lets `steps` steps pass and stops at the next one, whoever takes it. 0: none is stopped.
     pub fn arm(steps: u64) {
         LEFT.store(steps, Ordering::SeqCst);
+    }
+
+    /// From now on, whoever waits for another process gives up at once; or waits again as usual.
+    pub fn hurry(on: bool) {
+        HURRY.store(on, Ordering::SeqCst);
+    }
+
+    pub(crate) fn wait(usual: Duration) -> Duration {
+        if HURRY.load(Ordering::SeqCst) { Duration::from_millis(1) } else { usual }
     }
 
     pub(crate) fn step() {
@@ -26,10 +37,20 @@ mod armed {
 }
 
 #[cfg(feature = "faults")]
-pub use armed::{Killed, arm};
+pub use armed::{Killed, arm, hurry};
+
+use std::time::Duration;
 
 /// Before each write of a file and each netlink request.
 pub(crate) fn step() {
     #[cfg(feature = "faults")]
     armed::step();
+}
+
+/// How long another process is waited for.
+pub(crate) fn wait(usual: Duration) -> Duration {
+    #[cfg(feature = "faults")]
+    return armed::wait(usual);
+    #[cfg(not(feature = "faults"))]
+    usual
 }

@@ -413,6 +413,30 @@ fn the_masquerade_comes_back_and_others_tables_are_left_alone() {
 }
 
 #[test]
+fn destinations_that_are_left_out_see_the_pod_and_all_others_the_node() {
+    let lab = Lab::new(1).unwrap();
+    let (node, client) = (lab.node(0), lab.client());
+    let outside = client.addresses();
+    // Whoever is to see pods knows the way back to them.
+    let mut netlink = client.netlink().unwrap();
+    let eth0 = netlink.link("eth0").unwrap().unwrap();
+    for (subnet, via) in ["10.244.1.0/24", "fd00:10:244:1::/64"].into_iter().zip(node.addresses()) {
+        netlink.add_route(&Route::to(subnet.parse().unwrap()).via(via).on(eth0.index)).unwrap();
+    }
+    let pod = add_pod(&lab, 1, 5);
+    let seen =
+        |family: usize| tcp_exchange(&pod.namespace, client.namespace(), outside[family], 100).unwrap();
+    for (left_out, destination) in outside.into_iter().enumerate() {
+        let not_masqueraded = vec![destination.into()];
+        let options = NodeNetworkOptions { not_masqueraded, ..NodeNetworkOptions::default() };
+        let all = snapshot(&lab, &[1], true);
+        let _agent = Agent::start_with(node, config(node, Overlay::None), options, all);
+        wait_for(PATIENCE, "the tables", || seen(left_out) == pod.addresses[left_out]);
+        wait_for(PATIENCE, "the tables", || seen(1 - left_out) == node.addresses()[1 - left_out]);
+    }
+}
+
+#[test]
 fn two_thousand_peers_come_and_go() {
     let lab = Lab::new(1).unwrap();
     let node = lab.node(0);

@@ -15,7 +15,12 @@ use crate::result::{Made, result};
 pub(crate) fn add(environment: &Environment, config: &Config) -> Result<Value, CniError> {
     let pools = config.require_pools()?;
     let netns = open_netns(environment)?;
+    config.require_wanted()?;
     let (attachment, owner) = (attachment(environment, config), owner(environment));
+    // What a repeated ADD finds held is in use, also if by now it would not be given any more.
+    if Ipam::peek(&config.data_dir, &config.name, &owner).is_some() {
+        attachment.ensure_free(&netns)?;
+    }
     // The lock is given back before the kernel is asked for anything.
     let request = Request {
         wanted: &config.wanted,

@@ -105,6 +105,22 @@ impl Config {
         }
         Ok(&self.pools)
     }
+
+    /// ADD gives all addresses that are asked for or none: each has to be in a pool, and a pool gives one.
+    pub(crate) fn require_wanted(&self) -> Result<(), CniError> {
+        let has = |pool: &[Range], addr: &IpAddr| pool.iter().any(|range| range.contains(*addr));
+        for addr in &self.wanted {
+            let Some(pool) = self.pools.iter().find(|pool| has(pool, addr)) else {
+                return Err(invalid(format!(
+                    "the address {addr} is asked for, which is in none of the ranges"
+                )));
+            };
+            if let Some(other) = self.wanted.iter().find(|other| *other != addr && has(pool, other)) {
+                return Err(invalid(format!("{addr} and {other} are asked for: a pod has one of a family")));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl RawConfig {
@@ -217,6 +233,31 @@ mod tests {
         assert_eq!(subnets, [vec!["10.244.1.0/24", "10.9.0.0/24"], vec!["fd00:10:244:1::/64"]]);
         assert_eq!(config.wanted, ["10.244.1.7".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.mac, Some(Mac([2, 0, 0, 0, 0, 7])));
+    }
+
+    #[test]
+    fn all_addresses_that_are_asked_for_can_be_given() {
+        let table = [
+            (r#""10.244.1.7","fd00:1::7/64""#, "ok"),
+            (r#""fd00:1::7","fd00:1::7""#, "ok"),
+            (r#""10.9.0.200""#, "ok"),
+            ("", "ok"),
+            (r#""10.244.2.7""#, "the address 10.244.2.7 is asked for, which is in none of the ranges"),
+            (r#""10.244.1.0""#, "the address 10.244.1.0 is asked for, which is in none of the ranges"),
+            (
+                r#""10.244.1.7","10.9.0.7""#,
+                "10.244.1.7 and 10.9.0.7 are asked for: a pod has one of a family",
+            ),
+        ];
+        for (ips, wanted) in table {
+            let config = parse(&format!(
+                r#"{{"cniVersion":"1.1.0","name":"seaway","runtimeConfig":{{"ips":[{ips}]}},"ranges":
+                    [{{"subnet":"10.244.1.0/24"}},{{"subnet":"fd00:1::/64"}},{{"subnet":"10.9.0.0/24"}}]}}"#
+            ));
+            let outcome = config.unwrap().require_wanted();
+            let said = outcome.map_or_else(|error| error.message, |()| "ok".to_owned());
+            assert_eq!(said, wanted, "{ips}");
+        }
     }
 
     #[test]

@@ -272,3 +272,56 @@ fn behaviours_beside_those_of_the_reference_plugins() {
         ptp        | DEL of nothing ok | ips 2 | host prefixes 0 | ADD again error 999 | CHECK ok | CHECK of a link that is down error 999 | DEL ok | DEL again ok | DEL without netns ok
     "]].assert_eq(&table);
 }
+
+/// The same for the addresses alone, beside host-local. Where they differ, the difference is meant: none is kept for a
+/// gateway, which is link-local, and errors have codes that tell them apart.
+#[test]
+fn addresses_beside_those_of_host_local() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let data_dir = node.state_dir().join("host-local");
+    let range = json!({ "subnet": "10.88.0.0/29" });
+    let host_local = json!({
+        "type": "host-local", "capabilities": { "ips": true },
+        "ipam": { "type": "host-local", "dataDir": data_dir, "ranges": [[range]] },
+    });
+    let mut own = ours(node);
+    own["ranges"] = json!([range]);
+    let mut table = String::new();
+    for (name, plugin) in [("seaway-cni", own), ("host-local", host_local)] {
+        let mut chain = Chain::new(node, "1.0.0", vec![plugin]);
+        let pods: Vec<Sandbox> = (0..8).map(|number| Sandbox::new(&format!("pod{number}"))).collect();
+        let add = |chain: &Chain<'_>, number: usize| match chain.add(&pods[number]) {
+            Ok(result) => addresses(&result).iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            Err(error) => format!("error {}", error["code"]),
+        };
+        let delete_all = |chain: &Chain<'_>| {
+            for pod in &pods {
+                chain.del(pod, None).unwrap();
+            }
+        };
+        let first: Vec<String> = (0..3).map(|number| add(&chain, number)).collect();
+        chain.del(&pods[0], None).unwrap();
+        let next = add(&chain, 3);
+        let more: Vec<String> = (4..8).map(|number| add(&chain, number)).collect();
+        delete_all(&chain);
+        chain.runtime_config = json!({ "ips": ["10.88.0.5"] });
+        let wanted = [add(&chain, 0), add(&chain, 1)];
+        chain.runtime_config = json!({ "ips": ["10.99.0.5"] });
+        let elsewhere = add(&chain, 2);
+        delete_all(&chain);
+        writeln!(
+            table,
+            "{name} | three {} | after DEL of the first {next} | until full {} | wanted {} | \
+             not in the range {elsewhere}",
+            first.join(" "),
+            more.join(" "),
+            wanted.join(", again ")
+        )
+        .unwrap();
+    }
+    expect_test::expect![[r"
+        seaway-cni | three 10.88.0.1 10.88.0.2 10.88.0.3 | after DEL of the first 10.88.0.4 | until full 10.88.0.5 10.88.0.6 10.88.0.1 error 100 | wanted 10.88.0.5, again error 100 | not in the range error 7
+        host-local | three 10.88.0.2 10.88.0.3 10.88.0.4 | after DEL of the first 10.88.0.5 | until full 10.88.0.6 10.88.0.2 error 999 error 999 | wanted 10.88.0.5, again error 999 | not in the range error 999
+    "]].assert_eq(&table);
+}

@@ -144,6 +144,26 @@ fn every_step_of_add_and_del_may_be_the_last() {
     assert!((8..MOST_STEPS).contains(&steps_of_add), "{steps_of_add} steps");
     kill_del(&bed);
     kill_gc(&bed);
+    lock_out(&bed);
+}
+
+/// Somebody keeps the addresses locked for longer than anyone waits: an ADD is to be tried again later, and a DEL takes
+/// away all that leads to the pod and leaves the addresses to the agent, to which they are a leak.
+fn lock_out(bed: &Bed<'_>) {
+    let (pod, other) = (Sandbox::new("pod"), Sandbox::new("other"));
+    bed.call("ADD", &pod, &bed.runtime.config).unwrap();
+    let data_dir = bed.runtime.config["dataDir"].as_str().unwrap();
+    let lock = Ipam::open(data_dir.as_ref(), "seaway").unwrap();
+    fault::hurry(true);
+    let error = bed.call("ADD", &other, &bed.runtime.config).unwrap_err().to_json();
+    assert!(error["code"] == 11 && error["msg"].as_str().unwrap().contains("another process"), "{error}");
+    assert_eq!(bed.call("DEL", &pod, &bed.runtime.config), Ok(None));
+    assert_eq!(bed.call("DEL", &other, &bed.runtime.config), Ok(None));
+    fault::hurry(false);
+    drop(lock);
+    assert_eq!((bed.held().len(), bed.runtime.in_kernel()), (2, (0, 0)));
+    bed.call("DEL", &pod, &bed.runtime.config).unwrap();
+    bed.assert_clean();
 }
 
 /// One pod stays and one goes, whatever of the collection is done when it is killed.

@@ -4,15 +4,18 @@
 #[path = "support/runtime.rs"]
 mod runtime;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::process::Child;
+use std::time::Duration;
 
 use runtime::{BOTH, Runtime, Sandbox, addresses, outcome};
+use seaway_cni::{Environment, call};
+use seaway_cni_network::ipam::{Ipam, Owner};
 use seaway_cni_network::netlink::{Netlink, RouteQuery};
 use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::ROUTE_PROTOCOL;
-use seaway_lab::{Lab, tcp_exchange, udp_exchange};
+use seaway_lab::{Lab, tcp_exchange, udp_exchange, wait_for};
 use serde_json::{Value, json};
 
 #[test]
@@ -56,6 +59,16 @@ fn verbs_may_be_repeated() {
     assert_eq!(error["code"], 103, "{error}");
     let check = |sandbox: &Sandbox| runtime.call("CHECK", sandbox, json!({ "prevResult": first }));
     assert_eq!(check(&a), Ok(Value::Null), "the refused ADD has changed nothing");
+    // Nor has one that would have to be given something else: what the pod has is in use.
+    let data_dir = lab.node(0).state_dir().join("cni");
+    for other in [
+        json!({ "ranges": [{ "subnet": "10.9.0.0/24" }] }),
+        json!({ "runtimeConfig": { "ips": ["10.244.1.99"] } }),
+    ] {
+        assert_eq!(runtime.call("ADD", &a, other).unwrap_err()["code"], 103);
+        let held = Ipam::peek(&data_dir, "seaway", &Owner::new("pod-a", "eth0")).unwrap();
+        assert_eq!(held.addresses, addresses(&first));
+    }
     runtime.del(&a);
     runtime.del(&a);
     assert!(check(&a).is_err());
@@ -122,7 +135,7 @@ fn a_plugin_that_is_killed_anywhere_is_mended_by_the_next_call() {
     for microseconds in (0..6000).step_by(150) {
         let sandbox = Sandbox::new("pod-a");
         let mut child = runtime.start("ADD", &sandbox, config.as_bytes());
-        std::thread::sleep(std::time::Duration::from_micros(microseconds));
+        std::thread::sleep(Duration::from_micros(microseconds));
         child.kill().unwrap();
         child.wait().unwrap();
         // Either the runtime gives up, or it cleans up and tries again.
@@ -172,6 +185,84 @@ fn an_exhausted_range_is_named_and_leaves_nothing() {
     assert_eq!((runtime.held(), runtime.in_kernel()), (1, (1, 2)));
     runtime.call("GC", &sandboxes[0], json!({ "cni.dev/valid-attachments": [] })).unwrap();
     assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+}
+
+#[test]
+fn several_ranges_serve_one_after_the_other_and_the_runtime_may_name_others() {
+    let lab = Lab::new(1).unwrap();
+    let ranges = ["10.244.1.0/30", "fd00:10:244:1::/64", "10.244.9.0/30"];
+    let runtime = Runtime::new(lab.node(0), &ranges);
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        lab.node(0).run(|| sysctl::write(key, "1").unwrap());
+    }
+    let sandboxes: Vec<Sandbox> = (0..6).map(|number| Sandbox::new(&format!("pod-{number}"))).collect();
+    let given: Vec<String> =
+        sandboxes[..4].iter().map(|sandbox| addresses(&runtime.add(sandbox))[0].to_string()).collect();
+    assert_eq!(given, ["10.244.1.1", "10.244.1.2", "10.244.9.1", "10.244.9.2"]);
+    let error = runtime.call("ADD", &sandboxes[4], json!({})).unwrap_err();
+    let message = error["msg"].as_str().unwrap();
+    assert!(message.contains("10.244.1.0/30, 10.244.9.0/30: all 4 are held, by pod-0 (eth0)"), "{message}");
+    assert_eq!(runtime.call("STATUS", &sandboxes[4], json!({})).unwrap_err()["code"], 50);
+    let others = json!({ "ipRanges": [[{ "subnet": "10.99.0.0/24", "rangeStart": "10.99.0.9" }]] });
+    let result = runtime.call("ADD", &sandboxes[5], json!({ "runtimeConfig": others })).unwrap();
+    assert_eq!(addresses(&result), ["10.99.0.9".parse::<IpAddr>().unwrap()]);
+    // Whichever of the ranges an address is from, it comes back.
+    runtime.del(&sandboxes[2]);
+    assert_eq!(addresses(&runtime.add(&sandboxes[4]))[0].to_string(), "10.244.9.1");
+    assert_eq!((runtime.held(), runtime.in_kernel()), (5, (5, 9)));
+}
+
+#[test]
+fn a_reboot_frees_what_it_ended() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &["10.244.1.0/30"]);
+    lab.node(0).run(|| sysctl::write("net/ipv4/ip_forward", "1").unwrap());
+    let boot = lab.node(0).state_dir().join("cni/seaway/boot");
+    let this = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    for round in 0..3 {
+        let pods = [0, 1].map(|number| Sandbox::new(&format!("pod-{round}-{number}")));
+        let given: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| addresses(&runtime.add(pod))).collect();
+        assert_eq!((given.len(), runtime.held()), (2, 2));
+        assert_eq!(runtime.call("STATUS", &pods[0], json!({})).unwrap_err()["code"], 50);
+        assert_eq!(std::fs::read_to_string(&boot).unwrap().trim(), this.trim());
+        // Pods end with the boot, and without DEL: what was written is of another boot than the next.
+        drop(pods);
+        wait_for(Duration::from_secs(20), "the links to go", || runtime.in_kernel() == (0, 0));
+        assert_eq!(runtime.held(), 2);
+        std::fs::write(&boot, "another boot").unwrap();
+        assert_eq!(runtime.call("STATUS", &Sandbox::new("pod"), json!({})), Ok(Value::Null));
+        assert_eq!(runtime.held(), 0);
+    }
+}
+
+#[test]
+fn the_own_namespace_is_a_containers_only_if_the_runtime_insists() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let own = format!("/run/netns/{}-node1", lab.run_name());
+    let code = |verb: &str, insists: &str| {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "pod"),
+            ("CNI_NETNS", &own),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_PATH", "/"),
+            ("CNI_NETNS_OVERRIDE", insists),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let environment = Environment::from_map(&HashMap::from(variables));
+        let outcome = lab.node(0).run(|| call(&environment, runtime.config.to_string().as_bytes()));
+        outcome.map_or_else(|error| error.to_json()["code"].as_u64(), |_| None)
+    };
+    for insists in ["", "0", "false"] {
+        assert_eq!((code("ADD", insists), code("DEL", insists)), (Some(8), Some(8)), "{insists:?}");
+    }
+    for insists in ["1", "true"] {
+        // It goes on, and finds the node's own link of that name.
+        assert_eq!((code("ADD", insists), code("DEL", insists)), (Some(103), None), "{insists:?}");
+    }
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    assert!(lab.node(0).netlink().unwrap().link("eth0").unwrap().unwrap().up, "the node's own link stays");
 }
 
 #[test]

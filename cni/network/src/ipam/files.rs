@@ -46,7 +46,7 @@ pub struct DirectoryFiles {
 impl DirectoryFiles {
     /// Makes the directories if they are missing, and takes the lock.
     pub fn lock(directory: &Path) -> FilesResult<Self> {
-        Self::lock_within(directory, LOCK_WAIT)
+        Self::lock_within(directory, fault::wait(LOCK_WAIT))
     }
 
     /// As [`Self::lock`], but gives up after `wait`.

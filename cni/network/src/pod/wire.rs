@@ -75,15 +75,25 @@ impl Attachment {
     /// Removes what an ADD that was cut short has left, or a DEL; what is in use stays, and is the error.
     fn make_room(&self, outer: &mut Netlink, pod: &Namespace) -> Result<(), WireError> {
         let stale = outer.link(&self.host_link())?;
+        self.refuse_if_taken(stale.as_ref(), pod)?;
+        if let Some(stale) = stale {
+            delete_if_there(outer, stale.index)?;
+        }
+        Ok(())
+    }
+
+    /// Fails as [`Self::wire`] would because the interface is there and in use. Changes nothing.
+    pub fn ensure_free(&self, pod: &Namespace) -> Result<(), WireError> {
+        let host = Netlink::open()?.link(&self.host_link())?;
+        self.refuse_if_taken(host.as_ref(), pod)
+    }
+
+    fn refuse_if_taken(&self, host: Option<&Link>, pod: &Namespace) -> Result<(), WireError> {
         let there = Netlink::open_in(pod)?.link(&self.ifname)?;
-        let replaceable =
-            |there: &Link| stale.as_ref().is_some_and(|stale| self.is_replaceable(stale, there));
+        let replaceable = |there: &Link| host.is_some_and(|host| self.is_replaceable(host, there));
         if there.is_some_and(|there| !replaceable(&there)) {
             let netns = pod.path().display().to_string();
             return Err(WireError::InterfaceExists { ifname: self.ifname.clone(), netns });
-        }
-        if let Some(stale) = stale {
-            delete_if_there(outer, stale.index)?;
         }
         Ok(())
     }
