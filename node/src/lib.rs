@@ -23,4 +23,4 @@ mod supervise;
 pub use agent::{NodeError, cleanup_proxy, initialise_proxy, run};
 pub use config::{NodeConfig, NodePortAddresses, Overlay, ProxyMode};
 pub use seaway_proxy::dataplane::userspace::serve_as_worker;
-pub use seaway_proxy::{conntrack, kube_proxy};
+pub use seaway_proxy::{conntrack, kube_proxy, share_arenas};

@@ -37,6 +37,7 @@ pub use error::ProxyError;
 pub use metrics::Metrics;
 pub use modes::cleanup;
 pub use notices::{Allowance, Notice, Reporter};
+pub use seaway_ebpf_loader::share_arenas;
 pub use status::{BackendStatus, DropCount, FrontendStatus, RuleCount, ServiceStatus, Status, StatusHandle};
 
 use reconcile::Reconciler;

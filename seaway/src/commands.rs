@@ -61,6 +61,7 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<anyhow::Error>,
 {
+    seaway_node::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .max_blocking_threads(8)

@@ -52,5 +52,5 @@ pub use maps::{MaglevTable, MapError, MapUsage, ServiceMaps, maglev_chunks};
 pub use mounts::cgroup2_mount;
 pub use node_config::NodeConfig;
 pub use seaway_ebpf_abi::{Counter, DropReason};
-pub use sys::trim_memory;
+pub use sys::{share_arenas, trim_memory};
 pub use traffic::Traffic;

@@ -528,6 +528,16 @@ pub(crate) fn ifname(index: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
+/// Has the threads of this process share memory that is free: glibc gives each of many threads a heap of its own, and
+/// what one has freed is of no use to the others. To be called before there are threads.
+pub fn share_arenas() {
+    // SAFETY: the allocator's own function, which takes numbers: two heaps for all threads.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// Gives memory of this process that nobody uses back to the kernel: glibc keeps what a large change has needed on its way.
 pub fn trim_memory() {
     // SAFETY: the allocator's own function, which any thread may call at any time.

@@ -76,6 +76,8 @@ pub fn run(options: &Options) -> Result<()> {
         .init();
     // TLS is not used here, but the client wants a provider before it knows.
     rustls::crypto::ring::default_provider().install_default().ok();
+    // As every long-lived part of Seaway does.
+    seaway_ebpf_loader::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let config = kube::Config::new(options.server.parse().context("the server's URL")?);
