@@ -8,6 +8,7 @@ mod kernel;
 mod net;
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,6 +230,40 @@ fn traffic_follows_from_inside_and_outside() {
     assert_eq!((status.mode.as_str(), status.services), ("ebpf", 4));
     assert_eq!(status.announced.len(), 8);
     assert_eq!(status.devices, ["eth0"]);
+    running.stop();
+}
+
+/// What a client outside and a pod say to each other goes from link to link, to the pod by `bpf_redirect_peer`.
+#[test]
+fn the_nodes_stack_forwards_nothing_between_clients_outside_and_pods() {
+    let world = World::new();
+    let running = world.start();
+    let nft = |command: &str| {
+        let output = world.net.within("node", || Command::new("nft").arg(command).output().unwrap());
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    nft("add table inet probe");
+    nft("add counter inet probe seen");
+    nft("add chain inet probe forward { type filter hook forward priority 0; }");
+    nft("add rule inet probe forward counter name seen");
+    let forwarded = || !nft("reset counter inet probe seen").contains("packets 0 ");
+    for v6 in [false, true] {
+        // Other packets between two links are seen.
+        eventually("another node", || world.net.ask_tcp("pod", at(family(v6, REMOTE), 8080)));
+        assert!(forwarded());
+        for protocol in ["tcp", "udp"] {
+            let to = at(family(v6, NODE_ADDRS), 30_001);
+            eventually("the short way", || {
+                let heard = world.outside(protocol, to);
+                if forwarded() { Err(heard) } else { Ok(()) }
+            });
+            for _ in 0..5 {
+                world.outside(protocol, to);
+            }
+            assert!(!forwarded(), "{protocol} to {to}");
+        }
+    }
     running.stop();
 }
 
