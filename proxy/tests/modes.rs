@@ -12,10 +12,10 @@ mod net;
 mod services;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernel::Place;
 use net::{eventually, talk};
@@ -24,7 +24,7 @@ use seaway_model::{
     Snapshot, TargetPod,
 };
 use seaway_proxy::Mode;
-use services::{LOCAL, NODE, Running, World, at, cluster, cluster_ip, node_port, service, vip};
+use services::{LOCAL, NODE, REMOTE, Running, World, at, cluster, cluster_ip, node_port, service, vip};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 /// Behind the node, by a route.
@@ -138,43 +138,131 @@ impl Datagrams {
     }
 }
 
-/// A client keeps its backend while others come and go; when its own goes, it gets another and keeps that.
-fn affinity_survives_changes_of_endpoints(scene: &Scene, mode: Mode) {
-    // In the very moment of a change the tables may give a client another backend, once.
-    let applied = |tell: &dyn Fn()| {
-        let before = scene.running.status.status().backends;
-        tell();
-        if mode == Mode::Iptables {
-            eventually("the change is applied", || {
-                let now = scene.running.status.status().backends;
-                if now == before { Err(now) } else { Ok(()) }
-            });
-        }
-    };
+/// A client keeps its backend while others come and go, in the moment of the change as well; when its own goes, it gets
+/// another and keeps that.
+fn affinity_survives_changes_of_endpoints(scene: &Scene) {
     let sticky = |service: &mut Service| service.session_affinity = Some(Duration::from_secs(60));
-    for v6 in [false, true] {
-        for protocol in BOTH {
-            let to = vip(6, v6);
+    // Families are written one after the other in some modes: all have to have followed before the next step, or what
+    // is left of the former one would be taken for a broken promise.
+    let backends = || scene.running.status.status().backends;
+    let none = backends();
+    let applied = |what: &dyn Fn(usize) -> bool| {
+        eventually(
+            "the change is applied",
+            || if what(backends()) { Ok(backends()) } else { Err(backends()) },
+        )
+    };
+    scene.tell(&["local"], sticky);
+    let one = applied(&|count| count != none);
+    let both = one + (one - none);
+    let alone = |name: &str| {
+        scene.tell(&[name], sticky);
+        for (protocol, v6) in every_path() {
+            scene.answered_by(name, protocol, vip(6, v6));
+        }
+        applied(&|count| count == one);
+    };
+    for (protocol, v6) in every_path() {
+        let to = vip(6, v6);
+        let asked_while = |name: &str, when: &str, more: &mut dyn FnMut() -> bool| {
+            let mut heard = Vec::new();
+            while more() {
+                heard.push(scene.who(protocol, to));
+                let stays = heard.last().is_some_and(|who| who.as_deref() == Ok(name));
+                assert!(stays, "{protocol} to {to} {when}, of {name}: {heard:?}");
+            }
+        };
+        let joined_by_another = |name: &str, when: &str| {
+            let deadline = Instant::now() + Duration::from_secs(30);
             scene.tell(&["local", "remote"], sticky);
-            let own = eventually("an answer", || scene.who(protocol, to));
-            let stays = |name: &str, when: &str| {
-                let heard: Vec<_> = (0..12).map(|_| scene.who(protocol, to)).collect();
-                let all = heard.iter().all(|who| who.as_deref() == Ok(name));
-                assert!(all, "{protocol} to {to} {when}, of {name}: {heard:?}");
-            };
-            stays(&own, "at first");
-            let other = if own == "local" { "remote" } else { "local" };
-            // Its own alone; then both again: the other one has come.
-            applied(&|| scene.tell(&[&own], sticky));
-            scene.answered_by(&own, protocol, to);
-            applied(&|| scene.tell(&["local", "remote"], sticky));
-            stays(&own, "when another has come");
-            applied(&|| scene.tell(&[other], sticky));
-            scene.answered_by(other, protocol, to);
-            applied(&|| scene.tell(&["local", "remote"], sticky));
-            stays(other, "when its former one has come back");
+            asked_while(name, when, &mut || {
+                assert!(Instant::now() < deadline, "the change is not applied");
+                backends() != both
+            });
+            let mut left = 12;
+            asked_while(name, when, &mut || {
+                left -= 1;
+                left >= 0
+            });
+        };
+        alone("local");
+        joined_by_another("local", "when another has come");
+        alone("remote");
+        joined_by_another("remote", "when its former one has come back");
+    }
+}
+
+/// Both protocols in both families.
+fn every_path() -> impl Iterator<Item = (Protocol, bool)> {
+    [false, true].into_iter().flat_map(|v6| BOTH.map(|protocol| (protocol, v6)))
+}
+
+/// A client that has been silent for longer than the timeout is anybody's again.
+fn affinity_ends_with_its_timeout(scene: &Scene) {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    scene.tell(&["local", "remote"], |service| service.session_affinity = Some(TIMEOUT));
+    let paths: Vec<(Protocol, SocketAddr)> = every_path().map(|(p, v6)| (p, vip(6, v6))).collect();
+    let mut heard: Vec<BTreeSet<String>> = vec![BTreeSet::new(); paths.len()];
+    eventually("both endpoints have answered everywhere", || {
+        for ((protocol, to), heard) in paths.iter().zip(&mut heard) {
+            heard.extend(scene.who(*protocol, *to).ok());
+        }
+        if heard.iter().all(|names| names.len() == 2) {
+            return Ok(());
+        }
+        std::thread::sleep(TIMEOUT + Duration::from_millis(200));
+        Err(heard.clone())
+    });
+}
+
+/// The port that an endpoint is asked from is no NodePort and none of the well-known, whatever port the client has: what
+/// answers would be taken for a request.
+fn source_ports_keep_off_node_ports(scene: &Scene) {
+    const PORT: u16 = 8099;
+    for addr in REMOTE {
+        let listener = scene.world.net.within("other", || TcpListener::bind(at(addr, PORT)).unwrap());
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let Ok(mut connection) = connection else { return };
+                let port = connection.peer_addr().unwrap().port();
+                // What has not been read when it closes would be answered with a reset.
+                let _read = BufReader::new(&connection).read_line(&mut String::new());
+                let _written = connection.write_all(format!("{port}\n").as_bytes());
+            }
+        });
+    }
+    let mut snapshot = cluster();
+    service(&mut snapshot, 6, &["remote"], |_| {});
+    change_endpoints(&mut snapshot, |set| set.iter().map(|endpoint| at_port(endpoint, PORT)).collect());
+    scene.world.tell(snapshot);
+    for v6 in [false, true] {
+        let any = if v6 { "::" } else { "0.0.0.0" };
+        for own in [600, 30_006, 31_000, 32_767] {
+            let port = eventually(&format!("an answer to port {own}, IPv6 {v6}"), || {
+                let to = node_port(6, v6);
+                let mut connection = scene.world.net.within("client", || connect(at(any, own), to))?;
+                talk(&mut connection)?.parse::<u16>().map_err(std::io::Error::other)
+            });
+            let free = port >= 1024 && !(30_000..=32_767).contains(&port);
+            assert!(free, "port {own} of the client became {port}");
         }
     }
+}
+
+/// A connection from `own`.
+fn connect(own: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&own.into())?;
+    socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    Ok(stream)
+}
+
+fn at_port(endpoint: &Endpoint, port: u16) -> Endpoint {
+    let ports = endpoint.ports.iter().map(|held| EndpointPort { port, ..held.clone() });
+    Endpoint { ports: ports.collect(), ..endpoint.clone() }
 }
 
 /// UDP from one port follows the endpoints, is refused at once when the last is gone, and served again when one is there.
@@ -304,7 +392,7 @@ fn recreated_services_are_found_at_their_new_address(scene: &Scene) {
     }
 }
 
-/// A port that the Service has not, and a Service without endpoints.
+/// A Service without endpoints, and a port that a Service has not.
 fn what_nobody_serves_is_refused(scene: &Scene) {
     scene.tell(&[], |service| {
         service.external_ips = EXTERNAL.map(|addr| addr.parse::<IpAddr>().unwrap()).into();
@@ -315,6 +403,15 @@ fn what_nobody_serves_is_refused(scene: &Scene) {
             for to in [cluster_ip(6, v6), node_port(6, v6), vip(6, v6), external] {
                 scene.refused(protocol, to);
             }
+        }
+    }
+    for endpoints in [&[][..], &["local"]] {
+        scene.tell(endpoints, |_| {});
+        for (protocol, v6) in every_path() {
+            if !endpoints.is_empty() {
+                scene.answered_by("local", protocol, cluster_ip(6, v6));
+            }
+            scene.refused(protocol, SocketAddr::new(cluster_ip(6, v6).ip(), 81));
         }
     }
 }
@@ -339,11 +436,8 @@ fn fragments_and_errors_belong_to_their_connection(scene: &Scene, mode: Mode) {
     for name in ["local", "remote"] {
         let mut snapshot = cluster();
         service(&mut snapshot, 6, &[name], |_| {});
-        let deaf = |endpoint: &Endpoint| {
-            let ports = endpoint.ports.iter().map(|port| EndpointPort { port: 9, ..port.clone() });
-            Endpoint { ports: ports.collect(), ..endpoint.clone() }
-        };
-        change_endpoints(&mut snapshot, |set| set.iter().map(deaf).collect());
+        // Nobody listens there.
+        change_endpoints(&mut snapshot, |set| set.iter().map(|endpoint| at_port(endpoint, 9)).collect());
         scene.world.tell(snapshot);
         for v6 in [false, true] {
             for protocol in BOTH {
@@ -359,19 +453,7 @@ fn one_client_port_reaches_one_endpoint_by_two_addresses(scene: &Scene) {
     for index in [2, 6] {
         for v6 in [false, true] {
             let any: SocketAddr = if v6 { "[::]:0" } else { "0.0.0.0:0" }.parse().unwrap();
-            let connect = |local: SocketAddr, to: SocketAddr| {
-                scene.world.net.within("client", || {
-                    let socket =
-                        socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)
-                            .unwrap();
-                    socket.set_reuse_address(true).unwrap();
-                    socket.bind(&local.into()).unwrap();
-                    socket.connect_timeout(&to.into(), Duration::from_secs(2)).unwrap();
-                    let stream = TcpStream::from(socket);
-                    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-                    stream
-                })
-            };
+            let connect = |own, to| scene.world.net.within("client", || connect(own, to).unwrap());
             scene.answered_by(if index == 2 { "remote" } else { "local" }, Protocol::Tcp, vip(index, v6));
             let mut first = connect(any, vip(index, v6));
             let local = SocketAddr::new(any.ip(), first.local_addr().unwrap().port());
@@ -414,7 +496,9 @@ fn external_addresses_and_host_ports_are_served(scene: &Scene, mode: Mode) {
 
 fn promises_hold(mode: Mode) {
     let scene = Scene::new(mode);
-    affinity_survives_changes_of_endpoints(&scene, mode);
+    affinity_survives_changes_of_endpoints(&scene);
+    affinity_ends_with_its_timeout(&scene);
+    source_ports_keep_off_node_ports(&scene);
     udp_flows_follow_also_down_to_none(&scene);
     draining_endpoints_keep_their_connections(&scene);
     recreated_services_are_found_at_their_new_address(&scene);
