@@ -200,10 +200,13 @@ fn remember(frontend: &SocketKey, addr: &Addr, port_be: u16, service: u32, used:
     };
     // A socket connects once.
     // SAFETY: as in `sticky`: at worst an entry is written once more than needed.
-    let known = used != Use::Connection && SOCKETS.get_ptr(&key).is_some_and(|held| {
-        let held = unsafe { &*held };
-        held.addr.same(&value.addr) && held.port_be == value.port_be && held.last_used_s == value.last_used_s
-    });
+    let known = used != Use::Connection
+        && SOCKETS.get_ptr(&key).is_some_and(|held| {
+            let held = unsafe { &*held };
+            held.addr.same(&value.addr)
+                && held.port_be == value.port_be
+                && held.last_used_s == value.last_used_s
+        });
     let mut full = !known && SOCKETS.insert(&key, &value, 0).is_err();
     if used == Use::FirstDatagram {
         value.addr = *addr;

@@ -33,23 +33,32 @@ fn rates(
     target: fn(Place) -> SocketAddr,
     report: &mut Report,
 ) -> Result<()> {
-    let places = [GROWING, IPTABLES[0], BIG, IPTABLES[1]];
-    let (mut small, mut large, mut growth) = (Pairs::default(), Pairs::default(), Pairs::default());
+    let targets = [
+        target(GROWING),
+        target(IPTABLES[0]),
+        target(BIG),
+        target(IPTABLES[1]),
+        // The pod itself, with no translation: what is possible here at all.
+        GROWING.direct(),
+    ];
+    let [mut small, mut large, mut growth, mut plain] = std::array::from_fn(|_| Pairs::default());
     for block in effort.blocks() {
-        let mut figures = [0.0; 4];
-        for step in 0..places.len() {
-            let index = (block + step) % places.len();
-            figures[index] = bed.outside.rate(target(places[index]), CLIENT_THREADS, effort.window_ms)?;
+        let mut figures = [0.0; 5];
+        for step in 0..targets.len() {
+            let index = (block + step) % targets.len();
+            figures[index] = bed.outside.rate(targets[index], CLIENT_THREADS, effort.window_ms)?;
         }
-        let [ours_small, theirs_small, ours_large, theirs_large] = figures;
+        let [ours_small, theirs_small, ours_large, theirs_large, forwarded] = figures;
         small.push(ours_small, theirs_small);
         large.push(ours_large, theirs_large);
         growth.push(ours_large, ours_small);
+        plain.push(ours_small, forwarded);
     }
-    let machine = "client, backend and both network stacks share the machine's cores with the translation";
+    let machine = "client, backend and their network stacks take most of the two cores: see plain forwarding";
     let row =
         |size, peer, pairs: &Pairs, target| Row::beside(case, size, "1/s", peer, pairs.compared(), target);
     report.add(row(SMALL, PEER_IPTABLES, &small, Target::RatioAtLeast(1.3)).limited_by(machine));
+    report.add(row(SMALL, "plain forwarding, no Service", &plain, Target::None));
     let ten = Target::RatioAtLeast(0.97);
     report.add(row(LARGE, "ourselves with 10 Services", &growth, ten).limited_by("caches, and noise"));
     let mut against = row(LARGE, PEER_IPTABLES, &large, Target::None);
