@@ -9,8 +9,8 @@ mod arpa;
 mod index;
 mod lookup;
 mod service;
+mod srv;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use imbl::OrdMap;
 use ipnet::IpNet;
 use seaway_model::{ServiceKey, Snapshot};
+use smallvec::SmallVec;
 
 use crate::{DnsConfig, DnsError, PodRecords};
 use arpa::Reverse;
@@ -60,10 +61,10 @@ impl Window {
     /// Everything, from the first on.
     pub const ALL: Self = Self { turn: 0, records_max: usize::MAX };
 
-    fn of<T>(self, mut all: Vec<T>) -> impl Iterator<Item = T> {
-        if !all.is_empty() {
-            let turn = self.turn % all.len();
-            all.rotate_left(turn);
+    fn of<T, L: AsMut<[T]> + IntoIterator<Item = T>>(self, mut all: L) -> impl Iterator<Item = T> {
+        let ring = all.as_mut();
+        if !ring.is_empty() {
+            ring.rotate_left(self.turn % ring.len());
         }
         all.into_iter().take(self.records_max)
     }
@@ -369,13 +370,13 @@ impl Zone {
                 answers.extend(self.addresses(owner, kind, records.addresses_in(part), window));
             }
             (Node::Service(records), RecordType::SRV) => {
-                self.push_srv(&mut answer, owner, records.targets(None, None), &records.key, window);
+                self.push_srv(&mut answer, owner, records, (None, None), window);
             }
             (Node::Part(records, part), RecordType::SRV) => {
-                self.push_srv(&mut answer, owner, records.targets(None, Some(part)), &records.key, window);
+                self.push_srv(&mut answer, owner, records, (None, Some(part)), window);
             }
             (Node::Port(records, port), RecordType::SRV) => {
-                self.push_srv(&mut answer, owner, records.targets(Some(port), None), &records.key, window);
+                self.push_srv(&mut answer, owner, records, (Some(port), None), window);
             }
             (Node::Endpoint(addrs), RecordType::A | RecordType::AAAA) => {
                 answers.extend(self.addresses(owner, kind, addrs.iter().copied(), window));
@@ -388,29 +389,6 @@ impl Zone {
         answer
     }
 
-    /// SRV records of a Service that point to `targets`, and the addresses of these.
-    fn push_srv(
-        &self,
-        answer: &mut Answer,
-        owner: &Name,
-        targets: Vec<service::Target>,
-        key: &ServiceKey,
-        window: Window,
-    ) {
-        // As CoreDNS has it: each address and port has the same part of a hundred.
-        let count = targets.iter().map(|target| target.addrs.len()).sum::<usize>();
-        let weight = u16::try_from(100 / count.max(1)).unwrap_or(1).max(1);
-        let mut glued = HashSet::new();
-        for target in window.of(targets) {
-            let Some(name) = self.name_of(key, target.label.as_deref()) else { continue };
-            let srv = hickory_proto::rr::rdata::SRV::new(0, weight, target.port, name.clone());
-            answer.answers.push(self.record(owner, RData::SRV(srv)));
-            // An endpoint of several ports has its address told once.
-            let new = target.addrs.into_iter().filter(|addr| glued.insert((target.label.clone(), *addr)));
-            answer.additionals.extend(new.map(|addr| self.record(&name, address(addr))));
-        }
-    }
-
     fn addresses(
         &self,
         owner: &Name,
@@ -418,8 +396,10 @@ impl Zone {
         addrs: impl IntoIterator<Item = IpAddr>,
         window: Window,
     ) -> impl Iterator<Item = Record> {
-        let wanted = addrs.into_iter().filter(|addr| addr.is_ipv4() == (kind == RecordType::A)).collect();
-        window.of::<IpAddr>(wanted).map(move |addr| self.record(owner, address(addr)))
+        let wanted = addrs.into_iter().filter(|addr| addr.is_ipv4() == (kind == RecordType::A));
+        window
+            .of(wanted.collect::<SmallVec<[IpAddr; 2]>>())
+            .map(move |addr| self.record(owner, address(addr)))
     }
 
     fn glue(&self, kind: RecordType) -> Vec<Record> {

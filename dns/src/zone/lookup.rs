@@ -25,10 +25,10 @@ impl Labels<'_> {
     }
 }
 
-/// A named port, as a question spells it.
+/// A named port, as its Service spells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Port<'a> {
-    pub(super) name: Cow<'a, str>,
+    pub(super) name: &'a [u8],
     pub(super) protocol: Protocol,
 }
 
@@ -157,7 +157,7 @@ fn port_of<'a>(records: &'a ServiceRecords, protocol_label: &str, port_label: &s
         return Node::Missing;
     };
     match records.port_name(name, protocol) {
-        Some(name) => Node::Port(records, Port { name: Cow::Borrowed(name), protocol }),
+        Some(name) => Node::Port(records, Port { name, protocol }),
         None => Node::Missing,
     }
 }

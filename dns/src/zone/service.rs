@@ -1,6 +1,7 @@
 //! What DNS tells about one Service.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use super::lookup::{Part, Port};
 pub(super) struct ServiceRecords {
     pub(super) key: ServiceKey,
     kind: Kind,
-    ports: SmallVec<[ServicePort; 1]>,
+    ports: SmallVec<[PortRecord; 1]>,
     endpoints: Arc<EndpointSet>,
     publish_not_ready: bool,
     /// Places in `endpoints` of those that have a host name, by that name.
@@ -38,12 +39,27 @@ enum Kind {
     External(Option<Name>),
 }
 
-/// What an SRV record points to.
-pub(super) struct Target {
-    /// The name below the Service; `None` for the Service itself.
-    pub(super) label: Option<String>,
+/// A port, with its name beside the rest, for the same reason.
+#[derive(Debug)]
+struct PortRecord {
+    name: SmallVec<[u8; 15]>,
+    protocol: Protocol,
+    port: u16,
+}
+
+impl PortRecord {
+    fn new(port: &ServicePort) -> Self {
+        Self { name: port.name.as_bytes().into(), protocol: port.protocol, port: port.port }
+    }
+}
+
+/// A port of an endpoint, for SRV records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place<'a> {
+    /// The endpoint's name below the Service.
+    pub(super) label: Cow<'a, str>,
     pub(super) port: u16,
-    pub(super) addrs: Vec<IpAddr>,
+    pub(super) addr: IpAddr,
 }
 
 impl ServiceRecords {
@@ -66,7 +82,7 @@ impl ServiceRecords {
         Self {
             key: service.key.clone(),
             kind,
-            ports: service.ports.iter().cloned().collect(),
+            ports: service.ports.iter().map(PortRecord::new).collect(),
             endpoints,
             publish_not_ready: service.publish_not_ready,
             hosts,
@@ -130,9 +146,11 @@ impl ServiceRecords {
     }
 
     /// The name of the port that `name` and `protocol` mean, if there is one.
-    pub(super) fn port_name(&self, name: &str, protocol: Protocol) -> Option<&str> {
-        let named = |port: &&ServicePort| {
-            port.protocol == protocol && !port.name.is_empty() && port.name.eq_ignore_ascii_case(name)
+    pub(super) fn port_name(&self, name: &str, protocol: Protocol) -> Option<&[u8]> {
+        let named = |port: &&PortRecord| {
+            port.protocol == protocol
+                && !port.name.is_empty()
+                && port.name.eq_ignore_ascii_case(name.as_bytes())
         };
         self.ports.iter().find(named).map(|port| &*port.name)
     }
@@ -142,32 +160,29 @@ impl ServiceRecords {
         without_repeats(self.usable_in(Some(part)).map(|endpoint| endpoint.addr))
     }
 
-    /// What SRV records of one port, or of all, point to, of all endpoints or of a part.
-    pub(super) fn targets(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Vec<Target> {
-        let wanted = |name: &str, protocol: Protocol| {
-            port.is_none_or(|port| port.protocol == protocol && port.name == name)
-        };
-        if let Kind::ClusterIp { addrs, .. } = &self.kind {
-            // The same number may serve several protocols: one record.
-            let ports: BTreeSet<u16> =
-                self.ports.iter().filter(|p| wanted(&p.name, p.protocol)).map(|p| p.port).collect();
-            return ports
-                .into_iter()
-                .map(|port| Target { label: None, port, addrs: addrs.to_vec() })
-                .collect();
-        }
-        // Endpoints that share a host name are one target with several addresses.
-        let mut targets: BTreeMap<(String, u16), Vec<IpAddr>> = BTreeMap::new();
+    /// The numbers of one port of a Service with a ClusterIP, or of all: each once, though it may serve several protocols.
+    pub(super) fn cluster_ports(&self, port: Option<&Port<'_>>) -> SmallVec<[u16; 4]> {
+        let wanted = self.ports.iter().filter(|held| is_meant(port, &held.name, held.protocol));
+        let mut numbers: SmallVec<[u16; 4]> = wanted.map(|held| held.port).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// Where one port is, or all are, at all endpoints or at a part: by label, then port, then address.
+    pub(super) fn places(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Vec<Place<'_>> {
+        let mut places = Vec::new();
         for endpoint in self.usable_in(within) {
-            for port in endpoint.ports.iter().filter(|port| wanted(&port.name, port.protocol)) {
-                let addrs = targets.entry((label(endpoint), port.port)).or_default();
-                // Endpoints are ordered by address.
-                if addrs.last() != Some(&endpoint.addr) {
-                    addrs.push(endpoint.addr);
+            for offer in &*endpoint.ports {
+                if is_meant(port, offer.name.as_bytes(), offer.protocol) {
+                    places.push(Place { label: label(endpoint), port: offer.port, addr: endpoint.addr });
                 }
             }
         }
-        targets.into_iter().map(|((label, port), addrs)| Target { label: Some(label), port, addrs }).collect()
+        // Endpoints are ordered by address, and a stable sort leaves them so.
+        places.sort_by(|a, b| (&a.label, a.port).cmp(&(&b.label, b.port)));
+        places.dedup();
+        places
     }
 
     fn usable(&self) -> impl Iterator<Item = &Endpoint> {
@@ -188,9 +203,18 @@ impl ServiceRecords {
     }
 }
 
+/// Whether a question is about a port: about this one, or about all.
+fn is_meant(asked: Option<&Port<'_>>, name: &[u8], protocol: Protocol) -> bool {
+    asked.is_none_or(|asked| asked.protocol == protocol && asked.name == name)
+}
+
 /// The name of an endpoint below its Service.
-fn label(endpoint: &Endpoint) -> String {
-    endpoint.hostname.as_ref().map_or_else(|| dashed(endpoint.addr), |hostname| lower(hostname).to_string())
+fn label(endpoint: &Endpoint) -> Cow<'_, str> {
+    match &endpoint.hostname {
+        None => dashed(endpoint.addr).into(),
+        Some(hostname) if is_lower(hostname) => Cow::Borrowed(hostname),
+        Some(hostname) => hostname.to_ascii_lowercase().into(),
+    }
 }
 
 /// `10.0.0.1` as `10-0-0-1`, `fd00::1` as `fd00--1`, and `fd00::` as `fd00--0`, since a label must not end in a dash.
@@ -222,11 +246,11 @@ fn absolute(name: &str) -> Option<Name> {
 }
 
 fn lower(text: &Arc<str>) -> Arc<str> {
-    if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        text.to_ascii_lowercase().into()
-    } else {
-        Arc::clone(text)
-    }
+    if is_lower(text) { Arc::clone(text) } else { text.to_ascii_lowercase().into() }
+}
+
+fn is_lower(text: &str) -> bool {
+    !text.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// Drops an address that equals the one before it.

@@ -1,0 +1,77 @@
+//! SRV records: which ports there are where, and the addresses of these places.
+
+use hashbrown::HashSet;
+use hickory_proto::rr::rdata::SRV;
+use hickory_proto::rr::{Name, RData};
+
+use super::lookup::{Part, Port};
+use super::service::{Place, ServiceRecords};
+use super::{Answer, Window, Zone, address};
+
+/// As CoreDNS has it: each address and port has the same part of a hundred.
+fn weight(count: usize) -> u16 {
+    u16::try_from(100 / count.max(1)).unwrap_or(1).max(1)
+}
+
+impl Zone {
+    /// SRV records of one port of a Service, or of all, of all endpoints or of a part, and the addresses that they lead to.
+    pub(super) fn push_srv(
+        &self,
+        answer: &mut Answer,
+        owner: &Name,
+        records: &ServiceRecords,
+        (port, within): (Option<&Port<'_>>, Option<&Part>),
+        window: Window,
+    ) {
+        let Some(service) = self.name_of(&records.key, None) else { return };
+        if records.is_headless() {
+            self.push_places(answer, owner, &service, records.places(port, within), window);
+        } else {
+            self.push_ports(answer, owner, &service, (records, port), window);
+        }
+    }
+
+    /// Of a Service with a ClusterIP: each leads to the Service itself.
+    fn push_ports(
+        &self,
+        answer: &mut Answer,
+        owner: &Name,
+        service: &Name,
+        (records, port): (&ServiceRecords, Option<&Port<'_>>),
+        window: Window,
+    ) {
+        let (ports, addrs) = (records.cluster_ports(port), records.cluster_ips());
+        if ports.is_empty() {
+            return;
+        }
+        let weight = weight(ports.len() * addrs.len());
+        let srv = |port| RData::SRV(SRV::new(0, weight, port, service.clone()));
+        answer.answers.extend(window.of(ports).map(|port| self.record(owner, srv(port))));
+        answer.additionals.extend(addrs.iter().map(|&addr| self.record(service, address(addr))));
+    }
+
+    /// Of a headless one. Endpoints that share a host name are one target with several addresses.
+    fn push_places(
+        &self,
+        answer: &mut Answer,
+        owner: &Name,
+        service: &Name,
+        places: Vec<Place<'_>>,
+        window: Window,
+    ) {
+        let weight = weight(places.len());
+        let is_same = |a: &Place<'_>, b: &Place<'_>| a.label == b.label && a.port == b.port;
+        let targets: Vec<&[Place<'_>]> = places.chunk_by(is_same).collect();
+        // An endpoint of several ports has its address told once.
+        let repeated = targets.windows(2).any(|pair| pair[0][0].label == pair[1][0].label);
+        let mut told = HashSet::new();
+        for target in window.of(targets) {
+            let first = &target[0];
+            let Ok(name) = service.prepend_label(first.label.as_bytes()) else { continue };
+            let srv = SRV::new(0, weight, first.port, name.clone());
+            answer.answers.push(self.record(owner, RData::SRV(srv)));
+            let new = target.iter().filter(|place| !repeated || told.insert((&place.label, place.addr)));
+            answer.additionals.extend(new.map(|place| self.record(&name, address(place.addr))));
+        }
+    }
+}
