@@ -1,8 +1,8 @@
 //! Health, readiness and metrics over HTTP, for a server that runs alone.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -11,10 +11,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use prometheus::{Registry, TextEncoder};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{DnsError, Metrics};
+
+/// How often the server asks for its own health, and how long that may take, as CoreDNS has it.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+const HEALTH_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Serves `/health` (it runs), `/ready` (it listens, its zone is complete and it is not told to stop) and `/metrics` at
 /// `address` until `shutdown`.
@@ -32,6 +39,9 @@ pub async fn serve_admin(
         address,
         source,
     })?;
+    let (serving, asking) = (listener.local_addr().unwrap_or(address), metrics.clone());
+    let mut health = JoinSet::new();
+    health.spawn(async move { watch_health(serving, "/health", &asking).await });
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -57,6 +67,37 @@ pub async fn serve_admin(
             }
         });
     }
+}
+
+/// Asks this process for its own health now and then, as CoreDNS does, until dropped: how long that takes tells how busy it
+/// is. `path` is where it is told at `address`.
+pub async fn watch_health(address: SocketAddr, path: &str, metrics: &Metrics) {
+    let mut every = tokio::time::interval(HEALTH_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let began = Instant::now();
+        let good = timeout(HEALTH_PATIENCE, health(reachable(address), path)).await;
+        metrics.health_asked(matches!(good, Ok(Ok(true))), began.elapsed());
+    }
+}
+
+async fn health(address: SocketAddr, path: &str) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+    let mut status = Vec::new();
+    stream.read_to_end(&mut status).await?;
+    Ok(status.get(8..13) == Some(b" 200 "))
+}
+
+/// An address that stands for all is reached at loopback.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 fn answer(request: &Request<Incoming>, metrics: &Metrics, registry: &Registry) -> Response<Full<Bytes>> {

@@ -25,7 +25,7 @@ use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use admin::serve_admin;
+pub use admin::{serve_admin, watch_health};
 pub use config::{DnsConfig, PodRecords, upstreams_from};
 pub use error::DnsError;
 pub use metrics::Metrics;

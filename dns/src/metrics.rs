@@ -3,18 +3,21 @@
 mod meter;
 mod tally;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     exponential_buckets,
 };
 
 pub(crate) use meter::{Count, Meter, Scope, Source, Transport, code_name};
 pub(crate) use tally::Tally;
+
+use crate::settings::Settings;
 
 /// The DNS server's metrics.
 #[derive(Debug, Clone)]
@@ -31,6 +34,11 @@ struct Set {
     autopath: IntCounterVec,
     reloads: IntCounterVec,
     shed: IntCounterVec,
+    reload_failures: IntCounter,
+    plugins: IntGaugeVec,
+    hosts_entries: IntGauge,
+    health: Histogram,
+    health_failures: IntCounter,
     panics: IntCounter,
     synced: IntGauge,
     services: IntGauge,
@@ -56,6 +64,7 @@ struct Cache {
     evictions: IntCounterVec,
     served_stale: IntCounterVec,
     prefetches: IntCounterVec,
+    drops: IntCounterVec,
 }
 
 #[derive(Debug)]
@@ -108,6 +117,26 @@ impl Metrics {
                 "Questions that were dropped, by why: the queue was full, or their source asked too much.",
                 &["reason"],
             )?,
+            reload_failures: new
+                .counter("coredns_reload_failed_total", "Times that a new settings file was refused.")?,
+            plugins: new.gauges(
+                "coredns_plugin_enabled",
+                "What is at work for a zone, in CoreDNS's words.",
+                &["server", "zone", "view", "name"],
+            )?,
+            hosts_entries: new
+                .gauge("coredns_hosts_entries", "Addresses that the settings give to names.")?,
+            health: new.add(Histogram::with_opts(
+                HistogramOpts::new(
+                    "coredns_health_request_duration_seconds",
+                    "Time that the server's own requests for /health take.",
+                )
+                .buckets(exponential_buckets(0.000_25, 10.0, 5)?),
+            )?)?,
+            health_failures: new.counter(
+                "coredns_health_request_failures_total",
+                "The server's own requests for /health that failed.",
+            )?,
             panics: new.counter("coredns_panics_total", "Panics while answering.")?,
             synced: new
                 .gauge("seaway_dns_synced", "Whether the zone is complete (1) or not yet known (0).")?,
@@ -145,11 +174,37 @@ impl Metrics {
     }
 
     pub(crate) fn settings_loaded(&self, good: bool) {
+        self.set.reload_failures.inc_by(u64::from(!good));
         self.set.reloads.with_label_values(&[if good { "applied" } else { "refused" }]).inc();
     }
 
     pub(crate) fn shed(&self, reason: &str, count: usize) {
         self.set.shed.with_label_values(&[reason]).inc_by(count as u64);
+    }
+
+    /// Says what is at work at `listening`, instead of what was before.
+    pub(crate) fn set_plugins(&self, listening: &[SocketAddr], settings: &Settings) {
+        self.set.plugins.reset();
+        for (zone, name) in settings.plugins() {
+            for server in listening {
+                let server = format!("dns://{server}");
+                self.set.plugins.with_label_values(&[&*server, &*zone.to_ascii(), "", name]).set(1);
+            }
+        }
+        let entries: usize = settings.zones.iter().map(|zone| zone.hosts.entries.len()).sum();
+        self.set.hosts_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    /// What became of a request for /health that the server made itself.
+    pub(crate) fn health_asked(&self, good: bool, took: Duration) {
+        self.set.health.observe(took.as_secs_f64());
+        self.set.health_failures.inc_by(u64::from(!good));
+    }
+
+    pub(crate) fn cache_dropped(&self, count: u64) {
+        if count > 0 {
+            self.set.cache.drops.with_label_values(&[SERVER]).inc_by(count);
+        }
     }
 
     pub(crate) fn cache_prefetch(&self) {
@@ -276,6 +331,11 @@ impl Cache {
             prefetches: new.counters(
                 "coredns_cache_prefetch_total",
                 "Answers asked for anew before they ended.",
+                &["server"],
+            )?,
+            drops: new.counters(
+                "coredns_cache_drops_total",
+                "Replies that were not remembered, since they do not answer the question.",
                 &["server"],
             )?,
         })

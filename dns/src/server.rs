@@ -144,6 +144,7 @@ impl Server {
         zone.update(&snapshots.borrow_and_update());
         let origin = zone.origin().clone();
         let first = State::new(&self.settings, zone, None, &listening, &metrics)?;
+        metrics.set_plugins(&listening, &self.settings);
         let (publish, states) = watch::channel(Arc::new(first));
         let shared = Arc::new(Shared::new(states, &self.config, &metrics));
         let mut tasks = JoinSet::new();

@@ -33,6 +33,35 @@ impl Settings {
         let root = ZoneSettings { forward: Some(forward), ..ZoneSettings::new(Name::root(), config) };
         Self { config: config.clone(), zones: vec![root] }
     }
+
+    /// What is at work for which zone, in the words that CoreDNS has for it.
+    pub(crate) fn plugins(&self) -> Vec<(Name, &'static str)> {
+        let (cluster, config) = (Name::from_ascii(&self.config.zone).unwrap_or_default(), &self.config);
+        let mut all = vec![(absolute(cluster.clone()), "kubernetes"), (Name::root(), "prometheus")];
+        all.extend(config.autopath.then(|| (absolute(cluster), "autopath")));
+        all.extend(config.file.is_some().then(|| (Name::root(), "reload")));
+        for zone in &self.zones {
+            let forwards = zone.forward.is_some();
+            let at_work = [
+                ("forward", forwards),
+                // A question that comes back to us joins the one that it came from.
+                ("loop", forwards),
+                ("cache", forwards && zone.cache.bytes_max > 0),
+                ("hosts", !zone.hosts.entries.is_empty()),
+                ("rewrite", !zone.rewrites.is_empty()),
+                ("template", !zone.templates.is_empty()),
+                ("log", zone.log),
+            ];
+            let at_work = at_work.into_iter().filter(|(_, is)| *is);
+            all.extend(at_work.map(|(name, _)| (zone.name.clone(), name)));
+        }
+        all
+    }
+}
+
+fn absolute(mut name: Name) -> Name {
+    name.set_fqdn(true);
+    name
 }
 
 /// A zone outside of the cluster.

@@ -108,6 +108,11 @@ async fn health_and_readiness_over_http() {
     eventually(async || get("/ready").await.contains(" 200 ")).await;
     assert!(get("/metrics").await.contains("coredns_build_info"));
     assert!(get("/other").await.contains(" 404 "));
+    // It asks itself, too.
+    let asked = "coredns_health_request_duration_seconds_count ";
+    let told = async |line: &str| get("/metrics").await.contains(line);
+    eventually(async || told(asked).await && !told(&format!("{asked}0")).await).await;
+    assert!(told("coredns_health_request_failures_total 0").await);
     stop.cancel();
     admin.await.unwrap().unwrap();
 }

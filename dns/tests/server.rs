@@ -217,6 +217,15 @@ async fn other_names_are_asked_upstream_once_and_remembered() {
     let chased = ask(running.v4, "out.shop.svc.cluster.local.", RecordType::A).await;
     assert_eq!(data(&chased), ["www.example.com.", "192.0.2.1"]);
     assert!(chased.metadata.authoritative);
+    // A target that does not fit says so, and comes whole over TCP.
+    let far = cluster::snapshot(&format!("{CLUSTER}service shop/far external large.example"));
+    running.snapshots.send(Arc::new(Snapshot { version: 8, ..far })).unwrap();
+    eventually(async || {
+        ask(running.v4, "far.shop.svc.cluster.local.", RecordType::TXT).await.metadata.truncation
+    })
+    .await;
+    let far = over_tcp(running.v4, &question_bytes("far.shop.svc.cluster.local.", RecordType::TXT)).await;
+    assert_eq!(Message::from_vec(&far).unwrap().answers.len(), 21);
     let inside = ask(running.v4, "in.shop.svc.cluster.local.", RecordType::AAAA).await;
     assert_eq!(data(&inside), ["web.shop.svc.cluster.local.", "fd00:96::1"]);
 }
@@ -257,6 +266,7 @@ async fn forged_answers_are_not_taken() {
     let forging = Resolver::start(Behaviour::ForgeFirst).await;
     let running = start(&config(&[forging.address]));
     assert_eq!(data(&ask(running.v4, "www.example.", RecordType::A).await), ["192.0.2.1"]);
+    assert_ne!(metric(&running, "coredns_cache_drops_total"), "0");
 }
 
 #[tokio::test]
@@ -412,6 +422,8 @@ async fn metrics_have_the_names_that_dashboards_know() {
         format!("coredns_forward_requests_total{{to=\"{}\"}} 1", resolver.address),
         format!("coredns_forward_responses_total{{rcode=\"NOERROR\",to=\"{}\"}} 1", resolver.address),
         "coredns_cache_misses_total{server=\"dns://\"} 1".to_owned(),
+        format!("coredns_plugin_enabled{{name=\"kubernetes\",{server},view=\"\",zone=\"cluster.local.\"}} 1"),
+        format!("coredns_plugin_enabled{{name=\"forward\",{server},view=\"\",zone=\".\"}} 1"),
         "seaway_dns_synced 1".to_owned(),
         "seaway_dns_services 5".to_owned(),
     ] {

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,8 @@ pub(super) struct Upstream {
     stream_only: bool,
     max_fails: u32,
     health_check: Duration,
+    /// Packets that answer no question of ours and have not been told yet.
+    dropped: AtomicU64,
 }
 
 impl Upstream {
@@ -62,7 +65,8 @@ impl Upstream {
         let label = if tls.is_some() { format!("tls://{address}") } else { address.to_string() };
         let connections = Connections::new(address, tls, settings);
         let (max_fails, health_check) = (settings.max_fails, settings.health_check);
-        Self { address, label, health: Mutex::default(), connections, stream_only, max_fails, health_check }
+        let (health, dropped) = (Mutex::default(), AtomicU64::new(0));
+        Self { address, label, health, connections, stream_only, max_fails, health_check, dropped }
     }
 
     /// Whether it has failed several times in a row.
@@ -121,6 +125,7 @@ impl Upstream {
             let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
             health.failures = if ended.is_ok() { 0 } else { health.failures.saturating_add(1) };
         }
+        metrics.cache_dropped(self.dropped.swap(0, Ordering::Relaxed));
         let (reused, opened) = self.connections.take_counts();
         metrics.forward_connections(&self.label, reused, opened);
         metrics.forward_response(&self.label, ended.as_ref().ok().map(|found| found.code), began.elapsed());
@@ -148,7 +153,11 @@ impl Upstream {
             }
         }
         let reply = self.connections.exchange(&wire).await.map_err(failed)?;
-        answer_to(&question, &reply).map(found).ok_or(mismatch)
+        let answer = answer_to(&question, &reply);
+        if answer.is_none() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        answer.map(found).ok_or(mismatch)
     }
 
     /// A socket of its own for each question: the kernel picks its port at random, and, being connected, it takes packets
@@ -166,6 +175,7 @@ impl Upstream {
             if let Some(message) = answer_to(question, &buffer[..length]) {
                 return Ok(message);
             }
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -131,6 +131,7 @@ mod tests {
         for _ in 0..12 {
             // Never more than twice of what is answered is taken.
             let taken: f64 = f64::min(offered * part, 2.0 * able) * 512.0;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 1024")]
             guard.taken(taken as usize);
             assert!(guard.answered(512));
             part = guard.decide(true).unwrap_or(1.0);

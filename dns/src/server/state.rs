@@ -139,6 +139,7 @@ impl Keeper {
         };
         let next = State::new(&settings, zone, Some(&state), &self.listening, &self.metrics)?;
         self.publish.send_replace(Arc::new(next));
+        self.metrics.set_plugins(&self.listening, &settings);
         self.settings = settings;
         Ok(true)
     }
