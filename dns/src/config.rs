@@ -38,6 +38,9 @@ pub struct DnsConfig {
     /// Address ranges whose reverse names are ours to deny, such as the Service ranges. The nodes' pod ranges need not be
     /// named. The reverse names of other addresses that are not known go upstream.
     pub reverse: Vec<IpNet>,
+    /// Zones in which what the cluster does not have is asked for upstream instead of denied, where there is an upstream for
+    /// it, as CoreDNS's `fallthrough` has it.
+    pub fallthrough: Vec<String>,
     /// The namespaces whose names are answered; empty: all.
     pub namespaces: Vec<String>,
     /// Services with a ClusterIP and without a ready endpoint do not exist.
@@ -92,6 +95,7 @@ impl Default for DnsConfig {
             ttl_s: 5,
             pod_records: PodRecords::default(),
             reverse: Vec::new(),
+            fallthrough: Vec::new(),
             namespaces: Vec::new(),
             ignore_empty_services: false,
             zonal: false,

@@ -198,6 +198,12 @@ impl Handler {
             return Now::Done(authoritative(answer), Scope::Other, Source::Hosts);
         }
         match zone.answer_to(name, asked.kind, asked.window) {
+            Reply::Authoritative(answer)
+                if self.falls_through(&answer, name)
+                    && route.is_some_and(|route| route.forwarder(name).is_some()) =>
+            {
+                elsewhere(route, asked, name.clone(), Vec::new())
+            }
             Reply::Authoritative(answer) => {
                 let scope = if zone.origin().zone_of(name) { Scope::Cluster } else { Scope::Reverse };
                 Now::Done(authoritative(answer), scope, Source::Kubernetes)
@@ -208,6 +214,13 @@ impl Handler {
             }
             Reply::NotOurs => elsewhere(route, asked, name.clone(), Vec::new()),
         }
+    }
+
+    /// Whether a name that the cluster does not have may be somebody else's.
+    fn falls_through(&self, answer: &Answer, name: &Name) -> bool {
+        answer.code == ResponseCode::NXDomain
+            && answer.answers.is_empty()
+            && self.fallthrough.iter().any(|zone| zone.zone_of(name))
     }
 
     /// Goes on along the search path where the first name of it does not exist, as far as nobody has to be asked.

@@ -236,6 +236,24 @@ async fn an_old_answer_at_once_while_somebody_asks_anew() {
 }
 
 #[tokio::test]
+async fn an_old_answer_where_upstream_takes_its_time() {
+    let resolver = Resolver::start(Behaviour::Answer).await;
+    let running = start(&format!(
+        "forward = {{ to = [\"{}\"], attempt-timeout = \"8s\", timeout = \"9s\" }}\n\
+         cache = {{ serve-stale = {{ verify-timeout = \"50ms\", ttl = 7 }} }}",
+        resolver.address
+    ));
+    ask(&running, "short.example.").await;
+    let address = resolver.address;
+    drop(resolver);
+    let _silent = Resolver::start_at(address, Behaviour::Silent).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Long before upstream's time is over, which is longer than `ask` waits.
+    let old = ask(&running, "short.example.").await;
+    assert_eq!((first(&old).as_str(), old.answers[0].ttl), ("192.0.2.1", 7));
+}
+
+#[tokio::test]
 async fn what_is_much_asked_for_never_ends() {
     let resolver = Resolver::start(Behaviour::Answer).await;
     let running = start(&format!(

@@ -75,7 +75,7 @@ forward = { to = ["192.0.2.300"] }
         the settings in DIR/dns.toml are refused:
           line 2: want a number from 0 to 3600
           line 3: "all": want disabled, insecure or verified
-          line 4: unknown key "colour": want one of zone, ttl, pods, reverse, namespaces, ignore-empty-services, zonal, autopath, search
+          line 4: unknown key "colour": want one of zone, ttl, pods, reverse, fallthrough, namespaces, ignore-empty-services, zonal, autopath, search
           line 8: forward needs "to", a list of resolvers
           line 9: "fastest": want sequential, round_robin or random
           line 10: want a number from 0 to 1000
@@ -135,6 +135,7 @@ example.org {
 struct Running {
     address: SocketAddr,
     metrics: Metrics,
+    registry: prometheus::Registry,
     shutdown: CancellationToken,
 }
 
@@ -147,14 +148,15 @@ impl Drop for Running {
 fn start(config: &DnsConfig) -> Running {
     let server = Server::bind(config).unwrap();
     let address = server.local_addrs()[0];
-    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    let registry = prometheus::Registry::new();
+    let metrics = Metrics::new(&registry).unwrap();
     let text =
         "service shop/web cluster 10.96.0.1 ports http/tcp/80\npod shop/client 127.0.0.1\nnamespace shop";
     let (writer, snapshots) = watch::channel(Arc::new(cluster::snapshot(text)));
     let shutdown = CancellationToken::new();
     tokio::spawn(server.serve(snapshots, metrics.clone(), shutdown.clone()));
     drop(writer);
-    Running { address, metrics, shutdown }
+    Running { address, metrics, registry, shutdown }
 }
 
 /// The answer as text: its code, and the data of the answer section.
@@ -230,7 +232,7 @@ async fn what_a_corefile_says_holds() {
     ready
     kubernetes cluster.local in-addr.arpa ip6.arpa {{
        pods insecure
-       fallthrough in-addr.arpa ip6.arpa
+       fallthrough in-addr.arpa ip6.arpa through.svc.cluster.local
        ttl 30
     }}
     hosts {{
@@ -275,6 +277,9 @@ corp.example:53 {{
     assert_eq!(ask("www.example.", RecordType::A).await, "NoError www.example. 192.0.2.1");
     assert_eq!(ask("www.corp.example.", RecordType::A).await, "NoError www.corp.example. 192.0.2.1");
     assert_eq!((one.asked(), two.asked()), (1, 1));
+    let through = "web.through.svc.cluster.local.";
+    assert_eq!(ask(through, RecordType::A).await, format!("NoError {through} 192.0.2.1"));
+    assert_eq!(ask("web.other.svc.cluster.local.", RecordType::A).await, "NXDomain");
     assert_eq!(ask("db.example.", RecordType::A).await, "NoError db.example. 192.0.2.7");
     assert_eq!(ask("shop.example.", RecordType::A).await, "NoError shop.example. 10.96.0.1");
     assert_eq!(ask("a.cluster.local.cluster.local.", RecordType::A).await, "NXDomain");
@@ -347,7 +352,9 @@ async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not
     file(dir.path(), "dns.toml", &hosts("192.0.2.2"));
     eventually(async || answers("192.0.2.2").await).await;
     file(dir.path(), "dns.toml", "[surprise]\n");
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let told = || prometheus::TextEncoder::new().encode_to_string(&running.registry.gather()).unwrap();
+    assert!(told().contains("coredns_reload_failed_total 0") && told().contains("coredns_hosts_entries 1"));
+    eventually(async || told().contains("coredns_reload_failed_total 1")).await;
     assert!(answers("192.0.2.2").await);
     // By way of a new file under the old name, as ConfigMaps change.
     let next = file(dir.path(), "next", &hosts("192.0.2.3"));

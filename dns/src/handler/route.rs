@@ -19,6 +19,8 @@ pub(crate) struct Handler {
     routes: Vec<Arc<Route>>,
     /// Search domains beyond the cluster's own; `None`: the search path is the client's affair.
     pub(super) autopath: Option<Vec<Name>>,
+    /// Where a name that the cluster does not have may be somebody else's.
+    pub(super) fallthrough: Vec<Name>,
     pub(super) ttl_s: u32,
     pub(super) recursion_available: bool,
     pub(super) metrics: Metrics,
@@ -51,16 +53,14 @@ impl Handler {
             routes.push(Arc::new(Route::new(zone, former, listening, metrics)?));
         }
         routes.sort_by_key(|route| std::cmp::Reverse(route.name.iter().len()));
-        let search = settings.config.search.iter().filter_map(|domain| {
-            let mut domain = Name::from_ascii(domain).ok()?;
-            domain.set_fqdn(true);
-            Some(domain)
-        });
+        let config = &settings.config;
+        let (search, fallthrough) = (names(&config.search), names(&config.fallthrough));
         Ok(Self {
             recursion_available: routes.iter().any(|route| route.has_upstreams()),
             routes,
-            autopath: settings.config.autopath.then(|| search.collect()),
-            ttl_s: settings.config.ttl_s,
+            autopath: config.autopath.then_some(search),
+            fallthrough,
+            ttl_s: config.ttl_s,
             metrics: metrics.clone(),
         })
     }
@@ -143,6 +143,16 @@ impl Route {
         }
         None
     }
+}
+
+/// Names that have been found good when they were read.
+fn names(texts: &[String]) -> Vec<Name> {
+    let absolute = texts.iter().filter_map(|text| {
+        let mut name = Name::from_ascii(text).ok()?;
+        name.set_fqdn(true);
+        Some(name)
+    });
+    absolute.collect()
 }
 
 /// The expressions of a template, which have been found good when they were read.

@@ -249,6 +249,10 @@ impl Reader {
                 "zonal" if args.is_empty() => self.config.zonal = true,
                 "ignore" if args == ["empty_service"] => self.config.ignore_empty_services = true,
                 "fallthrough" => {
+                    for zone in args.iter().copied().chain(args.is_empty().then_some(".")) {
+                        let name = self.take(option.line, values::name(zone));
+                        self.config.fallthrough.extend(name.map(|name| name.to_ascii()));
+                    }
                     // Reverse names that nobody here has go on to upstream.
                     let through = |family: &str| args.is_empty() || args.contains(&family);
                     reverse.retain(|range| match range {

@@ -188,6 +188,11 @@ impl Reader<'_> {
                     |text| text.parse().map_err(|_| format!("{text:?} is no CIDR such as 10.96.0.0/16")),
                     &mut config.reverse,
                 ),
+                "fallthrough" => self.list(
+                    value,
+                    |text| values::name(text).map(|name| name.to_ascii()),
+                    &mut config.fallthrough,
+                ),
                 "namespaces" => self.list(value, |text| Ok(text.to_owned()), &mut config.namespaces),
                 "ignore-empty-services" => self.flag(value, &mut config.ignore_empty_services),
                 "zonal" => self.flag(value, &mut config.zonal),
@@ -200,7 +205,8 @@ impl Reader<'_> {
                 other => self.unknown(
                     key,
                     other,
-                    "zone, ttl, pods, reverse, namespaces, ignore-empty-services, zonal, autopath, search",
+                    "zone, ttl, pods, reverse, fallthrough, namespaces, ignore-empty-services, zonal, autopath, \
+                     search",
                 ),
             }
         }
