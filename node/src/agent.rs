@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cni::Network;
 use crate::config::{NodeConfig, Overlay};
-use crate::dns_slices::{self, DnsPlace};
+use crate::dns_slices::{self, DnsPlace, Leaving};
 use crate::events::Recorder;
 use crate::http;
 use crate::kubelet::{self, Kubelet};
@@ -115,7 +115,8 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
         namespaces: config.dns,
         on_invalid: Some(proxy_events::on_invalid(recorder.clone())),
     };
-    let (snapshots, watching) = seaway_watch::spawn_for(client.clone(), watched, shutdown.clone());
+    let data_plane_end = CancellationToken::new();
+    let (snapshots, watching) = seaway_watch::spawn_for(client.clone(), watched, data_plane_end.clone());
     let agent = Agent {
         parts: Parts::default(),
         readiness: watch::Sender::new(Readiness {
@@ -132,14 +133,18 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
         client,
         config,
         shutdown,
+        data_plane_end,
     };
-    let mut tasks = JoinSet::new();
+    let (mut tasks, mut proxy) = (JoinSet::new(), JoinSet::new());
+    agent.spawn_proxy(&mut proxy);
     agent.spawn_data_plane(&mut tasks)?;
     agent.spawn_node(&mut tasks);
     agent.spawn_servers(&mut tasks);
     agent.spawn_pods(&mut tasks);
     tracing::info!(node = %agent.config.name, "node agent started");
     while tasks.join_next().await.is_some() {}
+    agent.data_plane_end.cancel();
+    while proxy.join_next().await.is_some() {}
     if watching.await.is_err() {
         tracing::warn!("the watch of the cluster panicked");
     }
@@ -197,6 +202,8 @@ struct Agent {
     proxy_metrics: Option<seaway_proxy::Metrics>,
     recorder: Recorder,
     shutdown: CancellationToken,
+    /// Ends the watch and the service proxy, last of all: pods that asked this node's DNS have to be led to another one's.
+    data_plane_end: CancellationToken,
 }
 
 /// Removes what the service proxy of this node left: in the kernel, and its worker.
@@ -258,16 +265,19 @@ impl Agent {
         });
     }
 
+    fn spawn_proxy(&self, tasks: &mut JoinSet<()>) {
+        let Some(metrics) = self.proxy_metrics.clone() else { return };
+        let (parts, proxy, snapshots) = (self.parts.clone(), self.proxy_config(), self.snapshots.clone());
+        let end = self.data_plane_end.clone();
+        tasks.spawn(async move {
+            let start = || seaway_proxy::run(proxy.clone(), snapshots.clone(), metrics.clone(), end.clone());
+            parts.keep("proxy", &end, start).await;
+        });
+    }
+
     fn spawn_data_plane(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
         let config = &self.config;
         let (snapshots, shutdown) = (self.snapshots.clone(), self.shutdown.clone());
-        if let Some(metrics) = self.proxy_metrics.clone() {
-            let proxy = self.proxy_config();
-            let (snapshots, shutdown) = (snapshots.clone(), shutdown.clone());
-            self.part(tasks, "proxy", move || {
-                seaway_proxy::run(proxy.clone(), snapshots.clone(), metrics.clone(), shutdown.clone())
-            });
-        }
         if config.cni {
             let (network, options) = (self.network_config(), self.network_options());
             let metrics = seaway_cni_network::Metrics::new(&self.registry)
@@ -279,24 +289,54 @@ impl Agent {
             });
         }
         if config.dns {
-            let dns = dns_config(config);
-            let metrics = seaway_dns::Metrics::new(&self.registry)
-                .map_err(|source| NodeError::Metrics { part: "dns", source })?;
-            self.part(tasks, "dns", move || {
-                seaway_dns::run(dns.clone(), snapshots.clone(), metrics.clone(), shutdown.clone())
-            });
-            let place = DnsPlace {
-                node: config.name.clone(),
-                node_ips: config.node_ips.clone(),
-                port: config.dns_port,
-                zone: config.zone.clone(),
-            };
-            let (client, up, shutdown) =
-                (self.client.clone(), self.dns_up.subscribe(), self.shutdown.clone());
-            self.part(tasks, "dns-endpoints", move || {
-                dns_slices::keep(client.clone(), place.clone(), up.clone(), shutdown.clone())
+            self.spawn_dns(tasks)?;
+        }
+        Ok(())
+    }
+
+    /// The node's DNS server, and its place in the Service. It answers until it has been taken out of there: nobody may be
+    /// led to it any more when it ends.
+    fn spawn_dns(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
+        let config = &self.config;
+        let dns = dns_config(config);
+        let metrics = seaway_dns::Metrics::new(&self.registry)
+            .map_err(|source| NodeError::Metrics { part: "dns", source })?;
+        if config.healthz_port != 0 {
+            let health = SocketAddr::new(config.bind_address, config.healthz_port);
+            let (metrics, shutdown) = (metrics.clone(), self.shutdown.clone());
+            tasks.spawn(async move {
+                let watch = seaway_dns::watch_health(health, "/livez", &metrics);
+                shutdown.run_until_cancelled(watch).await;
             });
         }
+        let leaving = Leaving::default();
+        let (parts, snapshots, leave) = (self.parts.clone(), self.snapshots.clone(), leaving.clone());
+        tasks.spawn(async move {
+            let end = &leave.withdrawn;
+            let start = || seaway_dns::run(dns.clone(), snapshots.clone(), metrics.clone(), end.clone());
+            parts.keep("dns", end, start).await;
+            leave.drained.cancel();
+        });
+        let place = DnsPlace {
+            node: config.name.clone(),
+            node_ips: config.node_ips.clone(),
+            port: config.dns_port,
+            zone: config.zone.clone(),
+        };
+        let slices = dns_slices::Keeper {
+            client: self.client.clone(),
+            place,
+            up: self.dns_up.subscribe(),
+            snapshots: self.snapshots.clone(),
+            shutdown: self.shutdown.clone(),
+            leaving: leaving.clone(),
+        };
+        let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
+        tasks.spawn(async move {
+            parts.keep("dns-endpoints", &shutdown, || slices.clone().run()).await;
+            // Also where the API server could not be told.
+            leaving.withdrawn.cancel();
+        });
         Ok(())
     }
 

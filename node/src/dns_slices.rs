@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use seaway_model::Family;
+use seaway_model::{Family, ServiceKey, Snapshot};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,8 @@ const NAMESPACE: &str = "kube-system";
 const SERVICE: &str = "kube-dns";
 /// How often the slices are looked at without a reason.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the way of a change through the API server back to this node takes at most.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whose DNS server, and where.
 #[derive(Debug, Clone)]
@@ -29,8 +32,28 @@ pub(crate) struct DnsPlace {
     pub(crate) zone: Option<String>,
 }
 
+/// What the Service is told about a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It answers.
+    Ready,
+    /// It answers still, for whoever finds no other.
+    Leaving,
+    /// It does not answer.
+    Down,
+}
+
+/// The two steps by which a server leaves.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Leaving {
+    /// The Service leads to others: the server may end as soon as nobody asks it.
+    pub(crate) withdrawn: CancellationToken,
+    /// It has ended.
+    pub(crate) drained: CancellationToken,
+}
+
 /// The slices, one per family that the node has. Pure.
-pub(crate) fn slices(place: &DnsPlace, ready: bool, owner: Option<&str>) -> Vec<EndpointSlice> {
+pub(crate) fn slices(place: &DnsPlace, standing: Standing, owner: Option<&str>) -> Vec<EndpointSlice> {
     let of = |family| place.node_ips.iter().find(move |ip| Family::of(**ip) == family);
     let port = |name: &str, protocol: &str| EndpointPort {
         name: Some(name.to_owned()),
@@ -59,9 +82,9 @@ pub(crate) fn slices(place: &DnsPlace, ready: bool, owner: Option<&str>) -> Vec<
                 endpoints: vec![Endpoint {
                     addresses: vec![address.to_string()],
                     conditions: Some(EndpointConditions {
-                        ready: Some(ready),
-                        serving: Some(ready),
-                        terminating: Some(false),
+                        ready: Some(standing == Standing::Ready),
+                        serving: Some(standing != Standing::Down),
+                        terminating: Some(standing == Standing::Leaving),
                     }),
                     node_name: Some(place.node.clone()),
                     zone: place.zone.clone(),
@@ -73,31 +96,61 @@ pub(crate) fn slices(place: &DnsPlace, ready: bool, owner: Option<&str>) -> Vec<
         .collect()
 }
 
-/// Keeps them as `up` says until `shutdown`, then takes the node out of service.
-pub(crate) async fn keep(
-    client: kube::Client,
-    place: DnsPlace,
-    mut up: watch::Receiver<bool>,
-    shutdown: CancellationToken,
-) -> Result<(), kube::Error> {
-    let owner =
-        Api::<Node>::all(client.clone()).get_opt(&place.node).await?.and_then(|node| node.metadata.uid);
-    let api: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
-    loop {
-        let ready = *up.borrow_and_update();
-        for slice in slices(&place, ready, owner.as_deref()) {
+/// Keeps the slices.
+#[derive(Clone)]
+pub(crate) struct Keeper {
+    pub(crate) client: kube::Client,
+    pub(crate) place: DnsPlace,
+    /// Whether the server answers.
+    pub(crate) up: watch::Receiver<bool>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) leaving: Leaving,
+}
+
+impl Keeper {
+    /// Keeps them as `up` says until `shutdown`, then takes the node out of service, step by step.
+    pub(crate) async fn run(mut self) -> Result<(), kube::Error> {
+        let nodes = Api::<Node>::all(self.client.clone());
+        let owner = nodes.get_opt(&self.place.node).await?.and_then(|node| node.metadata.uid);
+        let mut standing;
+        loop {
+            let up = *self.up.borrow_and_update();
+            standing = if up { Standing::Ready } else { Standing::Down };
+            self.tell(standing, owner.as_deref()).await?;
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                _ = self.up.wait_for(|now| *now != up) => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
+            }
+        }
+        if standing == Standing::Ready {
+            self.tell(Standing::Leaving, owner.as_deref()).await?;
+            let place = &self.place;
+            let gone = self.snapshots.wait_for(|snapshot| !is_led_to(snapshot, place));
+            // Who does not hear of it in this time hears nothing at all.
+            let _late = tokio::time::timeout(HEARD_WITHIN, gone).await;
+        }
+        self.leaving.withdrawn.cancel();
+        self.leaving.drained.cancelled().await;
+        self.tell(Standing::Down, owner.as_deref()).await
+    }
+
+    async fn tell(&self, standing: Standing, owner: Option<&str>) -> Result<(), kube::Error> {
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), NAMESPACE);
+        for slice in slices(&self.place, standing, owner) {
             put(&api, slice).await?;
         }
-        tokio::select! {
-            () = shutdown.cancelled() => break,
-            _ = up.wait_for(|now| *now != ready) => {}
-            () = tokio::time::sleep(CHECK_INTERVAL) => {}
-        }
+        Ok(())
     }
-    for slice in slices(&place, false, owner.as_deref()) {
-        put(&api, slice).await?;
-    }
-    Ok(())
+}
+
+/// Whether the Service leads to this server.
+fn is_led_to(snapshot: &Snapshot, place: &DnsPlace) -> bool {
+    let endpoints = snapshot.endpoints.get(&ServiceKey::new(NAMESPACE, SERVICE));
+    endpoints.is_some_and(|set| {
+        set.endpoints.iter().any(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*place.node))
+    })
 }
 
 /// Writes a slice where it differs.
@@ -135,13 +188,19 @@ mod tests {
             zone: None,
         };
         let names = |place: &DnsPlace| -> Vec<String> {
-            slices(place, true, Some("uid")).into_iter().filter_map(|s| s.metadata.name).collect()
+            slices(place, Standing::Ready, Some("uid")).into_iter().filter_map(|s| s.metadata.name).collect()
         };
         assert_eq!(names(&place), ["kube-dns-n1-ipv4", "kube-dns-n1-ipv6"]);
         place.node_ips.pop();
         assert_eq!(names(&place), ["kube-dns-n1-ipv4"]);
-        let slice = &slices(&place, false, None)[0];
-        assert_eq!(slice.endpoints[0].conditions.as_ref().and_then(|c| c.ready), Some(false));
-        assert_eq!(slice.endpoints[0].node_name.as_deref(), Some("n1"));
+        let told = |standing| {
+            let slice = &slices(&place, standing, None)[0];
+            assert_eq!(slice.endpoints[0].node_name.as_deref(), Some("n1"));
+            let told = slice.endpoints[0].conditions.clone().unwrap();
+            [told.ready, told.serving, told.terminating].map(Option::unwrap)
+        };
+        assert_eq!(told(Standing::Ready), [true, true, false]);
+        assert_eq!(told(Standing::Leaving), [false, true, true]);
+        assert_eq!(told(Standing::Down), [false, false, false]);
     }
 }

@@ -1,0 +1,122 @@
+//! Cluster DNS of the node: pods are answered without leaving it, and by another node's server when their own one ends.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+
+use seaway_e2e::{Cluster, eventually, run, seaway_bin};
+use serde_json::{Value, json};
+
+const INTERVAL_MS: u64 = 20;
+
+/// The pod that asks, and its node.
+struct Client {
+    address: String,
+    node: String,
+}
+
+impl Client {
+    fn of(cluster: &Cluster) -> Self {
+        let get = |path: &str| {
+            let path = format!("jsonpath={{.items[0].{path}}}");
+            cluster.kubectl(&["get", "-n", "demo", "pods", "-l", "app=client", "-o", &path]).ok()
+        };
+        Self { address: get("status.podIP"), node: get("spec.nodeName") }
+    }
+
+    /// Has the pod ask `count` questions of the cluster's DNS address, each with one packet.
+    fn ask(&self, cluster: &Cluster, count: u64) -> Child {
+        let request = json!({"kind": "dns", "target": "backend.demo.svc.cluster.local", "count": count,
+            "interval_ms": INTERVAL_MS, "timeout_ms": 2000});
+        let netns = format!("/run/netns/{}-{}", cluster.name, self.node);
+        let mut command = Command::new(seaway_bin());
+        command.args(["probe", "--netns", &netns, "--via", &format!("{}:8080", self.address)]);
+        let mut probe = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        probe.stdin.take().unwrap().write_all(request.to_string().as_bytes()).unwrap();
+        probe
+    }
+}
+
+/// Every question was answered.
+#[track_caller]
+fn assert_answered(probe: Child, count: u64) {
+    let output = probe.wait_with_output().unwrap();
+    let mut result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    result.as_object_mut().unwrap().remove("attempts");
+    assert_eq!((&result["failed"], &result["good"]), (&json!(0), &json!(count)), "{result}");
+}
+
+/// How many questions of this type the server of a node has been asked over UDP.
+fn asked(cluster: &Cluster, node: &str) -> f64 {
+    let page = run(&mut cluster.in_netns(node, &["curl", "-sS", "http://127.0.0.1:10249/metrics"])).ok();
+    let counts = page.lines().filter(|line| {
+        line.starts_with("coredns_dns_requests_total{")
+            && line.contains(r#"proto="udp""#)
+            && line.contains(r#"type="A""#)
+    });
+    counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+/// Keeps the supervisor from starting anything, until dropped.
+struct Paused(u32);
+
+impl Paused {
+    fn supervisor(cluster: &Cluster) -> Self {
+        let pid = cluster.pid("supervisor").unwrap();
+        signal("-STOP", pid);
+        Self(pid)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        signal("-CONT", self.0);
+    }
+}
+
+fn signal(which: &str, pid: u32) {
+    run(Command::new("kill").args([which, &pid.to_string()])).ok();
+}
+
+/// Whether a process has ended. Its parent, which is paused, has not heard of it.
+fn has_ended(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+}
+
+#[test]
+fn pods_are_answered_on_their_node_and_by_another_one_while_theirs_is_down() {
+    let cluster = Cluster::up("e2e-names", &["--nodes", "2"]);
+    let client = Client::of(&cluster);
+    let other = if client.node == "node1" { "node2" } else { "node1" };
+
+    let (own_before, other_before) = (asked(&cluster, &client.node), asked(&cluster, other));
+    assert_answered(client.ask(&cluster, 50), 50);
+    eventually("the node's own server has answered them", 10, || {
+        asked(&cluster, &client.node) >= own_before + 50.0
+    });
+    assert!(asked(&cluster, other) < other_before + 50.0, "questions have left the node");
+
+    // While questions are asked, the agent ends. Nobody starts it again.
+    let agent = cluster.pid(&client.node).unwrap();
+    let paused = Paused::supervisor(&cluster);
+    let probe = client.ask(&cluster, 250);
+    signal("-TERM", agent);
+    eventually("the agent has ended", 15, || has_ended(agent));
+    assert_answered(probe, 250);
+    let other_before = asked(&cluster, other);
+    assert_answered(client.ask(&cluster, 50), 50);
+    eventually("the other node's server has answered them", 10, || {
+        asked(&cluster, other) >= other_before + 50.0
+    });
+
+    // It comes back, and the node is on its own again.
+    drop(paused);
+    eventually("the node's own server answers again", 30, || {
+        let back = cluster.pid(&client.node).is_some_and(|pid| pid != agent);
+        let before = back.then(|| asked(&cluster, other));
+        assert_answered(client.ask(&cluster, 10), 10);
+        before.is_some_and(|before| asked(&cluster, other) < before + 10.0)
+    });
+}
