@@ -1,13 +1,13 @@
 //! From a frontend to one of its backends: shared by sockets and packets.
 
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, SCOPE_EXTERNAL, SERVICE_NODE_PORT, Service,
-    ServiceKey, select,
+    Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    SERVICE_NODE_PORT, Service, ServiceKey, select,
 };
 
 use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SERVICES, now_s};
 
-/// The service at a frontend: its own, or that of all other ports of the address.
+/// The service at a frontend: its own, or that of all other ports of the address, which is the same from everywhere.
 #[inline(always)]
 pub(crate) fn service(addr: &Addr, port_be: u16, proto: u8, scope: u8) -> Option<&'static Service> {
     let mut key = ServiceKey { addr: *addr, port_be, proto, scope, pad: 0 };
@@ -17,6 +17,7 @@ pub(crate) fn service(addr: &Addr, port_be: u16, proto: u8, scope: u8) -> Option
     }
     key.port_be = 0;
     key.proto = 0;
+    key.scope = SCOPE_INTERNAL;
     // SAFETY: as above.
     unsafe { SERVICES.get(&key) }
 }

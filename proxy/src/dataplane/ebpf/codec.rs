@@ -26,14 +26,11 @@ const NO_TABLE: u32 = u32::MAX;
 
 /// The key of a frontend. `None`: the programs do not know the protocol.
 pub(super) fn key(key: &FrontendKey) -> Option<loader::Frontend> {
-    Some(loader::Frontend::new(key.addr, key.port, protocol(key.protocol)?, scope(key.scope)))
-}
-
-fn scope(scope: Scope) -> loader::Scope {
-    match scope {
+    let scope = match key.scope {
         Scope::Internal => loader::Scope::Internal,
         Scope::External => loader::Scope::External,
-    }
+    };
+    Some(loader::Frontend::new(key.addr, key.port, protocol(key.protocol)?, scope))
 }
 
 /// The frontend of a key. `None`: it is a guard.
@@ -151,9 +148,10 @@ pub(super) fn guard(
     frontend: &Frontend,
 ) -> Option<(loader::Frontend, loader::ServiceEntry)> {
     match (frontend.kind, key.scope) {
-        (FrontendKind::ClusterIP, _) => {
-            Some((loader::Frontend::any_port(key.addr, scope(key.scope)), loader::ServiceEntry::default()))
-        }
+        (FrontendKind::ClusterIP, Scope::Internal) => Some((
+            loader::Frontend::any_port(key.addr, loader::Scope::Internal),
+            loader::ServiceEntry::default(),
+        )),
         (FrontendKind::NodePort, _) => Some((
             loader::Frontend::node_port_guard(
                 Family::of(key.addr) == Family::V4,
