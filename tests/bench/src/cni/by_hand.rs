@@ -1,16 +1,25 @@
 //! Nodes and pods as a person would set them up with `ip`: veth pairs and routes, and nothing else. No programs, no
-//! tables of nftables. That is what our way of packets is held against.
+//! tables of nftables. That is what our way of packets is held against; and, as pods are to reach what is outside, the
+//! same with the one rule that it takes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
 use seaway_cni_network::netlink::{
     FdbEntry, Mac, Neighbour, NeighbourKind, Netlink, Route, Veth, VethPeer, Vxlan,
 };
 use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_lab::LabNode;
+
+/// Pods that leave the cluster get the node's address.
+const MASQUERADE: &str = "table ip by-hand {
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade fully-random
+    }
+}";
 
 /// How a packet gets to the other node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +64,15 @@ pub fn pod(node: &LabNode, number: u8, host: u8, mtu: u32) -> Result<Pod> {
     inner.add_route(&Route::default_via(gateway.into()).on(eth0.index))?;
     outer.replace_route(&Route::to(addr.into()).on(link.index))?;
     Ok(Pod { namespace, addr })
+}
+
+/// Masquerades what leaves the cluster.
+pub fn masquerade(node: &LabNode) -> Result<()> {
+    let output = node.output(&["nft", MASQUERADE]);
+    if !output.status.success() {
+        bail!("nft: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }
 
 /// Joins two nodes, whose pods have the subnets of these numbers.

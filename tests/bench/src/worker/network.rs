@@ -53,7 +53,8 @@ pub struct Said {
 /// The pod subnets of a node by its number.
 pub fn subnets(number: u16) -> [IpNet; 2] {
     let [high, low] = number.to_be_bytes();
-    let v4 = Ipv4Net::new_assert(Ipv4Addr::new(10, 64 + high, low, 0), 24);
+    // The node itself has the last number, whose subnet lies below the others.
+    let v4 = Ipv4Net::new_assert(Ipv4Addr::new(10, 64_u8.wrapping_add(high), low, 0), 24);
     let v6 = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x64, number, 0, 0, 0, 0), 64);
     [v4.into(), v6.into()]
 }
