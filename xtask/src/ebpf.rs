@@ -164,6 +164,9 @@ fn compile(root: &Path, tools: &Tools, fresh: &Path) -> Result<()> {
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTUP_TOOLCHAIN")
         .env_remove("CARGO")
+        // With other features of dependencies the object would be another one.
+        .env_remove("CARGO_RESOLVER_FEATURE_UNIFICATION")
+        .env_remove("CARGO_UNSTABLE_FEATURE_UNIFICATION")
         .status()
         .with_context(|| format!("cannot run {}", tools.cargo.display()))?;
     ensure!(status.success(), "building the eBPF programs failed: {status}");
