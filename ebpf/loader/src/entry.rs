@@ -61,7 +61,7 @@ impl Frontend {
     }
 
     /// All ports of an address that have no frontend of their own. With a service without backends it makes them
-    /// refuse: write one per ClusterIP, [`Scope::Internal`] (external packets to undefined ports are the kernel's).
+    /// refuse: write one per ClusterIP, [`Scope::Internal`], which holds for packets from outside, too.
     pub const fn any_port(addr: IpAddr, scope: Scope) -> Self {
         Self { addr, port: 0, protocol: None, scope }
     }

@@ -392,8 +392,7 @@ impl Retiring {
 
 /// Removes all services. Returns how many connections are still open.
 fn end_services(maps: &mut impl ServiceMaps) -> Result<usize, loader::MapError> {
-    let frontends: Vec<loader::Frontend> =
-        maps.services()?.into_iter().map(|(frontend, _)| frontend).collect();
+    let frontends = guards_first(maps.services()?.into_iter().map(|(frontend, _)| frontend).collect());
     if !frontends.is_empty() {
         maps.remove_services(&frontends)?;
     }
@@ -403,6 +402,12 @@ fn end_services(maps: &mut impl ServiceMaps) -> Result<usize, loader::MapError> 
     };
     let flows = maps.connections()?;
     Ok(flows.iter().filter(|flow| !flow.closing && flow.idle < silent(flow)).count())
+}
+
+/// An address first stops to refuse its other ports: it would refuse its own one as soon as that is removed.
+fn guards_first(mut frontends: Vec<loader::Frontend>) -> Vec<loader::Frontend> {
+    frontends.sort_by_key(|frontend| frontend.port != 0);
+    frontends
 }
 
 fn failed_map(source: loader::MapError) -> DataplaneError {
@@ -484,5 +489,13 @@ mod tests {
         let larger = Room { services: 1000, backends: 1201, source_ranges: 1000, maglev: 90_000 };
         assert_eq!(room.for_use(needed), larger);
         assert_eq!(larger.for_use(needed), larger);
+    }
+
+    #[test]
+    fn an_address_refuses_nothing_while_its_services_go() {
+        let addr = "10.96.0.1".parse().unwrap();
+        let web = loader::Frontend::new(addr, 80, loader::Protocol::Tcp, loader::Scope::Internal);
+        let guard = loader::Frontend::any_port(addr, loader::Scope::Internal);
+        assert_eq!(guards_first(vec![web, guard, web]), [guard, web, web]);
     }
 }
