@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use super::bed::Bed;
-use super::{BIG, Effort, GROWING, IPTABLES, LARGE, SMALL};
+use super::{BIG, Effort, GROWING, IPTABLES, LARGE, NFTABLES, SMALL};
 use crate::cluster::{Place, services};
 use crate::row::{Report, Row, Target};
 use crate::rules::iptables;
@@ -38,8 +38,8 @@ fn rates(
         target(IPTABLES[0]),
         target(BIG),
         target(IPTABLES[1]),
-        // The pod itself, with no translation: what is possible here at all.
-        GROWING.direct(),
+        // A pod of a node that translates nothing: what is possible here at all.
+        NFTABLES.direct(),
     ];
     let [mut small, mut large, mut growth, mut plain] = std::array::from_fn(|_| Pairs::default());
     for block in effort.blocks() {
