@@ -67,6 +67,8 @@ counters! {
     StatsFull = "stats_full",
     /// Drop: refused without an answer, for too many were given in this second.
     RejectLimited = "reject_limited",
+    /// Packets between pods that passed this node's stack by.
+    HandedOver = "handed_over",
 }
 
 /// Number of slots of the counter map, with room to grow.
@@ -90,6 +92,7 @@ impl DropReason {
             | Counter::FlowCreated
             | Counter::SnatCollision
             | Counter::SocketMapFull
+            | Counter::HandedOver
             | Counter::StatsFull => None,
             reason => Some(Self(reason)),
         }

@@ -33,7 +33,9 @@ mod service;
 mod stats;
 
 pub use addr::Addr;
-pub use config::{CONFIG_STATS, CONFIG_TAKING_OVER, Config, POD_LINK_TRANSLATES, PodLink, REJECTS_PER_S};
+pub use config::{
+    CONFIG_HAND_OVER, CONFIG_STATS, CONFIG_TAKING_OVER, Config, POD_LINK_TRANSLATES, PodLink, REJECTS_PER_S,
+};
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{
     AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_ANNOUNCED, FLOW_CLOSING, FLOW_DSR,
@@ -42,8 +44,8 @@ pub use flow::{
 };
 pub use service::{
     BACKEND_LOCAL, Backend, CHUNK_SLOTS, MaglevChunk, SCOPE_EXTERNAL, SCOPE_INTERNAL,
-    SERVICE_DROP_WHEN_EMPTY, SERVICE_DSR, SERVICE_HOST_ONLY, SERVICE_NODE_PORT, SERVICE_SOURCE_RANGES,
-    Service, ServiceKey, SourceRangeKey,
+    SERVICE_DROP_WHEN_EMPTY, SERVICE_DSR, SERVICE_HOST_ONLY, SERVICE_MASQUERADE, SERVICE_NODE_PORT,
+    SERVICE_SOURCE_RANGES, Service, ServiceKey, SourceRangeKey,
 };
 pub use stats::{Stats, StatsKey};
 

@@ -21,6 +21,9 @@ pub const SERVICE_NODE_PORT: u32 = 1 << 2;
 pub const SERVICE_HOST_ONLY: u32 = 1 << 3;
 /// [`Service::flags`]: backends on other nodes see the client's address and answer it directly ([`crate::dsr`]).
 pub const SERVICE_DSR: u32 = 1 << 4;
+/// [`Service::flags`]: every backend sees the node's address as its client (kube-proxy's `masqueradeAll`). Sockets of
+/// the node have it anyway; those of pods are left alone, and their packets translated at the pods' links.
+pub const SERVICE_MASQUERADE: u32 = 1 << 5;
 
 /// A frontend.
 ///

@@ -127,6 +127,9 @@ pub struct ServiceEntry {
     /// Direct server return ([`Scope::External`] only): a backend on another node sees the client and answers it
     /// directly. That node must have the frontend as well, with this set.
     pub dsr: bool,
+    /// Every backend sees the node as its client ([`Scope::Internal`] only). Pods' sockets are then left alone, so
+    /// their links have to run the programs.
+    pub masquerade: bool,
     /// Where its Maglev table begins ([`crate::ServiceMaps::put_maglev`]).
     pub maglev_base: u32,
     /// How many slots that table has; 0: backends are chosen without one.
@@ -145,7 +148,8 @@ impl ServiceEntry {
                 | flag(self.drop_when_empty, abi::SERVICE_DROP_WHEN_EMPTY)
                 | flag(self.node_port, abi::SERVICE_NODE_PORT)
                 | flag(self.host_only, abi::SERVICE_HOST_ONLY)
-                | flag(self.dsr, abi::SERVICE_DSR),
+                | flag(self.dsr, abi::SERVICE_DSR)
+                | flag(self.masquerade, abi::SERVICE_MASQUERADE),
             affinity_timeout_s: u32::try_from(timeout).unwrap_or(u32::MAX),
             generation: self.generation,
             maglev_base: self.maglev_base,
@@ -167,6 +171,7 @@ impl ServiceEntry {
             node_port: flag(abi::SERVICE_NODE_PORT),
             host_only: flag(abi::SERVICE_HOST_ONLY),
             dsr: flag(abi::SERVICE_DSR),
+            masquerade: flag(abi::SERVICE_MASQUERADE),
             maglev_base: value.maglev_base,
             maglev_size: value.maglev_size,
         }
@@ -464,7 +469,7 @@ mod tests {
         }
 
         #[test]
-        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 5]>(), maglev in any::<[u32; 2]>()) {
+        fn services_round_trip(numbers in any::<[u32; 5]>(), flags in any::<[bool; 6]>(), maglev in any::<[u32; 2]>()) {
             let entry = ServiceEntry {
                 id: numbers[0],
                 base: numbers[1],
@@ -476,6 +481,7 @@ mod tests {
                 node_port: flags[2],
                 host_only: flags[3],
                 dsr: flags[4],
+                masquerade: flags[5],
                 maglev_base: maglev[0],
                 maglev_size: maglev[1],
             };

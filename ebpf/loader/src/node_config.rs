@@ -26,6 +26,9 @@ pub struct NodeConfig {
     pub stats: bool,
     /// Another mode served until now: TCP connections of which the programs have not seen the beginning are left to it.
     pub taking_over: bool,
+    /// Packets between pods go past the node's stack (and its firewall) to a pod whose link runs the programs, and out
+    /// to other nodes.
+    pub hand_over: bool,
     /// Answers to refused packets (RST, ICMP) per second and CPU; 0: ten thousand.
     pub rejects_per_s: u32,
 }
@@ -41,6 +44,7 @@ impl Default for NodeConfig {
             pods_v6: None,
             stats: false,
             taking_over: false,
+            hand_over: false,
             rejects_per_s: 0,
         }
     }
@@ -83,7 +87,9 @@ impl NodeConfig {
             snat_port_min: *self.snat_ports.start(),
             snat_port_max: *self.snat_ports.end(),
             csum_flags_v6,
-            flags: flag(self.stats, abi::CONFIG_STATS) | flag(self.taking_over, abi::CONFIG_TAKING_OVER),
+            flags: flag(self.stats, abi::CONFIG_STATS)
+                | flag(self.taking_over, abi::CONFIG_TAKING_OVER)
+                | flag(self.hand_over, abi::CONFIG_HAND_OVER),
             rejects_per_s: self.rejects_per_s,
         }
     }
@@ -106,6 +112,7 @@ impl NodeConfig {
             pods_v6: v6(value.pods_v6).zip(prefix(value.pods_v6_mask, false)),
             stats: value.flags & abi::CONFIG_STATS != 0,
             taking_over: value.flags & abi::CONFIG_TAKING_OVER != 0,
+            hand_over: value.flags & abi::CONFIG_HAND_OVER != 0,
             rejects_per_s: value.rejects_per_s,
         }
     }
@@ -125,6 +132,7 @@ mod tests {
             pods_v6: Some(("fd00:10:244::".parse().unwrap(), 56)),
             stats: true,
             taking_over: true,
+            hand_over: true,
             rejects_per_s: 77,
         }
     }

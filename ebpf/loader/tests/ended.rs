@@ -46,12 +46,39 @@ fn a_client_that_reaches_a_backend_directly_under_the_port_of_an_ended_connectio
         run(&node, Direction::Ingress, &segment((client, 4000), (vip, 80), RST));
         let (_, answered) = run(&node, Direction::Egress, &answer);
         assert_eq!(ends(&answered), format!("{vip} 80 > {client} 4000"));
-        // Now the client connects to the backend itself, which repeats its answer as long as nothing comes of it.
+        // The client has connected to the backend itself, by a way that is not seen here; the backend repeats its answer
+        // as long as nothing comes of it.
         let begun = Instant::now();
         while run(&node, Direction::Egress, &answer).0 != UNTOUCHED {
             assert!(begun.elapsed() < Duration::from_secs(20), "translated for a connection that is no more");
             std::thread::sleep(Duration::from_millis(50));
         }
+        assert!(node.maps.connections().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_client_that_is_seen_to_turn_to_the_backend_itself_is_answered_by_it_at_once() {
+    for (client, vip, backend) in
+        [("203.0.113.7", "172.30.0.200", "10.244.1.5"), ("2001:db8::7", "fd00:10:30::c0", "fd00:244:1::5")]
+    {
+        let segment = |from: (&str, u16), to: (&str, u16), flags| {
+            frame(&ip(from.0, to.0, TCP, tcp(from.1, to.1, flags, 1000, 0, b"")))
+        };
+        let mut node = Node::new("direct").with_uplink();
+        node.service(external(vip, 80, Protocol::Tcp), &[(backend, 8080, true)], |_| {});
+        let answer = segment((backend, 8080), (client, 4000), SYN_ACK);
+        let opens = segment((client, 4000), (backend, 8080), SYN);
+        run(&node, Direction::Ingress, &segment((client, 4000), (vip, 80), SYN));
+        // As long as the connection to the service lives, its entry stays.
+        assert_eq!(run(&node, Direction::Ingress, &opens).0, UNTOUCHED);
+        assert_eq!(
+            read(&run(&node, Direction::Egress, &answer).1).ends(),
+            format!("{vip} 80 > {client} 4000")
+        );
+        run(&node, Direction::Ingress, &segment((client, 4000), (vip, 80), RST));
+        assert_eq!(run(&node, Direction::Ingress, &opens).0, UNTOUCHED);
+        assert_eq!(run(&node, Direction::Egress, &answer), (UNTOUCHED, answer));
         assert!(node.maps.connections().unwrap().is_empty());
     }
 }

@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use node::external;
-use seaway_ebpf_loader::{Counter, Protocol, Role};
+use seaway_ebpf_loader::{Counter, NodeConfig, Protocol, Role, ServiceMaps};
 use world::{FAMILIES, ask_tcp, ask_udp, at, ready};
 
 #[test]
@@ -97,6 +97,59 @@ fn packets_of_clients_and_pods_with_programs_at_their_links_pass_the_stack_by() 
     let before = forwarded();
     ask();
     assert!(forwarded() > before + 20, "without programs at the pod's link, through the stack");
+}
+
+#[test]
+fn pods_talk_past_the_stack_of_their_node() {
+    let (mut world, mut node) = ready();
+    world.add("peer");
+    world.wire(("a", "pod1"), ("peer", "eth0"));
+    for (name, command) in [
+        ("a", "addr add 169.254.1.1/32 dev pod1"),
+        ("a", "route add 10.244.1.6/32 dev pod1"),
+        ("a", "route add fd00:244:1::6/128 dev pod1"),
+        ("a", "addr add fe80::1/64 dev pod1 nodad"),
+        ("peer", "addr add 10.244.1.6/32 dev eth0"),
+        ("peer", "addr add fd00:244:1::6/128 dev eth0 nodad"),
+        ("peer", "route add default via 169.254.1.1 dev eth0 onlink"),
+        ("peer", "route add default via fe80::1 dev eth0"),
+        // The other pod's network is its own link's, where nobody but the node answers.
+        ("pod", "route add 10.244.1.6/32 via 10.244.1.1"),
+        ("pod", "route add fd00:244:1::6/128 via fd00:244:1::1"),
+        // Answers of the pods behind the other node have these as their source.
+        ("b", "route add 10.244.1.0/24 via 192.168.0.1 src 10.244.2.9"),
+        ("b", "route add fd00:244:1::/64 via fd01::1 src fd00:244:2::9"),
+    ] {
+        world.ip(name, command);
+    }
+    let devices = [("up0", Role::Uplink), ("ab0", Role::Uplink), ("pod0", Role::Pod), ("pod1", Role::Pod)];
+    node.dataplane.attach_devices(&devices.map(|(name, role)| (name.to_owned(), role))).unwrap();
+    let mut set = |on: bool| {
+        let (v4, v6) = (([10, 244, 0, 0].into(), 16), ("fd00:244::".parse().unwrap(), 32));
+        let config =
+            NodeConfig { pods_v4: Some(v4), pods_v6: Some(v6), hand_over: on, ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
+    };
+    let ask = || {
+        for (f, own) in FAMILIES.iter().zip(["10.244.1.6", "fd00:244:1::6"]) {
+            for (server, addr) in [("pod", f.pod), ("b", f.other)] {
+                let said = world.inside("peer", || ask_tcp(at(addr, 8080), 1_000_000)).unwrap();
+                assert_eq!(said, format!("{server} {own} 1000000"), "TCP to {addr}");
+                for bytes in [100, 4000] {
+                    let said = world.inside("peer", || ask_udp(at(addr, 8080), bytes)).unwrap();
+                    assert_eq!(said, format!("{server} {own} {bytes}"), "UDP to {addr}");
+                }
+            }
+        }
+    };
+    set(true);
+    let before = forwarded();
+    ask();
+    assert_eq!(forwarded(), before, "past the stack, there and back");
+    set(false);
+    let before = forwarded();
+    ask();
+    assert!(forwarded() > before + 20, "through the stack");
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod node;
 mod wire;
 
 use node::{NODE_V4, NODE_V6, Node, external, internal};
-use seaway_ebpf_loader::{Counter, Direction, NodeConfig, Protocol, ServiceMaps};
+use seaway_ebpf_loader::{Counter, Direction, NodeConfig, Protocol, Role, ServiceMaps};
 use wire::{TCP, UDP, frame, icmp, ip, read, read_ip, tcp, udp};
 
 const UNTOUCHED: i32 = -1;
@@ -163,4 +163,126 @@ fn refusals_are_limited_per_second() {
     // Two CPUs at most take part in this thread's run, over two seconds at most.
     assert!((5..=20).contains(&answered), "{answered}");
     assert_eq!(node.counter(Counter::RejectLimited), 100 - answered as u64);
+}
+
+/// A node with links `pod0` and `pod2` of two pods, where packets between pods are handed over.
+fn with_pod_links(f: &Family) -> (Node, [u32; 2]) {
+    let mut node = Node::new("between").with_uplink();
+    with_pods(&mut node);
+    for (link, addr) in [("pod0", f.pod), ("pod2", f.local)] {
+        node::batch(&[
+            &format!("link add {link} address 02:00:00:00:00:01 type veth peer name {link}e"),
+            &format!("link set {link} up"),
+            &format!("link set {link}e up"),
+            &format!("route add {addr} dev {link}"),
+        ]);
+    }
+    let roles = [("up0", Role::Uplink), ("pod0", Role::Pod), ("pod2", Role::Pod)];
+    let roles = roles.map(|(name, role)| (name.to_owned(), role));
+    assert!(node.dataplane.attach_devices(&roles).unwrap().is_empty());
+    hand_over(&mut node, true);
+    // SAFETY: C strings.
+    let links = [c"pod0", c"pod2"].map(|name| unsafe { libc::if_nametoindex(name.as_ptr()) });
+    assert!(!links.contains(&0));
+    (node, links)
+}
+
+fn hand_over(node: &mut Node, on: bool) {
+    let config = NodeConfig { hand_over: on, ..node.maps.config().unwrap() };
+    node.maps.set_config(&config).unwrap();
+}
+
+#[test]
+fn packets_between_pods_pass_the_stack_by_where_that_is_asked_for() {
+    each(|f, protocol| {
+        let (mut node, [pod, local]) = with_pod_links(f);
+        let uplink = node.uplink();
+        let at = |node: &Node, direction, ifindex, packet: &[u8]| {
+            let run = node.dataplane.run_packet(direction, packet, ifindex, 1).unwrap();
+            (run.verdict, run.packet)
+        };
+        let ways = [
+            (Direction::PodIngress, pod, f.pod, f.local),
+            (Direction::PodIngress, local, f.local, f.remote),
+            (Direction::Ingress, uplink, f.remote, f.local),
+        ];
+        for (direction, ifindex, from, to) in ways {
+            let sent = packet(protocol, (from, 4000), (to, 80));
+            let (verdict, seen) = at(&node, direction, ifindex, &sent);
+            let seen = read(&seen);
+            assert_eq!((verdict, seen.ttl, seen.ends()), (REDIRECT, 63, format!("{from} 4000 > {to} 80")));
+        }
+        assert_eq!(node.counter(Counter::HandedOver), 3);
+        let left_alone = [
+            (Direction::Ingress, uplink, f.remote, f.remote, "it goes on to another node"),
+            (Direction::Ingress, uplink, f.client, f.local, "its source is outside"),
+            (Direction::PodIngress, pod, f.client, f.local, "its source is no pod"),
+            (Direction::PodIngress, uplink, f.pod, f.local, "it comes by a link without programs"),
+        ];
+        for (direction, ifindex, from, to, why) in left_alone {
+            let sent = packet(protocol, (from, 4000), (to, 80));
+            assert_eq!(at(&node, direction, ifindex, &sent), (UNTOUCHED, sent), "{why}");
+        }
+        let mut last_hop = packet(protocol, (f.pod, 4000), (f.local, 80));
+        let sent = packet(protocol, (f.pod, 4000), (f.local, 80));
+        last_hop[if f.v4 { 22 } else { 21 }] = 1;
+        assert_eq!(at(&node, Direction::PodIngress, pod, &last_hop), (UNTOUCHED, last_hop));
+        hand_over(&mut node, false);
+        assert_eq!(at(&node, Direction::PodIngress, pod, &sent), (UNTOUCHED, sent.clone()));
+        hand_over(&mut node, true);
+        // What is translated at the pod's link has to pass there.
+        node.service(internal(f.vip, 80, protocol), &[(f.local, 8080, true)], |_| {});
+        at(&node, Direction::PodIngress, pod, &packet(protocol, (f.pod, 4001), (f.vip, 80)));
+        let answer = packet(protocol, (f.local, 8080), (f.pod, 4001));
+        assert_eq!(at(&node, Direction::PodIngress, local, &answer), (UNTOUCHED, answer));
+        let sent = packet(protocol, (f.pod, 4000), (f.local, 80));
+        assert_eq!(at(&node, Direction::PodIngress, pod, &sent).0, REDIRECT);
+    });
+}
+
+#[test]
+fn headers_with_options_are_the_stacks_to_read() {
+    let (f4, f6) = (&FAMILIES[0], &FAMILIES[1]);
+    let (node, [pod, _]) = with_pod_links(f4);
+    let mut options = packet(Protocol::Udp, (f4.pod, 4000), (f4.local, 80));
+    options[14] = 0x46;
+    assert_eq!(
+        node.dataplane.run_packet(Direction::PodIngress, &options, pod, 1).unwrap().verdict,
+        UNTOUCHED
+    );
+    let (node, [pod, _]) = with_pod_links(f6);
+    let mut options = packet(Protocol::Udp, (f6.pod, 4000), (f6.local, 80));
+    for header in [0, 60] {
+        options[20] = header;
+        let run = node.dataplane.run_packet(Direction::PodIngress, &options, pod, 1).unwrap();
+        assert_eq!((run.verdict, run.packet), (UNTOUCHED, options.clone()));
+    }
+}
+
+#[test]
+fn masqueraded_services_show_their_backends_the_node() {
+    each(|f, protocol| {
+        let mut node = Node::new("masquerade").with_uplink();
+        with_pods(&mut node);
+        node::batch(&[
+            "link add pod0 type veth peer name pod1",
+            "link set pod0 up",
+            "link set pod1 up",
+            &format!("route add {} dev pod0", f.pod),
+            &format!("route add {} dev pod0", f.local),
+        ]);
+        for (port, backend) in [(80, f.local), (81, f.remote)] {
+            let service = internal(f.vip, port, protocol);
+            node.service(service, &[(backend, 8080, port == 80)], |entry| entry.masquerade = true);
+            let (verdict, sent) =
+                run(&node, Direction::PodIngress, &packet(protocol, (f.pod, 4000), (f.vip, port)));
+            let seen = read(&sent);
+            assert_eq!((verdict, seen.ends()), (REDIRECT, format!("{} 4000 > {backend} 8080", f.node)));
+            let answer = packet(protocol, (backend, 8080), (f.node, seen.src_port));
+            let direction = if port == 80 { Direction::PodIngress } else { Direction::Ingress };
+            let (verdict, answered) = run(&node, direction, &answer);
+            let wanted = format!("{} {port} > {} 4000", f.vip, f.pod);
+            assert_eq!((verdict, read(&answered).ends()), (REDIRECT, wanted));
+        }
+    });
 }

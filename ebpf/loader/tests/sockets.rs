@@ -330,6 +330,21 @@ fn host_only_services_are_for_the_node_alone() {
 }
 
 #[test]
+fn sockets_of_pods_leave_masqueraded_services_to_packets() {
+    let (mut node, _cgroup) = attached("masquerade");
+    let echo = Echo::tcp("127.0.0.1", "a");
+    let frontend = internal("127.0.0.7", 80, Protocol::Tcp);
+    let entry = serve(&mut node, frontend, &[&echo]);
+    node.maps.put_services(&[(frontend, ServiceEntry { masquerade: true, ..entry })]).unwrap();
+    // To the programs, this is a pod's namespace: nobody answers at the service's own address.
+    assert_eq!(ask_tcp(at("127.0.0.7", 80)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!((node.counter(Counter::SocketTranslated), node.counter(Counter::SocketRefused)), (0, 0));
+    let cookie = netns_cookie().unwrap();
+    node.maps.set_config(&NodeConfig { netns_cookie: cookie, ..NodeConfig::default() }).unwrap();
+    assert_eq!(ask_tcp(at("127.0.0.7", 80)).unwrap(), 'a');
+}
+
+#[test]
 fn a_restart_replaces_the_programs_without_a_failed_connection() {
     let (mut node, cgroup) = attached("restart");
     let echo = Echo::tcp("127.0.0.1", "a");

@@ -5,7 +5,7 @@ use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
     Addr, BACKEND_LOCAL, Backend, CONFIG_TAKING_OVER, Counter, FLOW_CLOSING, FLOW_DSR, FLOW_POD, FLOW_REPLY,
-    FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, Service, TCP,
+    FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, SERVICE_MASQUERADE, Service, TCP,
 };
 
 use crate::balance::is_node_port;
@@ -70,6 +70,28 @@ fn begins_answer_of_closed(packet: &Packet, flow: &FlowValue) -> bool {
         && packet.has_ports()
 }
 
+/// Whether the packet opens a TCP connection.
+#[inline(always)]
+pub(crate) fn begins(packet: &Packet) -> bool {
+    packet.flow.proto == TCP as u32
+        && packet.kind as u8 & (TCP_SYN | TCP_ACK) == TCP_SYN
+        && packet.has_ports()
+}
+
+/// A client opens a connection to a backend itself, from the port that one to a service had that has ended: what is
+/// answered now is not to be translated.
+#[inline(always)]
+pub(crate) fn forget_ended(packet: &Packet) {
+    let reply = packet.flow.inverted();
+    let Some(flow) = FLOWS.get_ptr(&reply) else { return };
+    // SAFETY: as in `known`.
+    let flow = unsafe { &*flow };
+    if flow.flags & (FLOW_REPLY | FLOW_CLOSING) == FLOW_REPLY | FLOW_CLOSING {
+        let _ = FLOWS.remove(&flow.to.inverted());
+        let _ = FLOWS.remove(&reply);
+    }
+}
+
 /// Removes both directions.
 #[inline(always)]
 pub(crate) fn forget(packet: &Packet, flow: &FlowValue) {
@@ -108,9 +130,7 @@ fn touch(flow: &FlowValue, now: u32) {
 /// Whether the packet begins a connection anew that is known as ending.
 #[inline(always)]
 pub(crate) fn restarts(packet: &Packet, flow: &FlowValue) -> bool {
-    packet.flow.proto == TCP as u32
-        && flow.flags & FLOW_CLOSING != 0
-        && packet.kind as u8 & (TCP_SYN | TCP_ACK) == TCP_SYN
+    flow.flags & FLOW_CLOSING != 0 && begins(packet)
 }
 
 /// Whether the packet belongs to a connection that another mode translates: one of which the programs have not seen
@@ -137,7 +157,7 @@ fn direct(packet: &Packet, service: &Service, backend: &Backend, pod: bool) -> b
 }
 
 /// Makes the entries of a new connection; returns that of its own direction. `pod`: its client is a pod of this node,
-/// which keeps its address, unless it has been given itself as its backend.
+/// which keeps its address, unless it has been given itself as its backend, or the service shows backends the node only.
 #[inline(always)]
 pub(crate) fn create(
     scratch: &mut Scratch,
@@ -167,7 +187,7 @@ pub(crate) fn create(
     let flags = if direct(packet, service, backend, pod) && take(scratch, now)? {
         FLOW_DSR
     } else {
-        translate_source(scratch, backend, pod, now)?
+        translate_source(scratch, service, backend, pod, now)?
     };
     scratch.forward = FlowValue {
         to: scratch.reply_key.inverted(),
@@ -187,9 +207,19 @@ pub(crate) fn create(
 
 /// Decides which source the backend sees, and makes the reply's entry. Returns the flags of both directions.
 #[inline(always)]
-fn translate_source(scratch: &mut Scratch, backend: &Backend, pod: bool, now: u32) -> Dropped<u16> {
+fn translate_source(
+    scratch: &mut Scratch,
+    service: &Service,
+    backend: &Backend,
+    pod: bool,
+    now: u32,
+) -> Dropped<u16> {
     let packet = &scratch.packet;
-    let local = if pod { !backend.addr.same(&packet.flow.src) } else { backend.flags & BACKEND_LOCAL != 0 };
+    let local = if pod {
+        service.flags & SERVICE_MASQUERADE == 0 && !backend.addr.same(&packet.flow.src)
+    } else {
+        backend.flags & BACKEND_LOCAL != 0
+    };
     let source = if local { packet.flow.src } else { node_address(packet.is_v4())? };
     let flags = if local { 0 } else { FLOW_SNAT } | if pod { FLOW_POD } else { 0 };
     scratch.reply_key.dst = source;

@@ -16,6 +16,7 @@ mod icmp;
 mod maps;
 mod nat;
 mod parse;
+mod pods;
 mod reply;
 mod route;
 mod skb;

@@ -1,12 +1,12 @@
 //! Sending a translated packet on its way. What goes to another node leaves from here: its source is an address of
 //! this node, or its destination a client that the stack would answer by another way, and the stack refuses packets
 //! from outside that claim to come from itself. What goes to a pod of this node is handed to it directly where the
-//! pod's link runs the programs, which send the answers directly, too; otherwise both go through the stack.
+//! pod's link runs the programs, which send the answers directly, too; otherwise both go through the stack. What pods send each other goes the same ways (`pods`).
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
 use aya_ebpf::helpers::generated as helpers;
-use seaway_ebpf_abi::Addr;
 use seaway_ebpf_abi::packet::ETHERNET;
+use seaway_ebpf_abi::{Addr, checksum};
 
 use crate::parse::Packet;
 use crate::skb::{Dropped, Skb};
@@ -84,10 +84,30 @@ pub(crate) fn hop(skb: Skb, packet: &Packet) -> Dropped<()> {
     skb.store(ETHERNET + 8, &ttl.wrapping_sub(1))
 }
 
+/// Lowers the time to live of a packet of which nothing else changes. False: it ends here, or cannot be written.
+#[inline(always)]
+pub(crate) fn lower_hops(skb: Skb, v4: bool, hop_word: u32) -> bool {
+    if !v4 {
+        let hops = hop_word.to_ne_bytes()[3];
+        return hops > 1 && skb.store_covered(ETHERNET + 7, &hops.wrapping_sub(1)).is_ok();
+    }
+    let [ttl, proto, c, d] = hop_word.to_ne_bytes();
+    let covered = |ttl: u8| u32::from_ne_bytes([ttl, proto, 0, 0]) as u64;
+    let new = ttl.wrapping_sub(1);
+    let [c, d] = checksum::update(u16::from_ne_bytes([c, d]), covered(ttl), covered(new)).to_ne_bytes();
+    ttl > 1 && skb.store(ETHERNET + 8, &u32::from_ne_bytes([new, proto, c, d])).is_ok()
+}
+
 /// Sends the packet, which is translated, out by the route in `fib`.
 #[inline(always)]
 pub(crate) fn send(skb: Skb, fib: &bpf_fib_lookup, room: &mut [u32; 32]) -> i32 {
     skb.note_translated();
+    redirect(fib, room)
+}
+
+/// Sends the packet out by the route in `fib`; the programs at that device have their turn.
+#[inline(always)]
+pub(crate) fn redirect(fib: &bpf_fib_lookup, room: &mut [u32; 32]) -> i32 {
     // `struct bpf_redir_neigh`: a family, and an address of up to 16 bytes.
     room[0] = fib.family as u32;
     // SAFETY: all members of the union are plain integers, and the kernel has set all of it or none is looked at.

@@ -7,8 +7,8 @@ use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
 };
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, CLIENT_NETNS, Counter, SCOPE_INTERNAL, SERVICE_HOST_ONLY, SOCKET_BACKEND,
-    SOCKET_FRONTEND, Service, SocketKey, SocketValue, TCP, UDP, netns_client,
+    Addr, AffinityKey, CLIENT_NETNS, Counter, SCOPE_INTERNAL, SERVICE_HOST_ONLY, SERVICE_MASQUERADE,
+    SOCKET_BACKEND, SOCKET_FRONTEND, Service, SocketKey, SocketValue, TCP, UDP, netns_client,
 };
 
 use crate::balance::{choose, member, service};
@@ -113,7 +113,11 @@ pub(crate) fn translate(call: Call, datagram: bool) -> i32 {
     let (addr, port_be) = call.address();
     let Some(found) = service(&addr, port_be, proto, SCOPE_INTERNAL) else { return ALLOW };
     let netns = call.netns();
-    if found.flags & SERVICE_HOST_ONLY != 0 && config().is_none_or(|config| config.netns_cookie != netns) {
+    // Sockets of the node have its address anyway: of what is masqueraded, too, only packets of pods need a translation
+    // that sockets cannot give.
+    if found.flags & (SERVICE_HOST_ONLY | SERVICE_MASQUERADE) != 0
+        && config().is_none_or(|config| config.netns_cookie != netns)
+    {
         return ALLOW;
     }
     if found.count == 0 {

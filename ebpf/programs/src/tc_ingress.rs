@@ -7,8 +7,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    AffinityKey, Backend, CLIENT_ADDRESS, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT,
-    FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    AffinityKey, Backend, CLIENT_ADDRESS, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY,
+    FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL,
     SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service, select,
 };
 
@@ -20,7 +20,7 @@ use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
 use crate::skb::{Dropped, Skb};
 use crate::stats::{self, Event};
-use crate::{dsr, flow, nat, parse};
+use crate::{dsr, flow, nat, parse, pods};
 
 /// On an uplink.
 #[classifier]
@@ -53,6 +53,9 @@ fn from_outside(skb: Skb) -> Dropped<i32> {
         return Ok(TC_ACT_UNSPEC);
     }
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
+    if let Some(verdict) = config().and_then(|config| pods::between(skb, scratch, config, false)) {
+        return Ok(verdict);
+    }
     if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
         return Ok(TC_ACT_UNSPEC);
     }
@@ -69,10 +72,10 @@ fn from_pod(skb: Skb) -> Dropped<i32> {
         return Ok(TC_ACT_UNSPEC);
     }
     let Some(destination) = parse::destination(skb) else { return Ok(TC_ACT_UNSPEC) };
-    if config().is_some_and(|config| config.is_pod(&destination)) {
-        return Ok(TC_ACT_UNSPEC);
-    }
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
+    if let Some(config) = config().filter(|config| config.is_pod(&destination)) {
+        return Ok(to_pod(skb, scratch, config));
+    }
     if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
         return Ok(TC_ACT_UNSPEC);
     }
@@ -80,6 +83,20 @@ fn from_pod(skb: Skb) -> Dropped<i32> {
         return error(skb, scratch);
     }
     translate(skb, scratch, true)
+}
+
+/// From a pod to a pod.
+#[inline(always)]
+fn to_pod(skb: Skb, scratch: &mut Scratch, config: &Config) -> i32 {
+    // What passes this link's programs by at its end has to pass them by at this one, too.
+    let Some(link) = pod_link(skb.ifindex()) else { return TC_ACT_UNSPEC };
+    if link.flags & POD_LINK_TRANSLATES != 0
+        && parse::parse(skb, &mut scratch.packet, &mut scratch.words)
+        && flow::begins(&scratch.packet)
+    {
+        flow::forget_ended(&scratch.packet);
+    }
+    pods::between(skb, scratch, config, true).unwrap_or(TC_ACT_UNSPEC)
 }
 
 /// Translates a packet of a known flow, or of a new one to a service.
@@ -92,6 +109,9 @@ fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
             let scope = if pod { SCOPE_INTERNAL } else { SCOPE_EXTERNAL };
             let wanted = &scratch.packet.flow;
             let Some(found) = service(&wanted.dst, wanted.dst_port_be, wanted.proto as u8, scope) else {
+                if flow::begins(&scratch.packet) {
+                    flow::forget_ended(&scratch.packet);
+                }
                 return Ok(TC_ACT_UNSPEC);
             };
             if found.flags & SERVICE_HOST_ONLY != 0 {

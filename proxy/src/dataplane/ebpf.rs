@@ -384,6 +384,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         true
     }
 
+    fn offers_masquerade_all(&self) -> bool {
+        true
+    }
+
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {
         self.kernel.sockets()
     }

@@ -87,6 +87,7 @@ pub(super) fn entry(
         node_port: frontend.kind == FrontendKind::NodePort,
         host_only: key.addr.is_loopback(),
         dsr: frontend.dsr,
+        masquerade: frontend.masquerade,
         maglev_base,
         maglev_size,
     }
@@ -112,7 +113,7 @@ pub(super) fn frontend(key: &FrontendKey, entry: &loader::ServiceEntry) -> Optio
         elsewhere: entry.drop_when_empty,
         maglev: entry.maglev_size > 0 || entry.maglev_base == NO_TABLE,
         dsr: entry.dsr,
-        masquerade: false,
+        masquerade: entry.masquerade,
     };
     let sound = entry.node_port == (kind == FrontendKind::NodePort)
         && entry.host_only == key.addr.is_loopback()
