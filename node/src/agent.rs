@@ -360,6 +360,7 @@ impl Agent {
         }
         proxy.count_traffic = config.traffic_metrics;
         proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);
+        proxy.own_pod_links = config.cni;
         proxy.announce_load_balancers = config.announce_load_balancers;
         proxy.status = self.proxy.clone();
         proxy

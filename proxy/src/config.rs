@@ -92,6 +92,8 @@ pub struct ProxyConfig {
     /// Names of the node's ends of pods' links begin with one of these. Those with the MAC address that Seaway's (and
     /// Calico's) CNI plugin gives them are known without.
     pub pod_link_prefixes: Vec<String>,
+    /// Every pod's link is one of Seaway's CNI plugin.
+    pub own_pod_links: bool,
     /// Which of the node's addresses serve NodePorts.
     pub node_port_addresses: NodePortAddresses,
     /// NodePorts answer at the loopback addresses as well.
@@ -137,6 +139,7 @@ impl ProxyConfig {
             bpffs: bpffs.into(),
             devices: Vec::new(),
             pod_link_prefixes: Vec::new(),
+            own_pod_links: false,
             node_port_addresses: NodePortAddresses::default(),
             node_port_loopback: true,
             maglev: false,

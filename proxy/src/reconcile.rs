@@ -114,6 +114,21 @@ impl Reconciler {
         }
     }
 
+    /// Whether `masqueradeAll` has its effect. Programs at pods' links have to know each of these: a pod's socket leaves
+    /// the translation to them.
+    fn masquerades_all(&self, dataplane: &dyn Dataplane) -> bool {
+        let known = self.config.own_pod_links || !self.config.pod_link_prefixes.is_empty();
+        let why = match (dataplane.offers_masquerade_all(), self.serves_pod_links && !known) {
+            (false, _) => "this mode cannot",
+            (true, true) => "the pods' links are not known (--pod-link-prefix)",
+            (true, false) => return true,
+        };
+        if self.config.masquerade_all {
+            tracing::warn!(mode = self.mode, why, "masqueradeAll: backends see the pods of this node all the same");
+        }
+        false
+    }
+
     /// The data plane is open.
     pub(crate) fn begin(&mut self, dataplane: Box<dyn Dataplane>) {
         self.mode = dataplane.name();
@@ -128,13 +143,7 @@ impl Reconciler {
             tracing::warn!(mode = self.mode, "this mode has no direct server return: source NAT is used");
         }
         self.maglev_backends_max = dataplane.maglev_backends_max();
-        if self.config.masquerade_all && !dataplane.offers_masquerade_all() {
-            tracing::warn!(
-                mode = self.mode,
-                "this mode cannot masquerade all: backends see the pods of this node"
-            );
-            self.config.masquerade_all = false;
-        }
+        self.config.masquerade_all &= self.masquerades_all(&*dataplane);
         // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
         self.config.node_port_loopback &= self.mode != Mode::Nftables.name();
         self.dataplane = Some(dataplane);

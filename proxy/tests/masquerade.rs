@@ -31,8 +31,8 @@ pod    cluster-ip 1 -> local node
 pod    cluster-ip 2 -> remote node
 pod    cluster-ip 4 -> local node, remote node
 pod    cluster-ip 6 -> local node
-pod    node-port  4 -> local node, remote pod
-pod    vip        2 -> remote node
+pod    node-port  4 -> local node, remote pod | ebpf: local *, remote pod
+pod    vip        2 -> remote node            | ebpf: remote pod
 node   cluster-ip 2 -> remote node
 client cluster-ip 2 -> remote node
 client vip        4 -> local client
@@ -51,6 +51,11 @@ fn nftables_masquerades_row_by_row() {
 #[test]
 fn iptables_masquerades_row_by_row() {
     the_table_holds(Mode::Iptables, false);
+}
+
+#[test]
+fn ebpf_masquerades_all() {
+    the_table_holds(Mode::Ebpf, true);
 }
 
 #[test]
@@ -116,6 +121,8 @@ fn the_table_holds(mode: Mode, masquerade_all: bool) {
     service(&mut snapshot, 6, &["local", "remote"], |s| s.internal_policy = TrafficPolicy::Local);
     let mut config = ProxyConfig::new("node", &place.cgroup, &place.bpffs);
     config.masquerade_all = masquerade_all;
+    // What is masqueraded by the programs, they see at the pods' links.
+    config.pod_link_prefixes.extend(masquerade_all.then(|| "swpod".to_owned()));
     let running = world.serve_with(config, snapshot);
     let ask = |from: &str, protocol: Protocol, to: SocketAddr| {
         // Only what is in the node's cgroup is seen by the socket programs.
