@@ -124,7 +124,11 @@ impl Reconciler {
             (true, false) => return true,
         };
         if self.config.masquerade_all {
-            tracing::warn!(mode = self.mode, why, "masqueradeAll: backends see the pods of this node all the same");
+            tracing::warn!(
+                mode = self.mode,
+                why,
+                "masqueradeAll: backends see the pods of this node all the same"
+            );
         }
         false
     }

@@ -138,6 +138,9 @@ fn flags(root: &Path, tools: &Tools) -> Result<OsString> {
     for flag in [
         linker,
         "-Clink-arg=--btf".into(),
+        // Copies and fills of a known size become plain loads and stores, not calls of a loop over bytes, which costs
+        // every packet, and the verifier goes through it turn by turn.
+        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
         remap(root, "seaway"),
         remap(&registry, "registry"),
         remap(&sysroot(&tools.rustc)?.join("lib/rustlib/src/rust"), "rust"),

@@ -45,7 +45,7 @@ pub const fn source_port(attempt: u32, own: u16, any_own: bool, hash: u32, min: 
     min.wrapping_add(index(spread, span) as u16)
 }
 
-/// Steps that [`find`] takes at most: slices of up to a million backends.
+/// Steps that a [`Search`] takes at most: slices of up to a million backends.
 pub const FIND_STEPS: u32 = 20;
 
 /// 1 if `a - b - borrow` is below zero, else 0. In arithmetic alone: what branches, the verifier follows both ways, at
@@ -64,31 +64,50 @@ fn halves(addr: &Addr) -> [u64; 2] {
     [join(a, b), join(c, d)]
 }
 
-/// Finds a backend in an ordered slice of `count` elements. `at` reads one; `None` from it ends the search.
-#[inline(always)]
-pub fn find(count: u32, addr: &Addr, port_be: u16, at: impl Fn(u32) -> Option<(Addr, u16)>) -> Option<u32> {
-    let [high, low] = halves(addr);
-    let port = u16::from_be(port_be) as u64;
-    // The first that is not before the one that is sought lies in `first..=first + left`.
-    let (mut first, mut left) = (0_u32, count);
-    for _ in 0..FIND_STEPS {
-        if left == 0 {
-            break;
-        }
-        let half = left / 2;
-        let (found, found_port_be) = at(first.wrapping_add(half))?;
-        let [found_high, found_low] = halves(&found);
-        let before = borrows(u16::from_be(found_port_be) as u64, port, 0);
-        let before = borrows(found_high, high, borrows(found_low, low, before)) as u32;
-        first = first.wrapping_add(before.wrapping_mul(half + 1));
-        left =
-            half.wrapping_sub(before.wrapping_mul(half.wrapping_mul(2).wrapping_add(1).wrapping_sub(left)));
+/// A search in an ordered slice, one step at a time, so that a program may let the kernel repeat the step.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Search {
+    /// What is sought: the halves of its address, and its port.
+    high: u64,
+    low: u64,
+    port: u64,
+    /// The first element that is not before what is sought lies in `first..=first + left`.
+    first: u32,
+    left: u32,
+}
+
+impl Search {
+    /// Begins among `count` elements.
+    #[inline(always)]
+    pub fn new(count: u32, addr: &Addr, port_be: u16) -> Self {
+        let [high, low] = halves(addr);
+        Self { high, low, port: u16::from_be(port_be) as u64, first: 0, left: count }
     }
-    if first >= count {
-        return None;
+
+    /// The element to look at next; `None`: the search has ended.
+    #[inline(always)]
+    pub const fn next(&self) -> Option<u32> {
+        if self.left == 0 { None } else { Some(self.first.wrapping_add(self.left / 2)) }
     }
-    let (found, found_port_be) = at(first)?;
-    (found.same(addr) && found_port_be == port_be).then_some(first)
+
+    /// Goes on from the element that was looked at.
+    #[inline(always)]
+    pub fn step(&mut self, addr: &Addr, port_be: u16) {
+        let half = self.left / 2;
+        let [high, low] = halves(addr);
+        let before = borrows(u16::from_be(port_be) as u64, self.port, 0);
+        let before = borrows(high, self.high, borrows(low, self.low, before)) as u32;
+        self.first = self.first.wrapping_add(before.wrapping_mul(half + 1));
+        let odd = half.wrapping_mul(2).wrapping_add(1).wrapping_sub(self.left);
+        self.left = half.wrapping_sub(before.wrapping_mul(odd));
+    }
+
+    /// Where the search ended: the only place where what is sought may stand, if that is within the slice.
+    #[inline(always)]
+    pub const fn place(&self) -> u32 {
+        self.first
+    }
 }
 
 #[cfg(test)]
@@ -113,7 +132,7 @@ mod tests {
         }
 
         #[test]
-        fn find_finds_exactly_what_is_there(
+        fn a_search_finds_exactly_what_is_there(
             slice in prop::collection::btree_set((any::<bool>(), 0..64_u8, 0..4_u16), 0..200),
             wanted in (any::<bool>(), 0..64_u8, 0..4_u16),
         ) {
@@ -123,11 +142,16 @@ mod tests {
                 Addr::from(text.parse::<IpAddr>().unwrap())
             };
             let elements: std::vec::Vec<_> = slice.iter().map(|e| (addr(*e), e.2.to_be())).collect();
-            let found = find(elements.len() as u32, &addr(wanted), wanted.2.to_be(), |i| elements.get(i as usize).copied());
-            prop_assert_eq!(found.is_some(), slice.contains(&wanted));
-            if let Some(i) = found {
-                prop_assert_eq!(elements[i as usize], (addr(wanted), wanted.2.to_be()));
+            let mut search = Search::new(elements.len() as u32, &addr(wanted), wanted.2.to_be());
+            let mut steps = 0;
+            while let Some(index) = search.next() {
+                let (addr, port_be) = &elements[index as usize];
+                search.step(addr, *port_be);
+                steps += 1;
             }
+            prop_assert!(steps <= FIND_STEPS);
+            let found = elements.get(search.place() as usize) == Some(&(addr(wanted), wanted.2.to_be()));
+            prop_assert_eq!(found, slice.contains(&wanted));
         }
     }
 

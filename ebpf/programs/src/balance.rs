@@ -1,11 +1,13 @@
 //! From a frontend to one of its backends: shared by sockets and packets.
 
+use seaway_ebpf_abi::select::{FIND_STEPS, Search};
 use seaway_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, SCOPE_EXTERNAL, SCOPE_INTERNAL,
     SERVICE_NODE_PORT, Service, ServiceKey, select,
 };
 
 use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SERVICES, now_s};
+use crate::repeat::{END, GO_ON, repeat};
 
 /// The service at a frontend: its own, or that of all other ports of the address, which is the same from everywhere.
 #[inline(always)]
@@ -30,14 +32,30 @@ pub(crate) fn is_node_port(v4: bool, port_be: u16, proto: u8) -> bool {
     unsafe { SERVICES.get(&key) }.is_some_and(|service| service.flags & SERVICE_NODE_PORT != 0)
 }
 
+/// A search in the backend array.
+struct Walk {
+    search: Search,
+    base: u32,
+}
+
 /// A backend by address, if it stands in the service's slice.
 #[inline(always)]
 pub(crate) fn member(service: &Service, addr: &Addr, port_be: u16) -> Option<&'static Backend> {
-    let base = service.base;
-    let index = select::find(service.count, addr, port_be, |index| {
-        BACKENDS.get(base.wrapping_add(index)).map(|backend| (backend.addr, backend.port_be))
-    })?;
-    BACKENDS.get(base.wrapping_add(index))
+    let mut walk = Walk { search: Search::new(service.count, addr, port_be), base: service.base };
+    repeat(FIND_STEPS, step, &mut walk);
+    let place = walk.search.place();
+    let backend = BACKENDS.get(service.base.wrapping_add(place))?;
+    (place < service.count && backend.addr.same(addr) && backend.port_be == port_be).then_some(backend)
+}
+
+/// One step of a search.
+unsafe extern "C" fn step(_index: u64, walk: *mut Walk) -> i64 {
+    // SAFETY: `repeat` passes on what `member` gave it.
+    let walk = unsafe { &mut *walk };
+    let backend = walk.search.next().and_then(|index| BACKENDS.get(walk.base.wrapping_add(index)));
+    let Some(backend) = backend else { return END };
+    walk.search.step(&backend.addr, backend.port_be);
+    GO_ON
 }
 
 /// Where in the service's slice `hash` falls: through its Maglev table, if it has one, so that few hashes change

@@ -13,6 +13,7 @@ use crate::count::count;
 use crate::dsr;
 use crate::maps::{FLOWS, Scratch, config, now_s};
 use crate::parse::Packet;
+use crate::repeat::{END, GO_ON, repeat};
 use crate::skb::Dropped;
 
 /// A closed connection's source port may be used again after this time.
@@ -224,22 +225,54 @@ fn translate_source(
     let flags = if local { 0 } else { FLOW_SNAT } | if pod { FLOW_POD } else { 0 };
     scratch.reply_key.dst = source;
     scratch.reply.flags = flags | FLOW_REPLY;
-    let Some(config) = config() else { return Err(Counter::SnatExhausted) };
-    let own = u16::from_be(scratch.packet.flow.src_port_be);
     let hash = flow_hash(&scratch.packet.flow);
-    for attempt in 0..PORT_ATTEMPTS {
-        let port = source_port(attempt, own, local, hash, config.snat_port_min, config.snat_port_max);
-        scratch.reply_key.dst_port_be = port.to_be();
-        // The range keeps off the usual NodePorts; a cluster may have others.
-        let v4 = scratch.packet.is_v4();
-        if !local && is_node_port(v4, port.to_be(), scratch.packet.flow.proto as u8) {
-            continue;
-        }
-        if take(scratch, now)? {
-            return Ok(flags);
-        }
+    let mut tries = Tries { scratch, hash, local, now, attempt: 0, taken: Err(Counter::SnatExhausted) };
+    // The first is good almost always.
+    if tries.next() == GO_ON {
+        repeat(PORT_ATTEMPTS - 1, next, &mut tries);
     }
-    Err(Counter::SnatExhausted)
+    tries.taken.map(|()| flags)
+}
+
+/// The search for a source port.
+struct Tries {
+    scratch: *mut Scratch,
+    hash: u32,
+    now: u32,
+    attempt: u32,
+    /// The client keeps its address: any port will do that nobody else has.
+    local: bool,
+    taken: Dropped<()>,
+}
+
+/// Another try.
+unsafe extern "C" fn next(_index: u64, tries: *mut Tries) -> i64 {
+    // SAFETY: `repeat` passes on what `translate_source` gave it.
+    unsafe { &mut *tries }.next()
+}
+
+impl Tries {
+    #[inline(always)]
+    fn next(&mut self) -> i64 {
+        // SAFETY: it is this CPU's, and whoever searches does not touch it meanwhile.
+        let scratch = unsafe { &mut *self.scratch };
+        let Some(config) = config() else { return END };
+        let own = u16::from_be(scratch.packet.flow.src_port_be);
+        let (min, max) = (config.snat_port_min, config.snat_port_max);
+        let port_be = source_port(self.attempt, own, self.local, self.hash, min, max).to_be();
+        self.attempt += 1;
+        scratch.reply_key.dst_port_be = port_be;
+        // The range keeps off the usual NodePorts; a cluster may have others.
+        if !self.local && is_node_port(scratch.packet.is_v4(), port_be, scratch.packet.flow.proto as u8) {
+            return GO_ON;
+        }
+        match take(scratch, self.now) {
+            Ok(false) => return GO_ON,
+            Ok(true) => self.taken = Ok(()),
+            Err(reason) => self.taken = Err(reason),
+        }
+        END
+    }
 }
 
 /// Takes a source port, by inserting the reply's entry. False: somebody else talks to the backend under it.

@@ -17,6 +17,7 @@ mod maps;
 mod nat;
 mod parse;
 mod pods;
+mod repeat;
 mod reply;
 mod route;
 mod skb;
