@@ -1,5 +1,7 @@
 //! The links of this node and their addresses, as the kernel lists them.
 
+mod qdisc;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -26,6 +28,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Its addresses.
     pub addrs: BTreeSet<IpAddr>,
+    /// It has a queueing discipline that limits or filters packets.
+    pub shaped: bool,
 }
 
 impl Link {
@@ -35,12 +39,12 @@ impl Link {
     }
 }
 
-/// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
-const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+/// RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
+const GROUPS: u32 = 0x1 | 0x8 | 0x10 | 0x100;
 /// Changes come in swarms.
 const SETTLE: Duration = Duration::from_millis(5);
 
-/// Tells when links or their addresses change, in the network namespace of the thread that opened it.
+/// Tells when links, their addresses or queueing disciplines change, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Monitor {
     /// A netlink socket is a datagram socket like any other to whoever only receives.
@@ -97,7 +101,9 @@ pub fn list() -> io::Result<Vec<Link>> {
             link.addrs.insert(IpAddr::V6(v6.ip()));
         }
     }
-    Ok(links.into_values().collect())
+    let shaped = qdisc::shaped()?;
+    let with_shape = |link: Link| Link { shaped: shaped.contains(&link.index), ..link };
+    Ok(links.into_values().map(with_shape).collect())
 }
 
 /// Whether packets to `addr` end in this network namespace: the kernel's routes say so, also where no link has the

@@ -32,6 +32,8 @@ pub struct Host {
     pub uplinks: BTreeSet<Device>,
     /// The node's ends of its pods' links, for backends that look at what comes from pods there.
     pub pod_links: BTreeSet<Device>,
+    /// Those of them that limit or filter packets: nothing may go past that.
+    pub shaped_links: BTreeSet<Device>,
 }
 
 /// A link of this node.

@@ -252,6 +252,7 @@ impl Reconciler {
             host.uplinks.extend(tunnels(&self.config, &self.links));
         } else {
             host.pod_links.clear();
+            host.shaped_links.clear();
         }
         self.pending.append(&mut self.computation.update(snapshot, &view));
         let changes = snapshot.changes_since(&self.former);
@@ -537,6 +538,7 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
         let named = config.pod_link_prefixes.iter().any(|prefix| link.name.starts_with(prefix));
         (named || link.mac == Some(POD_LINK_MAC)) && !is_uplink(link)
     };
+    let pod_links = || links.iter().filter(is_pods);
     let addr = |family| node.and_then(|node| node.addr(family));
     Host {
         node_v4: addr(Family::V4).and_then(|addr| match addr {
@@ -548,7 +550,8 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
             IpAddr::V4(_) => None,
         }),
         uplinks,
-        pod_links: links.iter().filter(is_pods).map(Link::device).collect(),
+        pod_links: pod_links().map(Link::device).collect(),
+        shaped_links: pod_links().filter(|link| link.shaped).map(Link::device).collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClas
 use aya::{Ebpf, EbpfLoader};
 use seaway_ebpf_abi::maps as names;
 
-use crate::kernel_maps::{KernelMap, KernelMaps, Maps};
+use crate::kernel_maps::{KernelMap, KernelMaps, Maps, PodLinkEntry};
 use crate::links::{self, Hook, Kind, Role};
 use crate::{Capacities, LoadError, exchange, migrate, mounts, object, sys};
 
@@ -169,14 +169,9 @@ impl Dataplane {
                 continue;
             };
             indices.push((ifindex, *role));
+            let had_programs = self.attach_device(device, ifindex, *role)?;
             if *role == Role::Pod && sys::has_peer(device) {
-                pods.push(ifindex);
-            }
-            for hook in Hook::ALL.iter().filter(|hook| hook.role == Some(*role)) {
-                let target = links::Target::Device { ifindex };
-                links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(
-                    |source| LoadError::Attach { program: hook.program, target: device.clone(), source },
-                )?;
+                pods.push(PodLinkEntry { ifindex, may_translate: had_programs });
             }
         }
         // Packets go straight to a pod only while its link runs the programs.
@@ -185,6 +180,18 @@ impl Dataplane {
         links::detach_devices_except(&self.bpffs, &indices)?;
         maps.add_pod_links(&pods)?;
         Ok(missing)
+    }
+
+    /// Attaches the programs of `role`. Returns whether it had them.
+    fn attach_device(&self, device: &str, ifindex: u32, role: Role) -> Result<bool, LoadError> {
+        let mut had_programs = false;
+        for hook in Hook::ALL.iter().filter(|hook| hook.role == Some(role.programs())) {
+            let target = links::Target::Device { ifindex };
+            had_programs |= links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(
+                |source| LoadError::Attach { program: hook.program, target: device.to_owned(), source },
+            )?;
+        }
+        Ok(had_programs)
     }
 
     /// Takes the socket programs away from their cgroup.

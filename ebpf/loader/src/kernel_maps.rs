@@ -1,5 +1,6 @@
 //! The kernel's maps behind [`ServiceMaps`]: batches where the kernel has them, single calls where not.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -51,6 +52,14 @@ impl KernelMaps {
     pub(crate) fn exchange(&self, maps: Arc<Maps>) {
         *self.maps.write().unwrap_or_else(PoisonError::into_inner) = maps;
     }
+}
+
+/// A pod's link whose host end runs the programs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PodLinkEntry {
+    pub(crate) ifindex: u32,
+    /// It ran them before it came to be in the map, which is where they note that they translated something.
+    pub(crate) may_translate: bool,
 }
 
 #[derive(Debug)]
@@ -226,18 +235,20 @@ impl Maps {
     }
 
     /// Lets the programs use these pods' links, whose host ends run them.
-    pub(crate) fn add_pod_links(&self, indices: &[u32]) -> Result<(), MapError> {
-        for index in indices {
-            sys::insert(self.pod_links.fd.as_fd(), index, &abi::PodLink::default())
+    pub(crate) fn add_pod_links(&self, links: &[PodLinkEntry]) -> Result<(), MapError> {
+        for link in links {
+            let flags = if link.may_translate { abi::POD_LINK_TRANSLATES } else { 0 };
+            sys::insert(self.pod_links.fd.as_fd(), &link.ifindex, &abi::PodLink { flags })
                 .map_err(|e| self.pod_links.error("write", e))?;
         }
         Ok(())
     }
 
     /// Lets them use no others.
-    pub(crate) fn retain_pod_links(&self, indices: &[u32]) -> Result<(), MapError> {
+    pub(crate) fn retain_pod_links(&self, links: &[PodLinkEntry]) -> Result<(), MapError> {
+        let kept: HashSet<u32> = links.iter().map(|link| link.ifindex).collect();
         let mut gone = self.pod_link_indices()?;
-        gone.retain(|index| !indices.contains(index));
+        gone.retain(|index| !kept.contains(index));
         self.pod_links.remove(&gone)
     }
 
@@ -360,7 +371,7 @@ impl ServiceMaps for KernelMaps {
     fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
         let now = sys::monotonic_s();
         let held = self.now().flows.all((abi::FlowTuple::default(), abi::FlowValue::default()))?;
-        let held: std::collections::HashSet<abi::FlowTuple> = held.into_iter().map(|(key, _)| key).collect();
+        let held: HashSet<abi::FlowTuple> = held.into_iter().map(|(key, _)| key).collect();
         let new = connections.iter().filter(|connection| !held.contains(&connection.tuple()));
         let (keys, values): (Vec<_>, Vec<_>) = new.map(|c| (c.tuple(), c.value(now))).unzip();
         self.now().flows.put(&keys, &values)

@@ -35,6 +35,19 @@ pub enum Role {
     Uplink,
     /// The host's end of a pod's link.
     Pod,
+    /// The same, where something limits or filters packets: what goes to the pod passes the node's stack and that.
+    ShapedPod,
+}
+
+impl Role {
+    /// The role whose programs such a device carries, as links and their pins tell.
+    #[must_use]
+    pub const fn programs(self) -> Self {
+        match self {
+            Self::Uplink => Self::Uplink,
+            Self::Pod | Self::ShapedPod => Self::Pod,
+        }
+    }
 }
 
 impl Hook {
@@ -99,13 +112,13 @@ impl Target {
     }
 }
 
-/// Attaches a program, or replaces the one that is attached, without a moment in between.
-pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target: Target) -> io::Result<()> {
+/// Attaches a program, or replaces the one that is attached, without a moment in between. Returns whether there was one.
+pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target: Target) -> io::Result<bool> {
     let pin = target.pin(bpffs, hook);
     match sys::open_pin(&pin) {
         Ok(link) => {
             if target.holds(&sys::link_info(link.as_fd())?) {
-                return sys::update_link(link.as_fd(), program);
+                return sys::update_link(link.as_fd(), program).map(|()| true);
             }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -123,7 +136,7 @@ pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target:
         Ok(()) | Err(_) => {}
     }
     sys::pin(link.as_fd(), &fresh)?;
-    std::fs::rename(&fresh, &pin)
+    std::fs::rename(&fresh, &pin).map(|()| false)
 }
 
 /// A pinned link, by its name.
@@ -174,7 +187,8 @@ fn unpin(path: &Path) -> Result<(), LoadError> {
 /// Detaches the packet programs from all devices but these in these roles.
 pub(crate) fn detach_devices_except(bpffs: &Path, keep: &[(u32, Role)]) -> Result<(), LoadError> {
     for pin in pins(bpffs)? {
-        let kept = |index| keep.iter().any(|(held, role)| *held == index && Some(*role) == pin.role);
+        let kept =
+            |index| keep.iter().any(|(held, role)| *held == index && Some(role.programs()) == pin.role);
         if pin.ifindex.is_some_and(|index| !kept(index)) {
             unpin(&pin.path)?;
         }

@@ -48,6 +48,7 @@ pub struct Ebpf<K> {
     /// Links that this process has attached its own programs to.
     uplinks: BTreeSet<Device>,
     pod_links: BTreeSet<Device>,
+    shaped_links: BTreeSet<Device>,
 }
 
 /// How far this process has come with taking over from another mode.
@@ -65,8 +66,19 @@ impl<K: Kernel> Ebpf<K> {
     /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
     pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
         let (counting, take_over, layout) = (false, TakeOver::Ahead, None);
-        let (uplinks, pod_links) = (BTreeSet::new(), BTreeSet::new());
-        Self { kernel, snat_ports, netns_cookie, counting, take_over, layout, uplinks, pod_links }
+        let none = BTreeSet::new;
+        let (uplinks, pod_links, shaped_links) = (none(), none(), none());
+        Self {
+            kernel,
+            snat_ports,
+            netns_cookie,
+            counting,
+            take_over,
+            layout,
+            uplinks,
+            pod_links,
+            shaped_links,
+        }
     }
 
     /// Where it is kept.
@@ -97,7 +109,12 @@ impl<K: Kernel> Ebpf<K> {
             self.kernel.maps().set_config(&config).map_err(map_error)?;
         }
         let attached = self.kernel.attached()?;
-        for (held, role) in [(&mut self.uplinks, Role::Uplink), (&mut self.pod_links, Role::Pod)] {
+        let held = [
+            (&mut self.uplinks, Role::Uplink),
+            (&mut self.pod_links, Role::Pod),
+            (&mut self.shaped_links, Role::Pod),
+        ];
+        for (held, role) in held {
             held.retain(|device| attached.contains(&(device.name.to_string(), role)));
         }
         Ok(Host {
@@ -105,6 +122,7 @@ impl<K: Kernel> Ebpf<K> {
             node_v6: config.node_v6,
             uplinks: self.uplinks.clone(),
             pod_links: self.pod_links.clone(),
+            shaped_links: self.shaped_links.clone(),
         })
     }
 
@@ -186,15 +204,12 @@ impl<K: Kernel> Ebpf<K> {
         let held = loader::NodeConfig { node_v4: host.node_v4, node_v6: host.node_v6, ..held };
         let config = self.own_settings(held);
         self.kernel.maps().set_config(&config).map_err(map_error)?;
-        let named = |devices: &BTreeSet<Device>, role| -> Vec<(String, Role)> {
-            devices.iter().map(|device| (device.name.to_string(), role)).collect()
-        };
-        let wanted = [named(&host.uplinks, Role::Uplink), named(&host.pod_links, Role::Pod)].concat();
-        let missing = self.kernel.attach(&wanted)?;
+        let missing = self.kernel.attach(&roles(host))?;
         let there = |devices: &BTreeSet<Device>| {
             devices.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect()
         };
         (self.uplinks, self.pod_links) = (there(&host.uplinks), there(&host.pod_links));
+        self.shaped_links = there(&host.shaped_links);
         // A pod's link that is gone already has no need of programs.
         let missing = missing.iter().find(|name| host.uplinks.iter().any(|device| *device.name == ***name));
         match missing {
@@ -395,6 +410,14 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
     fn drops(&self) -> Vec<DropCount> {
         self.kernel.drops()
     }
+}
+
+/// The links that carry programs, and what each is.
+fn roles(host: &Host) -> Vec<(String, Role)> {
+    let named = |device: &Device, role| (device.name.to_string(), role);
+    let pod_role = |device| if host.shaped_links.contains(device) { Role::ShapedPod } else { Role::Pod };
+    let uplinks = host.uplinks.iter().map(|device| named(device, Role::Uplink));
+    uplinks.chain(host.pod_links.iter().map(|device| named(device, pod_role(device)))).collect()
 }
 
 /// A frontend key as the maps have it, for tests and for people.

@@ -144,6 +144,7 @@ fn uplinks_are_the_links_of_the_nodes_own_addresses() {
         index,
         mac: None,
         addrs: [addr.parse().unwrap()].into(),
+        shaped: false,
     };
     let links = [link("lo", 1, "127.0.0.1"), link("eth0", 2, "192.0.2.1"), link("eth1", 3, "192.0.2.65")];
     let mut node = (**cluster(0).nodes.get(NODE).unwrap()).clone();
@@ -165,6 +166,11 @@ fn uplinks_are_the_links_of_the_nodes_own_addresses() {
     assert_eq!(pod_links(&config), ["sw0123456789a"]);
     config.pod_link_prefixes = vec!["lxc".into(), "eth0".into()];
     assert_eq!(pod_links(&config), ["lxc1", "sw0123456789a"], "an uplink is none, whatever its name");
+    let shaped = pods.map(|pod| Link { shaped: pod.index == 5, ..pod });
+    let shaped = [&links[..], &shaped, &[Link { shaped: true, ..link("br0", 6, "10.0.0.1") }]].concat();
+    let found = host(&config, Some(&node), &shaped);
+    assert_eq!((found.pod_links.len(), found.shaped_links.len()), (2, 1));
+    assert!(found.shaped_links.iter().all(|link| link.index == 5));
     config.devices = vec!["eth1".into()];
     assert_eq!(names(host(&config, Some(&node), &links)), ["eth1"]);
     config.node_port_addresses.ranges =

@@ -72,7 +72,7 @@ pub trait Kernel: Send {
     /// Makes exactly these links carry the packet programs of their roles. Returns those that do not exist.
     fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError>;
 
-    /// The links that carry them.
+    /// The links that carry them, with the role whose programs they are.
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError>;
 
     /// Packets dropped, by reason.
@@ -304,7 +304,7 @@ impl Kernel for Memory {
     }
 
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError> {
-        Ok(self.devices.clone())
+        Ok(self.devices.iter().map(|(name, role)| (name.clone(), role.programs())).collect())
     }
 
     fn drops(&self) -> Vec<DropCount> {

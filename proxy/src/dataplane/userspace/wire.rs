@@ -231,6 +231,7 @@ impl From<WireHost> for Host {
             node_v6: wire.node_v6,
             uplinks: wire.uplinks.into_iter().map(Into::into).collect(),
             pod_links: wire.pod_links.into_iter().map(Into::into).collect(),
+            ..Self::default()
         }
     }
 }
