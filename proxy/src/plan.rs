@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use ipnet::IpNet;
 use seaway_model::Lookup;
 
 use crate::desired::Desired;
@@ -34,6 +35,8 @@ pub struct Host {
     pub pod_links: BTreeSet<Device>,
     /// Those of them that limit or filter packets: nothing may go past that.
     pub shaped_links: BTreeSet<Device>,
+    /// The pod subnets of all nodes, for the same backends.
+    pub pods: Arc<BTreeSet<IpNet>>,
 }
 
 /// A link of this node.

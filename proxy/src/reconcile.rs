@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use seaway_model::{Family, Node, ServiceKey, Snapshot};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -50,6 +51,8 @@ pub struct Reconciler {
     pending: BTreeSet<FrontendKey>,
     links: Vec<Link>,
     serves_pod_links: bool,
+    /// The pod subnets of all nodes.
+    pods: Arc<BTreeSet<IpNet>>,
     /// The snapshot of the last sync.
     former: Snapshot,
     /// UDP flows have to be looked through: an endpoint is gone, or may have gone before this process began.
@@ -93,6 +96,7 @@ impl Reconciler {
             metrics,
             computation: Computation::default(),
             serves_pod_links: false,
+            pods: Arc::default(),
             dataplane: None,
             actual: None,
             pending: BTreeSet::new(),
@@ -239,6 +243,19 @@ impl Reconciler {
         }
     }
 
+    /// The node as its data plane is to see it.
+    fn host(&self) -> Host {
+        let mut host = host(&self.config, self.node.as_deref(), &self.links);
+        if self.serves_pod_links {
+            host.uplinks.extend(tunnels(&self.config, &self.links));
+            host.pods = Arc::clone(&self.pods);
+        } else {
+            host.pod_links.clear();
+            host.shaped_links.clear();
+        }
+        host
+    }
+
     /// One sync. Returns whether everything is as it should be.
     pub async fn sync(&mut self, snapshot: &Snapshot) -> bool {
         let started = Instant::now();
@@ -247,15 +264,12 @@ impl Reconciler {
             self.config.status.update(|status| status.last_error = Some(text));
             return true;
         };
-        let mut host = host(&self.config, self.node.as_deref(), &self.links);
-        if self.serves_pod_links {
-            host.uplinks.extend(tunnels(&self.config, &self.links));
-        } else {
-            host.pod_links.clear();
-            host.shaped_links.clear();
-        }
-        self.pending.append(&mut self.computation.update(snapshot, &view));
         let changes = snapshot.changes_since(&self.former);
+        if !changes.nodes.is_empty() {
+            self.pods = pods(snapshot);
+        }
+        let host = self.host();
+        self.pending.append(&mut self.computation.update(snapshot, &view));
         self.metrics.changed(&changes);
         self.forget_due |= stale::udp_vanished_of(&changes.services, &self.former, snapshot);
         self.departure |= stale::departed(&changes.services, &self.former, snapshot);
@@ -518,6 +532,11 @@ pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeVi
     }
 }
 
+/// The pod subnets of all nodes.
+fn pods(snapshot: &Snapshot) -> Arc<BTreeSet<IpNet>> {
+    Arc::new(snapshot.nodes.values().flat_map(|node| &node.pod_cidrs).map(IpNet::trunc).collect())
+}
+
 /// The tunnels to other nodes that there are.
 fn tunnels(config: &ProxyConfig, links: &[Link]) -> impl Iterator<Item = Device> {
     links.iter().filter(|link| config.tunnels.iter().any(|name| **name == *link.name)).map(Link::device)
@@ -552,6 +571,7 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
         uplinks,
         pod_links: pod_links().map(Link::device).collect(),
         shaped_links: pod_links().filter(|link| link.shaped).map(Link::device).collect(),
+        pods: Arc::default(),
     }
 }
 

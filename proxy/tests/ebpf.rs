@@ -93,12 +93,19 @@ fn a_successor_adopts_what_is_pinned() {
         ..NodeView::default()
     };
     let wanted = desired(&snapshot, &view);
+    let pods = ["10.244.1.0/24", "10.244.7.0/24", "fd00:10:244:1::/64"].map(|net| net.parse().unwrap());
+    let host = Host { pods: Arc::new(pods.into()), ..Host::default() };
     let mut dataplane = first.clone();
-    let plan = diff(&wanted, &Host::default(), &dataplane.read().unwrap());
+    let plan = diff(&wanted, &host, &dataplane.read().unwrap());
     assert!(dataplane.apply(&plan).unwrap().failed.is_empty());
     let mut successor = Ebpf::open(&first.place.bpffs, &first.place.cgroup).unwrap();
-    let plan = diff(&wanted, &Host::default(), &successor.read().unwrap());
+    let plan = diff(&wanted, &host, &successor.read().unwrap());
     assert!(plan.is_empty(), "{plan:?}");
+    // A node has gone.
+    let host = Host { pods: Arc::new(pods[..1].iter().copied().collect()), ..host };
+    let plan = diff(&wanted, &host, &successor.read().unwrap());
+    successor.apply(&plan).unwrap();
+    assert_eq!(successor.read().unwrap().host, host);
     let config = seaway_proxy::ProxyConfig::new(world::NODE, &first.place.cgroup, &first.place.bpffs);
     seaway_proxy::cleanup(&config).unwrap();
     assert!(!first.place.bpffs.exists());

@@ -23,7 +23,8 @@ pub struct Config {
     pub node_v4: Addr,
     /// The same for IPv6.
     pub node_v6: Addr,
-    /// The cluster's IPv4 pods: network and mask. Packets that a pod sends there need no look-up. All zero: unknown.
+    /// The least network that holds all [`PodNetKey`]s of IPv4, and its mask: what is not in it is no pod's, without a
+    /// look-up. All zero: unknown.
     pub pods_v4: Addr,
     /// See [`Config::pods_v4`]; the first 96 bits are set.
     pub pods_v4_mask: Addr,
@@ -46,9 +47,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// Whether an address is known to be a pod's.
+    /// Whether an address may be a pod's.
     #[inline(always)]
-    pub const fn is_pod(&self, addr: &Addr) -> bool {
+    pub const fn may_be_pod(&self, addr: &Addr) -> bool {
         if addr.is_v4() {
             let mask = self.pods_v4_mask.words[3];
             return mask != 0 && addr.words[3] & mask == self.pods_v4.words[3];
@@ -60,6 +61,16 @@ impl Config {
             && addr.words[2] & mask[2] == net[2]
             && addr.words[3] & mask[3] == net[3]
     }
+}
+
+/// A pod subnet of a node. LPM: the prefix covers the address's bits (IPv4: 96 more than its own prefix).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodNetKey {
+    /// Prefix length of the address in its 16-byte form.
+    pub prefix_len: u32,
+    /// The network's address, as [`Addr::words`] has it.
+    pub words: [u32; 4],
 }
 
 /// A link whose host end runs the programs for pods, so that packets may go straight to its far end, and answers of
@@ -77,4 +88,5 @@ pub const POD_LINK_TRANSLATES: u32 = 1;
 const _: () = {
     assert!(size_of::<Config>() == 120);
     assert!(size_of::<PodLink>() == 4);
+    assert!(size_of::<PodNetKey>() == 20);
 };

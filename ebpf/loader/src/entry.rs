@@ -240,6 +240,32 @@ impl SourceRange {
     }
 }
 
+/// A pod subnet of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodNet {
+    /// The network's address.
+    pub addr: IpAddr,
+    /// The prefix length in the address's own family.
+    pub prefix: u8,
+}
+
+impl PodNet {
+    pub(crate) fn key(&self) -> abi::PodNetKey {
+        let mapped = if self.addr.is_ipv4() { 96 } else { 0 };
+        abi::PodNetKey {
+            prefix_len: mapped + u32::from(self.prefix),
+            words: abi::Addr::from(self.addr).words,
+        }
+    }
+
+    pub(crate) fn from_key(key: &abi::PodNetKey) -> Self {
+        let addr = abi::Addr { words: key.words };
+        let mapped = if addr.is_v4() { 96 } else { 0 };
+        let prefix = u8::try_from(key.prefix_len.saturating_sub(mapped)).unwrap_or(u8::MAX);
+        Self { addr: addr.into(), prefix }
+    }
+}
+
 /// One direction of a connection from outside, as the programs remember it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
@@ -498,6 +524,12 @@ mod tests {
         fn backends_of_a_family_are_ordered_as_the_programs_order_them(a in addr(), b in addr()) {
             prop_assume!(a.is_ipv4() == b.is_ipv4());
             prop_assert_eq!(a < b, abi::Addr::from(a).less(&abi::Addr::from(b)));
+        }
+
+        #[test]
+        fn pod_subnets_round_trip(addr in addr(), prefix in 0..=32_u8) {
+            let net = PodNet { addr, prefix };
+            prop_assert_eq!(PodNet::from_key(&net.key()), net);
         }
 
         #[test]

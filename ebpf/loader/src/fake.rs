@@ -7,7 +7,7 @@ use seaway_ebpf_abi::maps as names;
 use crate::maps::check_slice;
 use crate::{
     Affinity, BackendEntry, Connection, Counter, Frontend, MaglevTable, MapError, MapUsage, NodeConfig,
-    ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
+    PodNet, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// In-memory [`ServiceMaps`]. Connections, sockets and affinities are what the test puts there.
@@ -21,6 +21,8 @@ pub struct FakeMaps {
     pub maglev: Vec<Vec<u16>>,
     /// Source ranges as written.
     pub source_ranges: BTreeSet<SourceRange>,
+    /// Pod subnets.
+    pub pod_nets: BTreeSet<PodNet>,
     /// Connections that the programs would have remembered.
     pub connections: Vec<Connection>,
     /// Sockets that the programs would have remembered.
@@ -45,6 +47,7 @@ impl FakeMaps {
             backends: vec![None; backend_capacity as usize],
             maglev: vec![Vec::new(); 1024],
             source_ranges: BTreeSet::new(),
+            pod_nets: BTreeSet::new(),
             connections: Vec::new(),
             socket_flows: Vec::new(),
             affinities: Vec::new(),
@@ -155,6 +158,20 @@ impl ServiceMaps for FakeMaps {
                 self.writes += 1;
             }
         }
+        Ok(())
+    }
+
+    fn pod_nets(&self) -> Result<Vec<PodNet>, MapError> {
+        Ok(self.pod_nets.iter().copied().collect())
+    }
+
+    fn put_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError> {
+        self.pod_nets.extend(nets);
+        Ok(())
+    }
+
+    fn remove_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError> {
+        self.pod_nets.retain(|net| !nets.contains(net));
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use seaway_ebpf_abi::maps as names;
 use thiserror::Error;
 
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, NodeConfig, ServiceEntry, SocketFlow, SourceRange,
-    Traffic,
+    Affinity, BackendEntry, Connection, Counter, Frontend, NodeConfig, PodNet, ServiceEntry, SocketFlow,
+    SourceRange, Traffic,
 };
 
 /// What went wrong with a map.
@@ -124,6 +124,13 @@ pub trait ServiceMaps: Send {
     fn put_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError>;
     /// Removes source ranges.
     fn remove_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError>;
+
+    /// The nodes' pod subnets.
+    fn pod_nets(&self) -> Result<Vec<PodNet>, MapError>;
+    /// Adds pod subnets.
+    fn put_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError>;
+    /// Removes pod subnets.
+    fn remove_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError>;
 
     /// The connections from outside that are remembered; two elements each, one per direction.
     fn connections(&self) -> Result<Vec<Connection>, MapError>;

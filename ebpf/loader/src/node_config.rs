@@ -17,8 +17,8 @@ pub struct NodeConfig {
     /// Cookie of the node's network namespace ([`crate::netns_cookie`]); 0: no NodePort is protected from binds, and
     /// host-only services are served to nobody.
     pub netns_cookie: u64,
-    /// The network of all IPv4 pods of the cluster: what a pod sends there is no service's, and is passed on without
-    /// a look-up. Only a way to be faster.
+    /// The least network that holds all IPv4 pod subnets ([`crate::ServiceMaps::pod_nets`]): what is not in it is no
+    /// pod's, without a look-up.
     pub pods_v4: Option<(std::net::Ipv4Addr, u8)>,
     /// The same for IPv6.
     pub pods_v6: Option<(std::net::Ipv6Addr, u8)>,
@@ -156,7 +156,7 @@ mod tests {
         ];
         for (addr, expected) in cases {
             let addr = addr.parse::<IpAddr>().unwrap().into();
-            assert_eq!((with.is_pod(&addr), without.is_pod(&addr)), (expected, false), "{addr:?}");
+            assert_eq!((with.may_be_pod(&addr), without.may_be_pod(&addr)), (expected, false), "{addr:?}");
         }
     }
 }

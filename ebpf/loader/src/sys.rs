@@ -37,6 +37,8 @@ unsafe impl Plain for seaway_ebpf_abi::Service {}
 unsafe impl Plain for seaway_ebpf_abi::Backend {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::SourceRangeKey {}
+// SAFETY: see above.
+unsafe impl Plain for seaway_ebpf_abi::PodNetKey {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::FlowTuple {}
 // SAFETY: as above.

@@ -9,7 +9,7 @@ mod node;
 mod wire;
 
 use node::{NODE_V4, NODE_V6, Node, external, internal};
-use seaway_ebpf_loader::{Counter, Direction, NodeConfig, Protocol, Role, ServiceMaps};
+use seaway_ebpf_loader::{Counter, Direction, NodeConfig, PodNet, Protocol, Role, ServiceMaps};
 use wire::{TCP, UDP, frame, icmp, ip, read, read_ip, tcp, udp};
 
 const UNTOUCHED: i32 = -1;
@@ -21,6 +21,8 @@ const RST_ACK: u8 = 0x14;
 
 struct Family {
     v4: bool,
+    /// An address in the network around all pods, but in no node's subnet.
+    between: &'static str,
     pod: &'static str,
     vip: &'static str,
     local: &'static str,
@@ -32,6 +34,7 @@ struct Family {
 const FAMILIES: [Family; 2] = [
     Family {
         v4: true,
+        between: "10.244.9.9",
         pod: "10.244.1.4",
         vip: "10.96.0.1",
         local: "10.244.1.5",
@@ -41,6 +44,7 @@ const FAMILIES: [Family; 2] = [
     },
     Family {
         v4: false,
+        between: "fd00:244:9::9",
         pod: "fd00:244:1::4",
         vip: "fd00:10:96::1",
         local: "fd00:244:1::5",
@@ -78,6 +82,10 @@ fn with_pods(node: &mut Node) {
         ..node.maps.config().unwrap()
     };
     node.maps.set_config(&config).unwrap();
+    // The second nodes' subnets of these, and this node's: not all that lies between is a pod's.
+    let nets = [("10.244.1.0", 24), ("10.244.2.0", 24), ("fd00:244:1::", 64), ("fd00:244:2::", 64)];
+    let nets = nets.map(|(addr, prefix)| PodNet { addr: addr.parse().unwrap(), prefix });
+    node.maps.put_pod_nets(&nets).unwrap();
 }
 
 #[test]
@@ -217,6 +225,8 @@ fn packets_between_pods_pass_the_stack_by_where_that_is_asked_for() {
             (Direction::Ingress, uplink, f.remote, f.remote, "it goes on to another node"),
             (Direction::Ingress, uplink, f.client, f.local, "its source is outside"),
             (Direction::PodIngress, pod, f.client, f.local, "its source is no pod"),
+            (Direction::PodIngress, pod, f.pod, f.between, "its destination is no node's pod"),
+            (Direction::Ingress, uplink, f.between, f.local, "its source is no node's pod"),
             (Direction::PodIngress, uplink, f.pod, f.local, "it comes by a link without programs"),
         ];
         for (direction, ifindex, from, to, why) in left_alone {

@@ -2,11 +2,11 @@
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::lpm_trie::LpmTrie;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
-    AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue,
+    Addr, AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue,
     FragmentKey, FragmentValue, MaglevChunk, PodLink, Service, ServiceKey, SocketKey, SocketValue, Stats,
     StatsKey,
 };
@@ -58,6 +58,11 @@ pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 pub(crate) static POD_LINKS: HashMap<u32, PodLink> =
     HashMap::with_max_entries(capacity::POD_LINKS, BPF_F_NO_PREALLOC);
 
+/// The key's data is the address.
+#[map(name = "sw_pod_nets_1")]
+pub(crate) static POD_NETS: LpmTrie<[u32; 4], u32> =
+    LpmTrie::with_max_entries(capacity::POD_NETS, BPF_F_NO_PREALLOC);
+
 /// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
 /// its own at most once at a time.
 #[repr(C)]
@@ -105,6 +110,12 @@ pub(crate) fn config() -> Option<&'static Config> {
 pub(crate) fn pod_link(ifindex: u32) -> Option<&'static mut PodLink> {
     // SAFETY: the map is not preallocated: an element that is removed meanwhile stays valid; whoever writes, sets bits.
     POD_LINKS.get_ptr_mut(&ifindex).map(|link| unsafe { &mut *link })
+}
+
+/// Whether an address is in a pod subnet.
+#[inline(always)]
+pub(crate) fn is_pod(addr: &Addr) -> bool {
+    POD_NETS.get(Key::new(128, addr.words)).is_some()
 }
 
 /// Seconds of `CLOCK_MONOTONIC`, as of its last tick: reading the clock itself is dear.

@@ -6,7 +6,7 @@ use seaway_ebpf_abi::packet::{DESTINATION_OPTIONS, ETHERNET, ETHERTYPE_V4, ETHER
 use seaway_ebpf_abi::{Addr, CONFIG_HAND_OVER, Config, Counter, POD_LINK_TRANSLATES};
 
 use crate::count::count;
-use crate::maps::{Scratch, pod_link};
+use crate::maps::{Scratch, is_pod, pod_link};
 use crate::route::{Way, hand_over, lower_hops, redirect, route};
 use crate::skb::Skb;
 
@@ -46,15 +46,19 @@ fn head(skb: Skb, words: &mut [u32; 32]) -> Option<Head> {
     }
 }
 
-/// Hands a packet over that goes from pod to pod. `None`: it does not, or only the stack can send it on. `elsewhere`:
-/// also to other nodes.
+/// Hands a packet over that goes from pod to pod. `None`: it does not, or only the stack can send it on. `own`: it comes
+/// from a pod of this node.
 #[inline(always)]
-pub(crate) fn between(skb: Skb, scratch: &mut Scratch, config: &Config, elsewhere: bool) -> Option<i32> {
+pub(crate) fn between(skb: Skb, scratch: &mut Scratch, config: &Config, own: bool) -> Option<i32> {
     if config.flags & CONFIG_HAND_OVER == 0 {
         return None;
     }
     let head = head(skb, &mut scratch.words)?;
-    if !config.is_pod(&head.dst) || !config.is_pod(&head.src) {
+    if !config.may_be_pod(&head.dst) || !config.may_be_pod(&head.src) {
+        return None;
+    }
+    // The answer to a client outside has to find its way through the stack, and so has the question.
+    if !own && !is_pod(&head.src) {
         return None;
     }
     let fib = &mut scratch.fib;
@@ -62,7 +66,8 @@ pub(crate) fn between(skb: Skb, scratch: &mut Scratch, config: &Config, elsewher
     match pod_link(fib.ifindex) {
         // Answers to what was translated at its link have to pass there.
         Some(link) if link.flags & POD_LINK_TRANSLATES != 0 => return None,
-        None if !elsewhere => return None,
+        // Only to pods: all else that is sent out has to look as if it came from the node.
+        None if !own || !is_pod(&head.dst) => return None,
         here => {
             if !lower_hops(skb, head.v4, head.hop_word) {
                 return None;

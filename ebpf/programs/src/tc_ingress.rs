@@ -7,14 +7,14 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    AffinityKey, Backend, CLIENT_ADDRESS, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY,
-    FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL,
-    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service, select,
+    Addr, AffinityKey, Backend, CLIENT_ADDRESS, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD,
+    FLOW_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL,
+    SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service, select,
 };
 
 use crate::balance::{choose, service};
 use crate::count::count;
-use crate::maps::{SOURCE_RANGES, Scratch, config, pod_link, scratch};
+use crate::maps::{SOURCE_RANGES, Scratch, config, is_pod, pod_link, scratch};
 use crate::parse::Packet;
 use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
@@ -73,8 +73,11 @@ fn from_pod(skb: Skb) -> Dropped<i32> {
     }
     let Some(destination) = parse::destination(skb) else { return Ok(TC_ACT_UNSPEC) };
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
-    if let Some(config) = config().filter(|config| config.is_pod(&destination)) {
-        return Ok(to_pod(skb, scratch, config));
+    if let Some(config) = config()
+        && config.may_be_pod(&destination)
+        && let Some(verdict) = to_pod(skb, scratch, config, &destination)
+    {
+        return Ok(verdict);
     }
     if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
         return Ok(TC_ACT_UNSPEC);
@@ -85,18 +88,22 @@ fn from_pod(skb: Skb) -> Dropped<i32> {
     translate(skb, scratch, true)
 }
 
-/// From a pod to a pod.
+/// From a pod to a pod. `None`: to something else.
 #[inline(always)]
-fn to_pod(skb: Skb, scratch: &mut Scratch, config: &Config) -> i32 {
-    // What passes this link's programs by at its end has to pass them by at this one, too.
-    let Some(link) = pod_link(skb.ifindex()) else { return TC_ACT_UNSPEC };
-    if link.flags & POD_LINK_TRANSLATES != 0
-        && parse::parse(skb, &mut scratch.packet, &mut scratch.words)
-        && flow::begins(&scratch.packet)
-    {
-        flow::forget_ended(&scratch.packet);
+fn to_pod(skb: Skb, scratch: &mut Scratch, config: &Config, destination: &Addr) -> Option<i32> {
+    // What is not handed over to the pod at the end of this link is not taken from it past the stack either.
+    if let Some(link) = pod_link(skb.ifindex()) {
+        if link.flags & POD_LINK_TRANSLATES != 0
+            && parse::parse(skb, &mut scratch.packet, &mut scratch.words)
+            && flow::begins(&scratch.packet)
+        {
+            flow::forget_ended(&scratch.packet);
+        }
+        if let Some(verdict) = pods::between(skb, scratch, config, true) {
+            return Some(verdict);
+        }
     }
-    pods::between(skb, scratch, config, true).unwrap_or(TC_ACT_UNSPEC)
+    is_pod(destination).then_some(TC_ACT_UNSPEC)
 }
 
 /// Translates a packet of a known flow, or of a new one to a service.

@@ -8,10 +8,12 @@ mod alloc;
 mod codec;
 mod kernel;
 mod layout;
+mod pods;
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -117,12 +119,16 @@ impl<K: Kernel> Ebpf<K> {
         for (held, role) in held {
             held.retain(|device| attached.contains(&(device.name.to_string(), role)));
         }
+        let pods = pods::read(&self.kernel.maps().pod_nets().map_err(map_error)?);
+        // What a crash has left half-written is not there.
+        let whole = pods::around(&pods, config.clone()) == config;
         Ok(Host {
             node_v4: config.node_v4,
             node_v6: config.node_v6,
             uplinks: self.uplinks.clone(),
             pod_links: self.pod_links.clone(),
             shaped_links: self.shaped_links.clone(),
+            pods: Arc::new(if whole { pods } else { BTreeSet::new() }),
         })
     }
 
@@ -202,8 +208,12 @@ impl<K: Kernel> Ebpf<K> {
     fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
         let held = self.kernel.maps().config().map_err(map_error)?;
         let held = loader::NodeConfig { node_v4: host.node_v4, node_v6: host.node_v6, ..held };
-        let config = self.own_settings(held);
-        self.kernel.maps().set_config(&config).map_err(map_error)?;
+        let config = pods::around(&host.pods, self.own_settings(held));
+        let maps = self.kernel.maps();
+        let nets = pods::difference(&maps.pod_nets().map_err(map_error)?, &host.pods);
+        maps.put_pod_nets(&nets.add).map_err(map_error)?;
+        maps.set_config(&config).map_err(map_error)?;
+        maps.remove_pod_nets(&nets.remove).map_err(map_error)?;
         let missing = self.kernel.attach(&roles(host))?;
         let there = |devices: &BTreeSet<Device>| {
             devices.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect()

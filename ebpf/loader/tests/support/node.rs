@@ -108,8 +108,10 @@ impl Node {
             "link set up0 up",
             "link set wire0 up",
             "route add 10.244.2.0/24 via 192.168.0.2",
+            "route add 10.244.9.0/24 via 192.168.0.2",
             "route add 203.0.113.0/24 via 192.168.0.254",
             "route add fd00:244:2::/64 via fd01::2",
+            "route add fd00:244:9::/64 via fd01::2",
             "route add 2001:db8::/64 via fd01::fe",
         ]);
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
