@@ -6,20 +6,25 @@
 //! [`commit`] and the functions that read are the only I/O, each on a socket of its own.
 //!
 //! **Invariant:** nothing here lists a whole ruleset. What is read is named: a table, the chains of a table, the
-//! elements of a set.
+//! elements of a set. Of others' tables only the chains are told that packets enter ([`base_chains`], and
+//! [`legacy_chains`] of the former iptables).
 
+mod base;
 mod batch;
 pub mod conntrack;
 mod error;
 mod expr;
+mod legacy;
 mod read;
 mod set;
 mod socket;
 mod wire;
 
+pub use base::{BaseChain, BaseFamily, Point, base_chains};
 pub use batch::{Batch, Chain, ChainKind, Hook};
 pub use error::NftError;
 pub use expr::{Base, CtKey, DynsetOp, Expr, MetaKey, Reject, Verdict, reg32};
+pub use legacy::legacy_chains;
 pub use read::{ChainInfo, Counter, chains, counters, elements, generation, table_comment};
 pub use set::{Data, DataType, Element, SetSpec, ValueType};
 pub use socket::commit;

@@ -355,6 +355,7 @@ impl Agent {
         proxy.masquerade_all = config.masquerade_all;
         proxy.maglev = config.maglev;
         proxy.dsr = config.dsr;
+        proxy.pod_hand_over = config.pod_hand_over;
         if !matches!(config.overlay, Overlay::None) {
             proxy.tunnels = vec![config.vxlan_device.clone()];
         }

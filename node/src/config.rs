@@ -30,7 +30,7 @@ pub enum Overlay {
     },
 }
 
-pub use seaway_proxy::{Mode as ProxyMode, NodePortAddresses};
+pub use seaway_proxy::{Mode as ProxyMode, NodePortAddresses, PodHandOver};
 
 /// Everything that [`crate::run`] needs to know. [`NodeConfig::new`] fills in the defaults.
 #[derive(Debug, Clone)]
@@ -81,6 +81,8 @@ pub struct NodeConfig {
     pub maglev: bool,
     /// Backends on other nodes answer clients outside directly where a Service does not say how.
     pub dsr: bool,
+    /// Whether packets between pods may pass the node's stack by.
+    pub pod_hand_over: PodHandOver,
     /// Count connections, packets and bytes per Service and backend.
     pub traffic_metrics: bool,
     /// Let this node answer for LoadBalancer addresses.
@@ -165,6 +167,7 @@ impl NodeConfig {
             masquerade_all: false,
             maglev: false,
             dsr: false,
+            pod_hand_over: PodHandOver::Auto,
             traffic_metrics: false,
             announce_load_balancers: true,
             devices: Vec::new(),

@@ -21,6 +21,6 @@ pub mod shim;
 mod supervise;
 
 pub use agent::{NodeError, cleanup_proxy, initialise_proxy, run};
-pub use config::{NodeConfig, NodePortAddresses, Overlay, ProxyMode};
+pub use config::{NodeConfig, NodePortAddresses, Overlay, PodHandOver, ProxyMode};
 pub use seaway_proxy::dataplane::userspace::serve_as_worker;
 pub use seaway_proxy::{conntrack, kube_proxy, share_arenas};

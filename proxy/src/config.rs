@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
 use crate::dataplane::userspace::WorkerConfig;
-use crate::{Reporter, StatusHandle};
+use crate::{PodHandOver, Reporter, StatusHandle};
 
 /// Which backend programs the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,6 +94,10 @@ pub struct ProxyConfig {
     pub pod_link_prefixes: Vec<String>,
     /// Every pod's link is one of Seaway's CNI plugin.
     pub own_pod_links: bool,
+    /// Whether packets between pods may pass the node's stack by, if the backend can.
+    pub pod_hand_over: PodHandOver,
+    /// How often other people's rules are looked at that the kernel tells nothing of.
+    pub firewall_interval: Duration,
     /// Which of the node's addresses serve NodePorts.
     pub node_port_addresses: NodePortAddresses,
     /// NodePorts answer at the loopback addresses as well.
@@ -139,6 +143,8 @@ impl ProxyConfig {
             bpffs: bpffs.into(),
             devices: Vec::new(),
             pod_link_prefixes: Vec::new(),
+            pod_hand_over: PodHandOver::Auto,
+            firewall_interval: Duration::from_secs(30),
             own_pod_links: false,
             node_port_addresses: NodePortAddresses::default(),
             node_port_loopback: true,

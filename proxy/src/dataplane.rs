@@ -39,7 +39,8 @@ pub trait Dataplane: Send {
         false
     }
 
-    /// Whether it wants to be told of the pods' links, and of the node's tunnels to others.
+    /// Whether it wants to be told of the pods' links, of the node's tunnels to others, and whether packets between pods
+    /// are to be handed over.
     fn serves_pod_links(&self) -> bool {
         false
     }

@@ -12,12 +12,14 @@ pub mod conntrack;
 pub mod dataplane;
 pub mod desired;
 mod error;
+pub mod firewall;
 pub mod frontend;
 pub mod health;
 pub mod kube_proxy;
 pub mod links;
 mod metrics;
 mod modes;
+mod monitor;
 mod notices;
 pub mod plan;
 pub mod reconcile;
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Mode, NodePortAddresses, ProxyConfig};
 pub use error::ProxyError;
+pub use firewall::{PodHandOver, PodPath};
 pub use metrics::Metrics;
 pub use modes::cleanup;
 pub use notices::{Allowance, Notice, Reporter};
@@ -85,7 +88,13 @@ pub async fn run(
     if config.count_traffic && counted.is_none() {
         tracing::warn!(mode = dataplane.name(), "this mode does not count traffic per backend");
     }
+    let hands_over = dataplane.serves_pod_links();
     reconciler.begin(dataplane);
+    if hands_over && config.pod_hand_over == PodHandOver::Auto {
+        let (found, rulesets) = watch::channel(firewall::look_once().await);
+        reconciler.observe(rulesets);
+        parts.spawn(firewall::watch(found, config.firewall_interval, shutdown.child_token()));
+    }
     if let Some(counted) = counted {
         metrics.show_traffic(counted, reconciler.views());
     }

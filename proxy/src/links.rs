@@ -5,10 +5,7 @@ mod qdisc;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -36,51 +33,6 @@ impl Link {
     /// The link as plans name it.
     pub fn device(&self) -> Device {
         Device { name: Arc::clone(&self.name), index: self.index }
-    }
-}
-
-/// RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
-const GROUPS: u32 = 0x1 | 0x8 | 0x10 | 0x100;
-/// Changes come in swarms.
-const SETTLE: Duration = Duration::from_millis(5);
-
-/// Tells when links, their addresses or queueing disciplines change, in the network namespace of the thread that opened it.
-#[derive(Debug)]
-pub struct Monitor {
-    /// A netlink socket is a datagram socket like any other to whoever only receives.
-    datagrams: tokio::net::UnixDatagram,
-}
-
-impl Monitor {
-    /// Listens from now on.
-    pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, GROUPS))?;
-        socket.set_non_blocking(true)?;
-        let datagrams = UnixDatagram::from(socket.as_fd().try_clone_to_owned()?);
-        Ok(Self { datagrams: tokio::net::UnixDatagram::from_std(datagrams)? })
-    }
-
-    /// Waits for the next change. What changed is not told: look.
-    pub async fn changed(&self) {
-        let mut buffer = vec![0; 16 * 1024];
-        loop {
-            if self.datagrams.readable().await.is_err() {
-                return std::future::pending().await;
-            }
-            tokio::time::sleep(SETTLE).await;
-            let mut heard = false;
-            loop {
-                match self.datagrams.try_recv(&mut buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An overflow is an error, and a change.
-                    Ok(_) | Err(_) => heard = true,
-                }
-            }
-            if heard {
-                return;
-            }
-        }
     }
 }
 

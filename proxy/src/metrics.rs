@@ -42,6 +42,7 @@ pub struct Metrics {
     live: IntCounterVec,
     drops: IntGaugeVec,
     announced: IntGauge,
+    pods_handed_over: IntGauge,
     announce_replies: IntCounterVec,
     traffic: TrafficCollector,
 }
@@ -109,6 +110,10 @@ impl Metrics {
             live: counters("kubeproxy_proxy_livez_total", "Cumulative proxy livez HTTP status", &["code"]),
             drops: int_gauges("seaway_proxy_dropped_packets", "Dropped packets by reason", &["reason"]),
             announced: int_gauge("seaway_proxy_announced_addresses", "Addresses this node answers for"),
+            pods_handed_over: int_gauge(
+                "seaway_proxy_pods_handed_over",
+                "1 while packets between pods pass the node's stack and firewall by",
+            ),
             announce_replies: counters(
                 "seaway_proxy_announce_replies_total",
                 "Answers about announced addresses by protocol",
@@ -121,7 +126,7 @@ impl Metrics {
     }
 
     fn register(&self, registry: &Registry) {
-        let all: [Box<dyn Collector>; 20] = [
+        let all: [Box<dyn Collector>; 21] = [
             Box::new(self.conntrack_duration.clone()),
             Box::new(self.invalid_dropped.clone()),
             Box::new(self.network_programming.clone()),
@@ -140,6 +145,7 @@ impl Metrics {
             Box::new(self.live.clone()),
             Box::new(self.drops.clone()),
             Box::new(self.announced.clone()),
+            Box::new(self.pods_handed_over.clone()),
             Box::new(self.announce_replies.clone()),
             Box::new(self.traffic.clone()),
         ];
@@ -239,6 +245,10 @@ impl Metrics {
 
     pub(crate) fn announcing(&self, addresses: usize) {
         self.announced.set(as_i64(addresses));
+    }
+
+    pub(crate) fn pods_handed_over(&self, direct: bool) {
+        self.pods_handed_over.set(i64::from(direct));
     }
 
     pub(crate) fn announce_reply(&self, protocol: &'static str) {

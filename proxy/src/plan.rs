@@ -37,6 +37,8 @@ pub struct Host {
     pub shaped_links: BTreeSet<Device>,
     /// The pod subnets of all nodes, for the same backends.
     pub pods: Arc<BTreeSet<IpNet>>,
+    /// Packets between pods are handed over, past the node's stack.
+    pub hand_over: bool,
 }
 
 /// A link of this node.

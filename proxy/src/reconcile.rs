@@ -7,26 +7,33 @@
 //! **Invariant:** nothing is written before every list has been read once: until then the kernel goes on with what
 //! the former process left in it.
 
+mod site;
+
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use seaway_model::{Family, Node, ServiceKey, Snapshot};
+use seaway_model::{Node, ServiceKey, Snapshot};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::desired::{Computation, NodeView};
+use crate::firewall::{self, PodPath, Rulesets};
 use crate::frontend::FrontendKey;
 use crate::links::{self, Link};
 use crate::metrics::SyncEnd;
+use crate::monitor::Monitor;
 use crate::notices::{self, MaglevOffer, Notices};
-use crate::plan::{Actual, Device, Host, Plan, diff, diff_of};
+use crate::plan::{Actual, Host, Plan, diff, diff_of};
 use crate::sockets::View;
 use crate::{Metrics, Mode, ProxyConfig, stale};
+
+use site::{IP_FAMILIES, ip_families, pods, tunnels};
+pub use site::{host, view};
 
 /// How often the links are looked at where the kernel tells of their changes, and where it does not.
 const LINKS_INTERVAL: Duration = Duration::from_secs(10);
@@ -35,8 +42,6 @@ const LINKS_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const LARGE: usize = 10_000;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// What CNI plugins that route to each pod (Seaway's, Calico) give the node's ends of links, as all are gateways.
-const POD_LINK_MAC: [u8; 6] = [0xee; 6];
 
 /// Keeps one data plane in line.
 pub struct Reconciler {
@@ -53,6 +58,10 @@ pub struct Reconciler {
     serves_pod_links: bool,
     /// The pod subnets of all nodes.
     pods: Arc<BTreeSet<IpNet>>,
+    /// Other people's rules about packets between pods.
+    rulesets: watch::Receiver<Rulesets>,
+    /// Which way these go, as last decided.
+    pod_path: Option<PodPath>,
     /// The snapshot of the last sync.
     former: Snapshot,
     /// UDP flows have to be looked through: an endpoint is gone, or may have gone before this process began.
@@ -97,6 +106,8 @@ impl Reconciler {
             computation: Computation::default(),
             serves_pod_links: false,
             pods: Arc::default(),
+            rulesets: watch::Sender::new(firewall::unread()).subscribe(),
+            pod_path: None,
             dataplane: None,
             actual: None,
             pending: BTreeSet::new(),
@@ -157,6 +168,11 @@ impl Reconciler {
         self.dataplane = Some(dataplane);
     }
 
+    /// Looks at other people's rules about packets between pods.
+    pub(crate) fn observe(&mut self, rulesets: watch::Receiver<Rulesets>) {
+        self.rulesets = rulesets;
+    }
+
     /// Decides what a sync will want: the kernel takes its time with opening a data plane.
     pub(crate) fn foresee(&mut self, snapshot: &Snapshot) {
         if !snapshot.synced {
@@ -190,7 +206,7 @@ impl Reconciler {
         let mut resync = interval(self.config.resync_interval);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         resync.reset();
-        let monitor = links::Monitor::open()
+        let monitor = Monitor::of_links()
             .inspect_err(
                 |error| tracing::warn!(%error, "the kernel does not tell of changed links; they are polled"),
             )
@@ -207,6 +223,13 @@ impl Reconciler {
             Some(lost) => lost.notified().await,
             None => std::future::pending().await,
         };
+        let mut rulesets = self.rulesets.clone();
+        let heard_of_rules = async |rulesets: &mut watch::Receiver<Rulesets>| {
+            // Nobody looks at the rules: that is no change.
+            if rulesets.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         let mut open = true;
         let mut retry_at: Option<tokio::time::Instant> = None;
         loop {
@@ -221,6 +244,7 @@ impl Reconciler {
                 changed = snapshots.changed(), if open => open = changed.is_ok(),
                 _ = resync.tick() => self.actual = None,
                 () = heard_of_loss() => self.actual = None,
+                () = heard_of_rules(&mut rulesets) => {}
                 () = heard_of_links() => if !self.links_changed() { continue },
                 _ = look_at_links.tick() => if !self.links_changed() { continue },
                 () = retry => {}
@@ -244,11 +268,12 @@ impl Reconciler {
     }
 
     /// The node as its data plane is to see it.
-    fn host(&self) -> Host {
+    fn host(&mut self) -> Host {
         let mut host = host(&self.config, self.node.as_deref(), &self.links);
         if self.serves_pod_links {
             host.uplinks.extend(tunnels(&self.config, &self.links));
             host.pods = Arc::clone(&self.pods);
+            host.hand_over = self.hands_over(&host);
         } else {
             host.pod_links.clear();
             host.shaped_links.clear();
@@ -322,6 +347,20 @@ impl Reconciler {
             tokio::task::spawn_blocking(seaway_ebpf_loader::trim_memory);
         }
         ok
+    }
+
+    /// Decides whether packets between pods are handed over, and tells it when that has changed.
+    fn hands_over(&mut self, host: &Host) -> bool {
+        let links = host.pod_links.iter().chain(&host.uplinks).map(|link| Arc::clone(&link.name)).collect();
+        let path = firewall::judge(self.config.pod_hand_over, &self.rulesets.borrow(), &links);
+        let direct = path.direct;
+        if self.pod_path.as_ref() != Some(&path) {
+            tracing::info!("{path}");
+            self.metrics.pods_handed_over(direct);
+            self.config.status.update(|status| status.pod_path = Some(path.clone()));
+            self.pod_path = Some(path);
+        }
+        direct
     }
 
     /// Tells those of `services` whose wishes are not followed.
@@ -489,89 +528,6 @@ impl Reconciler {
         let (dataplane, result) = done.await.map_err(|_| DataplaneError::Lost)?;
         self.dataplane = Some(dataplane);
         Ok(result)
-    }
-}
-
-/// The families by kube-proxy's names.
-const IP_FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
-
-/// The families that the node has addresses of; before those are known, both.
-fn ip_families(host: &Host) -> &'static [&'static str] {
-    match (host.node_v4, host.node_v6) {
-        (Some(_), None) => &IP_FAMILIES[..1],
-        (None, Some(_)) => &IP_FAMILIES[1..],
-        _ => &IP_FAMILIES,
-    }
-}
-
-/// The node as the desired state sees it.
-pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeView {
-    let said = &config.node_port_addresses;
-    let mut node_port_addresses = Vec::new();
-    if said.primary || said.ranges.is_empty() {
-        node_port_addresses.extend(node.into_iter().flat_map(|node| &node.addresses).map(|a| a.addr));
-    }
-    let own = links.iter().flat_map(|link| link.addrs.iter().copied()).filter(|addr| !addr.is_loopback());
-    for addr in own.filter(|addr| said.ranges.iter().any(|range| range.contains(addr))) {
-        if !node_port_addresses.contains(&addr) {
-            node_port_addresses.push(addr);
-        }
-    }
-    NodeView {
-        name: config.node_name.as_str().into(),
-        zone: node.and_then(|node| node.zone.clone()),
-        node_port_addresses,
-        known_by: Family::ALL.into_iter().filter_map(|family| node?.addr(family)).collect(),
-        node_port_loopback: config.node_port_loopback,
-        maglev_default: config.maglev,
-        dsr_default: config.dsr,
-        // Only the data plane knows.
-        maglev_offered: false,
-        dsr_offered: false,
-        masquerade_all: config.masquerade_all,
-    }
-}
-
-/// The pod subnets of all nodes.
-fn pods(snapshot: &Snapshot) -> Arc<BTreeSet<IpNet>> {
-    Arc::new(snapshot.nodes.values().flat_map(|node| &node.pod_cidrs).map(IpNet::trunc).collect())
-}
-
-/// The tunnels to other nodes that there are.
-fn tunnels(config: &ProxyConfig, links: &[Link]) -> impl Iterator<Item = Device> {
-    links.iter().filter(|link| config.tunnels.iter().any(|name| **name == *link.name)).map(Link::device)
-}
-
-/// The node as packets see it.
-pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
-    let own: BTreeSet<IpAddr> = node.iter().flat_map(|node| &node.addresses).map(|a| a.addr).collect();
-    let is_uplink = |link: &&Link| {
-        if config.devices.is_empty() {
-            link.addrs.iter().any(|addr| own.contains(addr))
-        } else {
-            config.devices.iter().any(|name| **name == *link.name)
-        }
-    };
-    let uplinks: BTreeSet<Device> = links.iter().filter(&is_uplink).map(Link::device).collect();
-    let is_pods = |link: &&Link| {
-        let named = config.pod_link_prefixes.iter().any(|prefix| link.name.starts_with(prefix));
-        (named || link.mac == Some(POD_LINK_MAC)) && !is_uplink(link)
-    };
-    let pod_links = || links.iter().filter(is_pods);
-    let addr = |family| node.and_then(|node| node.addr(family));
-    Host {
-        node_v4: addr(Family::V4).and_then(|addr| match addr {
-            IpAddr::V4(v4) => Some(v4),
-            IpAddr::V6(_) => None,
-        }),
-        node_v6: addr(Family::V6).and_then(|addr| match addr {
-            IpAddr::V6(v6) => Some(v6),
-            IpAddr::V4(_) => None,
-        }),
-        uplinks,
-        pod_links: pod_links().map(Link::device).collect(),
-        shaped_links: pod_links().filter(|link| link.shaped).map(Link::device).collect(),
-        pods: Arc::default(),
     }
 }
 

@@ -8,6 +8,7 @@ use seaway_model::Family;
 use serde::Serialize;
 
 use crate::desired::{Conflict, Desired};
+use crate::firewall::PodPath;
 use crate::frontend::{FrontendKind, Scope};
 
 /// The proxy of one node at a glance.
@@ -35,6 +36,8 @@ pub struct Status {
     pub announced: Vec<IpAddr>,
     /// The links that traffic from outside arrives on.
     pub devices: Vec<String>,
+    /// Which way packets between pods go; `None`: the backend has nothing to do with them.
+    pub pod_path: Option<PodPath>,
     /// Dropped packets by reason, since the maps were made.
     pub drops: Vec<DropCount>,
 }

@@ -8,12 +8,13 @@ mod world;
 
 use laws::dataplane_battery;
 use proptest::prelude::*;
+use seaway_ebpf_loader::Role;
 use seaway_proxy::dataplane::Dataplane as _;
 use seaway_proxy::dataplane::ebpf::{Ebpf, Memory};
 use seaway_proxy::dataplane::fake::Fake;
 use seaway_proxy::dataplane::faulty::Faulty;
 use seaway_proxy::desired::{Computation, NodeView, desired};
-use seaway_proxy::plan::{Host, diff, diff_of};
+use seaway_proxy::plan::{Device, Host, Plan, diff, diff_of};
 
 fn ebpf_in_memory() -> Ebpf<Memory> {
     // A few Maglev tables, old and new ones side by side, are more than the maps begin with.
@@ -31,6 +32,34 @@ fn faulty_fake_converges() {
 #[test]
 fn faulty_ebpf_converges() {
     laws::it_converges(|| Faulty::new(ebpf_in_memory(), 10, 11), 48);
+}
+
+/// What the node is told to be is what is read back, and reaches the programs: which links hand packets over, and whether
+/// pods' packets are.
+#[test]
+fn the_node_is_as_it_is_planned() {
+    let mut dataplane = ebpf_in_memory();
+    let device = |name: &str, index| Device { name: name.into(), index };
+    let pod_links = [device("sw1", 3), device("sw2", 4)];
+    let mut host = Host {
+        uplinks: [device("eth0", 2)].into(),
+        shaped_links: [pod_links[1].clone()].into(),
+        pod_links: pod_links.into(),
+        ..Host::default()
+    };
+    let named = |names: [(&str, Role); 3]| names.map(|(name, role)| (name.to_owned(), role)).into();
+    for (hand_over, role) in [(true, Role::ShapedPod), (false, Role::ShapedPod), (true, Role::Pod)] {
+        host.hand_over = hand_over;
+        if role == Role::Pod {
+            host.shaped_links.clear();
+        }
+        let plan = Plan { host: Some(host.clone()), ..Plan::default() };
+        assert!(dataplane.apply(&plan).unwrap().failed.is_empty());
+        assert_eq!(dataplane.read().unwrap().host, host);
+        assert_eq!(dataplane.kernel().maps.config.hand_over, hand_over);
+        let wanted = named([("eth0", Role::Uplink), ("sw1", Role::Pod), ("sw2", role)]);
+        assert_eq!(dataplane.kernel().devices, wanted);
+    }
 }
 
 /// Flows whose endpoint serves are left alone; of the others, UDP goes.

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use seaway_node::ProxyMode;
+use seaway_node::{PodHandOver, ProxyMode};
 use tracing_subscriber::EnvFilter;
 
 pub use self::proxy::Proxy;
@@ -194,7 +194,7 @@ pub struct Up {
     pub no_demo: bool,
 }
 
-/// How the service proxy chooses backends, and what it counts.
+/// How the service proxy chooses backends and ways, and what it counts.
 #[derive(Debug, Clone, Args)]
 pub struct Balance {
     /// How backends are chosen where a Service's annotation seaway.dev/load-balancing does not say it
@@ -204,6 +204,9 @@ pub struct Balance {
     /// not say it
     #[arg(long, value_enum, default_value_t = Forwarding::Snat, value_name = "HOW")]
     pub north_south: Forwarding,
+    /// Whether packets between pods may pass the node's stack, and with it its firewall, by (ebpf)
+    #[arg(long, value_enum, default_value_t = HandOver::Auto, value_name = "WHEN")]
+    pub pod_hand_over: HandOver,
     /// Count connections, packets and bytes per Service and backend, for /metrics (mode ebpf)
     #[arg(long)]
     pub traffic_metrics: bool,
@@ -223,6 +226,23 @@ pub enum Forwarding {
     Snat,
     /// By direct server return: backends see the client, and answer it past the node that it reached (ebpf)
     Dsr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HandOver {
+    /// While nobody but Seaway has rules about forwarded packets, in nftables or iptables
+    Auto,
+    /// Never: every packet passes the stack
+    Never,
+}
+
+impl From<HandOver> for PodHandOver {
+    fn from(said: HandOver) -> Self {
+        match said {
+            HandOver::Auto => Self::Auto,
+            HandOver::Never => Self::Never,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

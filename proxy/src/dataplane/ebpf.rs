@@ -129,6 +129,7 @@ impl<K: Kernel> Ebpf<K> {
             pod_links: self.pod_links.clone(),
             shaped_links: self.shaped_links.clone(),
             pods: Arc::new(if whole { pods } else { BTreeSet::new() }),
+            hand_over: config.hand_over,
         })
     }
 
@@ -207,13 +208,18 @@ impl<K: Kernel> Ebpf<K> {
 
     fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
         let held = self.kernel.maps().config().map_err(map_error)?;
-        let held = loader::NodeConfig { node_v4: host.node_v4, node_v6: host.node_v6, ..held };
-        let config = pods::around(&host.pods, self.own_settings(held));
+        let (node_v4, node_v6, hand_over) = (host.node_v4, host.node_v6, host.hand_over);
+        let config = self.own_settings(loader::NodeConfig { node_v4, node_v6, hand_over, ..held });
+        let config = pods::around(&host.pods, config);
         let maps = self.kernel.maps();
         let nets = pods::difference(&maps.pod_nets().map_err(map_error)?, &host.pods);
         maps.put_pod_nets(&nets.add).map_err(map_error)?;
         maps.set_config(&config).map_err(map_error)?;
         maps.remove_pod_nets(&nets.remove).map_err(map_error)?;
+        let held = (&self.uplinks, &self.pod_links, &self.shaped_links);
+        if held == (&host.uplinks, &host.pod_links, &host.shaped_links) {
+            return Ok(());
+        }
         let missing = self.kernel.attach(&roles(host))?;
         let there = |devices: &BTreeSet<Device>| {
             devices.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect()

@@ -1,5 +1,7 @@
 //! The loop over data planes in memory.
 
+use std::net::IpAddr;
+
 use seaway_model::{Service, ServiceKey, ServicePort};
 
 use super::*;

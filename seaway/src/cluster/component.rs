@@ -70,6 +70,9 @@ fn node(spec: &ClusterSpec, layout: &Layout, index: u8) -> Component {
     if spec.dsr {
         args.extend(flag("--north-south", "dsr"));
     }
+    if spec.never_hand_over {
+        args.extend(flag("--pod-hand-over", "never"));
+    }
     if spec.traffic_metrics {
         args.push("--traffic-metrics".into());
     }

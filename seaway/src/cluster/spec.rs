@@ -44,6 +44,9 @@ pub struct ClusterSpec {
     /// Backends on other nodes answer clients outside directly where a Service does not say how.
     #[serde(default)]
     pub dsr: bool,
+    /// Packets between pods always pass the nodes' stacks.
+    #[serde(default)]
+    pub never_hand_over: bool,
     /// The service proxy counts traffic per Service and backend.
     #[serde(default)]
     pub traffic_metrics: bool,
@@ -80,6 +83,7 @@ impl Default for ClusterSpec {
             proxy_mode: "auto".into(),
             maglev: false,
             dsr: false,
+            never_hand_over: false,
             traffic_metrics: false,
             api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, API_PORT)),
             publish: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),

@@ -61,6 +61,7 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.localhost_node_ports = args.localhost_node_ports;
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
     config.dsr = args.balance.north_south == Forwarding::Dsr;
+    config.pod_hand_over = args.balance.pod_hand_over.into();
     config.traffic_metrics = args.balance.traffic_metrics;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;

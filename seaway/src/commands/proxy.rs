@@ -102,6 +102,7 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     config.devices.clone_from(&args.device);
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
     config.dsr = args.balance.north_south == Forwarding::Dsr;
+    config.pod_hand_over = args.balance.pod_hand_over.into();
     config.traffic_metrics = args.balance.traffic_metrics;
     config.pod_link_prefixes.clone_from(&args.pod_link_prefix);
     let prefix = args.pod_interface_name_prefix.as_deref().or(file.pod_link_prefix());

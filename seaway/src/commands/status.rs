@@ -116,7 +116,18 @@ fn detail(agent: &Value) -> String {
         let addresses: Vec<&str> = announced.iter().filter_map(Value::as_str).collect();
         words.push(format!("answers for {}", addresses.join(" ")));
     }
+    words.extend(pod_path(agent));
     words.join("; ")
+}
+
+/// Which way packets between pods go on a node, where its proxy has a say in it.
+fn pod_path(agent: &Value) -> Option<String> {
+    let path = agent.pointer("/proxy/pod_path")?;
+    if path.get("direct")?.as_bool()? {
+        return Some("pods are handed over directly".to_owned());
+    }
+    let reason = path.get("reason").and_then(Value::as_str).unwrap_or("for no reason that it told");
+    Some(format!("pods go through the stack: {reason}"))
 }
 
 fn troubles(agent: &Value) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use super::install_crypto;
-use crate::cli::{Balancing, Forwarding, OverlayKind, Up, Which};
+use crate::cli::{Balancing, Forwarding, HandOver, OverlayKind, Up, Which};
 use crate::cluster::{ClusterSpec, Layout, bringup, preflight, supervisor, teardown};
 use crate::telemetry::{say, say_err};
 
@@ -41,6 +41,7 @@ fn spec_of(args: &Up) -> ClusterSpec {
         proxy_mode: args.proxy_mode.name().into(),
         maglev: args.balance.load_balancing == Balancing::Maglev,
         dsr: args.balance.north_south == Forwarding::Dsr,
+        never_hand_over: args.balance.pod_hand_over == HandOver::Never,
         traffic_metrics: args.balance.traffic_metrics,
         api_listen: args.api_listen,
         publish: (!args.no_demo).then_some(args.publish),
