@@ -13,6 +13,7 @@ mod service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use imbl::OrdMap;
 use seaway_model::{
@@ -224,24 +225,37 @@ impl Computation {
         let former_view = std::mem::replace(&mut self.view, view.clone());
         self.desired.complete = snapshot.synced;
         let mut changed = Vec::new();
-        let (mut before, mut now) = (
-            Compiler::new(&former, &former_view, services.len()),
-            Compiler::new(snapshot, view, services.len()),
-        );
-        for service in &services {
-            let (held, fresh) = (before.compile(service), now.compile(service));
-            if pod_of(service).is_none() {
-                self.desired.totals.services += usize::from(!fresh.is_empty());
-                self.desired.totals.services -= usize::from(!held.is_empty());
-            }
-            for key in held.keys().filter(|key| !fresh.contains_key(key)) {
-                self.withdraw(*key, service, &mut changed);
-            }
-            for (key, entry) in fresh {
-                self.claim(key, entry, &mut changed);
-            }
+        let sides = [(&former, &former_view), (snapshot, view)];
+        if services.len() < MANY {
+            steps(sides, &services).for_each(|step| self.take(step, &mut changed));
+        } else {
+            // What is compiled waits for nobody, what is claimed for all before it: a core each.
+            std::thread::scope(|scope| {
+                let (ahead, steps_to_take) = sync_channel(STEPS_AHEAD);
+                let services = &services;
+                // The receiver goes when this thread panics; then there is no more to do.
+                scope.spawn(move || steps(sides, services).try_for_each(|step| ahead.send(step)).ok());
+                for step in steps_to_take {
+                    self.take(step, &mut changed);
+                }
+            });
         }
         changed.into_iter().collect()
+    }
+
+    /// What a Service claimed makes room for what it claims now.
+    fn take(&mut self, step: Step<'_>, changed: &mut Vec<FrontendKey>) {
+        let Step { service, held, fresh } = step;
+        if pod_of(service).is_none() {
+            self.desired.totals.services += usize::from(!fresh.is_empty());
+            self.desired.totals.services -= usize::from(!held.is_empty());
+        }
+        for key in held.keys().filter(|key| !fresh.contains_key(key)) {
+            self.withdraw(*key, service, changed);
+        }
+        for (key, entry) in fresh {
+            self.claim(key, entry, changed);
+        }
     }
 
     /// `entry.owner` claims `key`: it gets it unless someone with a lower name claims it too.
@@ -281,6 +295,30 @@ impl Computation {
             changed.push(key);
         }
     }
+}
+
+/// From so many Services on, two cores share the work.
+const MANY: usize = 2048;
+/// How many Services the one that compiles may be ahead.
+const STEPS_AHEAD: usize = 1024;
+
+/// A Service on its way from one snapshot to the next.
+struct Step<'a> {
+    service: &'a ServiceKey,
+    held: BTreeMap<FrontendKey, Arc<Entry>>,
+    fresh: BTreeMap<FrontendKey, Arc<Entry>>,
+}
+
+/// What Services claim on both sides, the former and the next.
+fn steps<'a>(
+    sides: [(&'a Snapshot, &'a NodeView); 2],
+    services: &'a BTreeSet<ServiceKey>,
+) -> impl Iterator<Item = Step<'a>> {
+    let [mut before, mut now] = sides.map(|(snapshot, view)| Compiler::new(snapshot, view, services.len()));
+    services.iter().map(move |service| {
+        let (held, fresh) = (before.compile(service), now.compile(service));
+        Step { service, held, fresh }
+    })
 }
 
 /// Makes frontends of Services, asked for in their order.
@@ -350,5 +388,54 @@ fn frontend_status(key: FrontendKey, entry: &Entry) -> FrontendStatus {
             .iter()
             .map(|b| BackendStatus { address: SocketAddr::new(b.addr, b.port), local: b.local })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use seaway_model::{Protocol, ServicePort};
+
+    fn cluster(services: u16, port: u16) -> Snapshot {
+        let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+        for index in 0..services {
+            let mut service = Service::new(ServiceKey::new("default", &format!("s{index}")));
+            // Two of them claim the same address.
+            service.cluster_ips = vec![IpAddr::from((0x0a60_0000 + u32::from(index / 2)).to_be_bytes())];
+            service.ports = vec![ServicePort {
+                name: "http".into(),
+                protocol: Protocol::Tcp,
+                port,
+                node_port: None,
+                app_protocol: None,
+            }];
+            snapshot.services.insert(service.key.clone(), Arc::new(service));
+        }
+        snapshot
+    }
+
+    #[test]
+    fn many_at_once_come_to_the_same_as_few_at_a_time() {
+        let many = u16::try_from(MANY).unwrap() * 2;
+        let view = NodeView { name: "node".into(), ..NodeView::default() };
+        let (mut at_once, mut in_steps) = (Computation::default(), Computation::default());
+        for port in [80, 81] {
+            let all = cluster(many, port);
+            let changed = at_once.update(&all, &view);
+            let mut stepwise = BTreeSet::new();
+            let mut so_far = in_steps.snapshot.clone();
+            let services: Vec<_> = all.services.iter().collect();
+            for some in services.chunks(MANY / 3) {
+                so_far
+                    .services
+                    .extend(some.iter().map(|(key, service)| ((*key).clone(), Arc::clone(service))));
+                stepwise.extend(in_steps.update(&so_far, &view));
+            }
+            assert_eq!(changed, stepwise);
+            let (at_once, in_steps) = (at_once.desired(), in_steps.desired());
+            assert_eq!(at_once.frontends, in_steps.frontends);
+            assert_eq!((&at_once.contested, at_once.totals), (&in_steps.contested, in_steps.totals));
+            assert_eq!(at_once.service_count(), usize::from(many));
+        }
     }
 }
