@@ -207,4 +207,13 @@ mod tests {
         assert!(all[2].args.contains(&"/cg/seaway/seaway/node2/agent".to_owned()));
         assert!(all[2].args.contains(&"172.30.0.12".to_owned()));
     }
+
+    #[test]
+    fn nodes_are_told_what_the_cluster_was_told() {
+        let layout = Layout::new("seaway", Path::new("/state"), Path::new("/cg"));
+        let said = |spec: &ClusterSpec| components(spec, &layout)[1].args.join(" ");
+        let never = ClusterSpec { never_hand_over: true, ..ClusterSpec::default() };
+        assert!(said(&never).contains("--pod-hand-over never"));
+        assert!(!said(&ClusterSpec::default()).contains("--pod-hand-over"));
+    }
 }

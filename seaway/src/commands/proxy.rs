@@ -205,6 +205,7 @@ fn period(flag: &str, text: Option<&str>) -> Result<Option<Duration>> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use seaway_node::PodHandOver;
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -304,6 +305,8 @@ mod tests {
         assert!(config.maglev && config.dsr && config.traffic_metrics);
         let config = flags("", "").unwrap();
         assert!(!config.maglev && !config.dsr && !config.traffic_metrics);
+        assert_eq!(config.pod_hand_over, PodHandOver::Auto);
+        assert_eq!(flags("--pod-hand-over=never", "").unwrap().pod_hand_over, PodHandOver::Never);
     }
 
     #[test]

@@ -209,3 +209,25 @@ fn ask(socket: &Path, path: &str) -> Result<Value> {
     let Some((_, body)) = answer.split_once("\r\n\r\n") else { bail!("{} speaks no HTTP", socket.display()) };
     serde_json::from_str(body).with_context(|| format!("{} did not answer JSON", socket.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_way_of_packets_between_pods_is_told_where_there_is_a_choice() {
+        let told = |path: Value| {
+            let agent = json!({"pods": [], "proxy": {"services": 1, "mode": "ebpf", "pod_path": path}});
+            detail(&agent)
+        };
+        let begin = "0 pods, 1 services, proxy ebpf";
+        let direct = json!({"direct": true, "reason": null});
+        assert_eq!(told(direct), format!("{begin}; pods are handed over directly"));
+        let reason = "table ip filter has rules at forward";
+        let stack = json!({"direct": false, "reason": reason});
+        assert_eq!(told(stack), format!("{begin}; pods go through the stack: {reason}"));
+        assert_eq!(told(Value::Null), begin);
+    }
+}
