@@ -5,71 +5,22 @@
 
 #[path = "support/node.rs"]
 mod node;
+#[path = "support/outside.rs"]
+mod outside;
 #[path = "support/wire.rs"]
 mod wire;
 #[path = "support/world.rs"]
 mod world;
 
-use node::{NODE_V4, NODE_V6, Node, external};
+use node::{Node, external};
+use outside::{ACK, FAMILIES, Family, PASS, REDIRECT, UNTOUCHED, each_family_and_protocol, packet};
 use seaway_ebpf_loader::{Counter, Direction, Protocol, Role, ServiceEntry, ServiceMaps};
-use wire::{TCP, UDP, frame, icmp, ip, read, tcp, udp};
+use wire::{TCP, UDP, checksum, frame, icmp, ip, read, tcp, udp};
 use world::{ask_tcp, ask_udp, at, ready};
 
-const UNTOUCHED: i32 = -1;
-const PASS: i32 = 0;
-const REDIRECT: i32 = 7;
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
-
-struct Family {
-    v4: bool,
-    client: &'static str,
-    vip: &'static str,
-    other_vip: &'static str,
-    local: &'static str,
-    remote: &'static str,
-    node: &'static str,
-    /// Bytes of the option.
-    option: usize,
-}
-
-const FAMILIES: [Family; 2] = [
-    Family {
-        v4: true,
-        client: "203.0.113.7",
-        vip: "172.30.0.200",
-        other_vip: "172.30.0.201",
-        local: "10.244.1.5",
-        remote: "10.244.2.9",
-        node: NODE_V4,
-        option: 8,
-    },
-    Family {
-        v4: false,
-        client: "2001:db8::7",
-        vip: "fd00:10:30::c0",
-        other_vip: "fd00:10:30::c1",
-        local: "fd00:244:1::5",
-        remote: "fd00:244:2::9",
-        node: NODE_V6,
-        option: 24,
-    },
-];
-
-fn each(test: impl Fn(&Family, Protocol)) {
-    for family in &FAMILIES {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            test(family, protocol);
-        }
-    }
-}
-
-fn first(protocol: Protocol, src: (&str, u16), dst: (&str, u16)) -> Vec<u8> {
-    let (proto, payload) = match protocol {
-        Protocol::Tcp => (TCP, tcp(src.1, dst.1, SYN, 1000, 0, b"")),
-        Protocol::Udp => (UDP, udp(src.1, dst.1, b"hello")),
-    };
-    frame(&ip(src.0, dst.0, proto, payload))
+/// Bytes of the option.
+fn option_bytes(f: &Family) -> usize {
+    if f.is_v4() { 8 } else { 24 }
 }
 
 fn run(node: &Node, direction: Direction, packet: &[u8]) -> (i32, Vec<u8>) {
@@ -85,7 +36,7 @@ fn dsr(entry: &mut ServiceEntry) {
 fn without_option(f: &Family, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut bytes = bytes.to_vec();
     let be = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    let start = if f.v4 {
+    let start = if f.is_v4() {
         assert_eq!(bytes[14], 0x47, "header of 28 bytes");
         assert_eq!(wire::checksum(&[&bytes[14..42]]), 0, "header checksum with options");
         assert_eq!(usize::from(be(&bytes, 16)), bytes.len() - 14);
@@ -96,9 +47,9 @@ fn without_option(f: &Family, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
         bytes[20] = bytes[54];
         54
     };
-    let option: Vec<u8> = bytes.drain(start..start + f.option).collect();
-    let len = u16::try_from(bytes.len() - if f.v4 { 14 } else { 54 }).unwrap().to_be_bytes();
-    if f.v4 {
+    let option: Vec<u8> = bytes.drain(start..start + option_bytes(f)).collect();
+    let len = u16::try_from(bytes.len() - if f.is_v4() { 14 } else { 54 }).unwrap().to_be_bytes();
+    if f.is_v4() {
         bytes[14] = 0x45;
         bytes[16..18].copy_from_slice(&len);
         bytes[24..26].fill(0);
@@ -116,7 +67,7 @@ fn option(f: &Family, next: u8, frontend: (&str, u16)) -> Vec<u8> {
     match frontend.0.parse().unwrap() {
         std::net::IpAddr::V4(addr) => [&[0x9a, 8][..], &port, &addr.octets()].concat(),
         std::net::IpAddr::V6(addr) => {
-            assert!(!f.v4);
+            assert!(!f.is_v4());
             [&[next, 2, 0x1b, 20][..], &addr.octets(), &port, &[0, 0]].concat()
         }
     }
@@ -124,10 +75,11 @@ fn option(f: &Family, next: u8, frontend: (&str, u16)) -> Vec<u8> {
 
 #[test]
 fn a_remote_backend_sees_the_client_and_its_node_is_told_the_frontend() {
-    each(|f, protocol| {
+    each_family_and_protocol(|f, protocol| {
         let mut node = Node::new("dsr").with_uplink();
         node.service(external(f.vip, 80, protocol), &[(f.remote, 8080, false)], dsr);
-        let (verdict, sent) = run(&node, Direction::Ingress, &first(protocol, (f.client, 4000), (f.vip, 80)));
+        let (verdict, sent) =
+            run(&node, Direction::Ingress, &packet(protocol, (f.client, 4000), (f.vip, 80)));
         assert_eq!(verdict, REDIRECT);
         let (plain, told) = without_option(f, &sent);
         let seen = read(&plain);
@@ -135,7 +87,7 @@ fn a_remote_backend_sees_the_client_and_its_node_is_told_the_frontend() {
         let proto = if protocol == Protocol::Tcp { TCP } else { UDP };
         assert_eq!(told, option(f, proto, (f.vip, 80)));
         // A reply that comes by here is not this node's.
-        let reply = first(protocol, (f.remote, 8080), (f.client, 4000));
+        let reply = packet(protocol, (f.remote, 8080), (f.client, 4000));
         for direction in [Direction::Ingress, Direction::Egress] {
             assert_eq!(run(&node, direction, &reply).0, UNTOUCHED, "{direction:?}");
         }
@@ -150,18 +102,18 @@ fn a_remote_backend_sees_the_client_and_its_node_is_told_the_frontend() {
 
 #[test]
 fn one_client_port_to_two_frontends_of_one_backend_gets_another_source_for_the_second() {
-    each(|f, protocol| {
+    each_family_and_protocol(|f, protocol| {
         let mut node = Node::new("dsr-collision").with_uplink();
         node.service(external(f.vip, 80, protocol), &[(f.remote, 8080, false)], dsr);
         node.service(external(f.other_vip, 80, protocol), &[(f.remote, 8080, false)], dsr);
-        let (_, sent) = run(&node, Direction::Ingress, &first(protocol, (f.client, 4000), (f.vip, 80)));
+        let (_, sent) = run(&node, Direction::Ingress, &packet(protocol, (f.client, 4000), (f.vip, 80)));
         without_option(f, &sent);
         let (verdict, sent) =
-            run(&node, Direction::Ingress, &first(protocol, (f.client, 4000), (f.other_vip, 80)));
+            run(&node, Direction::Ingress, &packet(protocol, (f.client, 4000), (f.other_vip, 80)));
         let seen = read(&sent);
         assert_eq!((verdict, seen.src.to_string().as_str()), (REDIRECT, f.node));
         assert!(node.counter(Counter::SnatCollision) >= 1);
-        let reply = first(protocol, (f.remote, 8080), (f.node, seen.src_port));
+        let reply = packet(protocol, (f.remote, 8080), (f.node, seen.src_port));
         let (verdict, answered) = run(&node, Direction::Ingress, &reply);
         assert_eq!(
             (verdict, read(&answered).ends()),
@@ -172,11 +124,11 @@ fn one_client_port_to_two_frontends_of_one_backend_gets_another_source_for_the_s
 
 /// What the backend's node gets from the other one.
 fn told(f: &Family, protocol: Protocol, backend: (&str, u16), frontend: (&str, u16)) -> Vec<u8> {
-    let mut bytes = first(protocol, (f.client, 4000), backend);
+    let mut bytes = packet(protocol, (f.client, 4000), backend);
     let proto = if protocol == Protocol::Tcp { TCP } else { UDP };
-    let (start, option) = (if f.v4 { 34 } else { 54 }, option(f, proto, frontend));
+    let (start, option) = (if f.is_v4() { 34 } else { 54 }, option(f, proto, frontend));
     bytes.splice(start..start, option);
-    if f.v4 {
+    if f.is_v4() {
         let len = u16::try_from(bytes.len() - 14).unwrap().to_be_bytes();
         bytes[14] = 0x47;
         bytes[16..18].copy_from_slice(&len);
@@ -193,15 +145,15 @@ fn told(f: &Family, protocol: Protocol, backend: (&str, u16), frontend: (&str, u
 
 #[test]
 fn the_backends_node_takes_the_option_out_and_answers_as_the_frontend() {
-    each(|f, protocol| {
+    each_family_and_protocol(|f, protocol| {
         let mut node = Node::new("dsr-backend").with_uplink();
         node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true), (f.remote, 8080, false)], dsr);
         let (verdict, given) =
             run(&node, Direction::Ingress, &told(f, protocol, (f.local, 8080), (f.vip, 80)));
-        let plain = first(protocol, (f.client, 4000), (f.local, 8080));
+        let plain = packet(protocol, (f.client, 4000), (f.local, 8080));
         assert_eq!((verdict, given), (PASS, plain), "the packet as it would be without any option");
         for direction in [Direction::Egress, Direction::PodIngress] {
-            let reply = first(protocol, (f.local, 8080), (f.client, 4000));
+            let reply = packet(protocol, (f.local, 8080), (f.client, 4000));
             let (verdict, answered) = run(&node, direction, &reply);
             assert_ne!(verdict, UNTOUCHED, "{direction:?}");
             assert_eq!(read(&answered).ends(), format!("{} 80 > {} 4000", f.vip, f.client), "{direction:?}");
@@ -218,26 +170,26 @@ fn the_backends_node_takes_the_option_out_and_answers_as_the_frontend() {
 /// A NodePort is the same at every node: the address that the client reached is another's.
 #[test]
 fn a_node_port_at_another_node_is_known_by_its_number() {
-    each(|f, protocol| {
+    each_family_and_protocol(|f, protocol| {
         let mut node = Node::new("dsr-node-port").with_uplink();
         let direct = |entry: &mut ServiceEntry| (entry.dsr, entry.node_port) = (true, true);
         node.service(external(f.node, 30_080, protocol), &[(f.local, 8080, true)], direct);
         node.service(external(f.node, 81, protocol), &[(f.local, 8080, true)], dsr);
-        let elsewhere = if f.v4 { "192.168.0.2" } else { "fd01::2" };
+        let elsewhere = if f.is_v4() { "192.168.0.2" } else { "fd01::2" };
         let other = told(f, protocol, (f.local, 8080), (elsewhere, 81));
         assert_eq!(run(&node, Direction::Ingress, &other), (UNTOUCHED, other), "no NodePort");
         let (verdict, given) =
             run(&node, Direction::Ingress, &told(f, protocol, (f.local, 8080), (elsewhere, 30_080)));
-        assert_eq!((verdict, given), (PASS, first(protocol, (f.client, 4000), (f.local, 8080))));
+        assert_eq!((verdict, given), (PASS, packet(protocol, (f.client, 4000), (f.local, 8080))));
         let (_, answered) =
-            run(&node, Direction::Egress, &first(protocol, (f.local, 8080), (f.client, 4000)));
+            run(&node, Direction::Egress, &packet(protocol, (f.local, 8080), (f.client, 4000)));
         assert_eq!(read(&answered).ends(), format!("{elsewhere} 30080 > {} 4000", f.client));
     });
 }
 
 #[test]
 fn an_option_that_this_node_would_not_have_written_is_not_believed() {
-    each(|f, protocol| {
+    each_family_and_protocol(|f, protocol| {
         let mut node = Node::new("dsr-forged").with_uplink();
         node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true), (f.remote, 8080, false)], dsr);
         node.service(external(f.vip, 81, protocol), &[(f.local, 8080, true)], |_| {});
@@ -264,13 +216,16 @@ fn a_datagram_that_has_no_room_for_the_option_is_answered_with_the_mtu_less_the_
         let mut node = Node::new("dsr-mtu").with_uplink();
         node.service(external(f.vip, 80, Protocol::Udp), &[(f.remote, 8080, false)], dsr);
         let datagram = |len: usize| frame(&ip(f.client, f.vip, UDP, udp(4000, 80, &vec![7; len])));
-        let headers = if f.v4 { 28 } else { 48 };
-        let room = 1500 - headers - f.option;
+        let headers = if f.is_v4() { 28 } else { 48 };
+        let room = 1500 - headers - option_bytes(f);
         let (verdict, answer) = run(&node, Direction::Ingress, &datagram(room + 1));
         let answer = read(&answer);
         assert_eq!((verdict, answer.dst.to_string().as_str()), (REDIRECT, f.client));
         let mtu = u32::from_be_bytes(answer.payload[4..8].try_into().unwrap());
-        assert_eq!((answer.payload[0], mtu as usize), (if f.v4 { 3 } else { 2 }, 1500 - f.option));
+        assert_eq!(
+            (answer.payload[0], mtu as usize),
+            (if f.is_v4() { 3 } else { 2 }, 1500 - option_bytes(f))
+        );
         let (_, sent) = run(&node, Direction::Ingress, &datagram(room));
         assert_eq!(sent.len(), 1514);
         without_option(f, &sent);
@@ -285,12 +240,12 @@ fn icmp_errors_about_what_was_answered_directly_reach_the_backend() {
     for f in &FAMILIES {
         let mut node = Node::new("dsr-icmp").with_uplink();
         node.service(external(f.vip, 80, Protocol::Tcp), &[(f.remote, 8080, false)], dsr);
-        run(&node, Direction::Ingress, &first(Protocol::Tcp, (f.client, 4000), (f.vip, 80)));
+        run(&node, Direction::Ingress, &packet(Protocol::Tcp, (f.client, 4000), (f.vip, 80)));
         // A router near the client, about a segment from the frontend.
         let about = ip(f.vip, f.client, TCP, tcp(80, 4000, ACK, 1, 1, b""));
-        let quoted = &about[..if f.v4 { 28 } else { 48 }];
-        let (proto, kind, code) = if f.v4 { (1, 3, 4) } else { (58, 2, 0) };
-        let router = if f.v4 { "203.0.113.1" } else { "2001:db8::1" };
+        let quoted = &about[..if f.is_v4() { 28 } else { 48 }];
+        let (proto, kind, code) = if f.is_v4() { (1, 3, 4) } else { (58, 2, 0) };
+        let router = if f.is_v4() { "203.0.113.1" } else { "2001:db8::1" };
         let error = frame(&ip(router, f.vip, proto, icmp(kind, code, 1280, quoted)));
         let (verdict, sent) = run(&node, Direction::Ingress, &error);
         let seen = read(&sent);
