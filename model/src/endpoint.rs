@@ -60,6 +60,21 @@ pub struct Hints {
 }
 
 impl Endpoint {
+    /// One that is ready, and of which nothing else is known.
+    pub fn new(addr: IpAddr, ports: Arc<[EndpointPort]>) -> Self {
+        Self {
+            addr,
+            hostname: None,
+            node: None,
+            zone: None,
+            ready: true,
+            serving: true,
+            terminating: false,
+            hints: None,
+            ports,
+        }
+    }
+
     /// The zones that it is meant for; none: nobody said.
     pub fn zone_hints(&self) -> &[Arc<str>] {
         self.hints.as_ref().map_or(&[], |hints| &hints.zones)
@@ -149,15 +164,9 @@ mod tests {
             endpoints: endpoints
                 .iter()
                 .map(|(addr, ready)| Endpoint {
-                    addr: addr.parse().unwrap(),
-                    hostname: None,
-                    node: None,
-                    zone: None,
                     ready: *ready,
                     serving: *ready,
-                    terminating: false,
-                    hints: None,
-                    ports: Arc::clone(&ports),
+                    ..Endpoint::new(addr.parse().unwrap(), Arc::clone(&ports))
                 })
                 .collect(),
         }

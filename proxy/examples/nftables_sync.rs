@@ -88,18 +88,11 @@ fn make(index: u32, endpoints: u32, round: u32) -> (Service, EndpointSet) {
     }];
     let ports: Arc<[EndpointPort]> =
         [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into();
-    let endpoint = |number: u32| Endpoint {
+    let endpoint = |number: u32| {
         // In later rounds the first one has moved.
-        addr: Ipv4Addr::from(0x0b00_0000 + index * 8 + number + if number == 0 { round << 20 } else { 0 })
-            .into(),
-        hostname: None,
-        node: Some("other".into()),
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: Arc::clone(&ports),
+        let moved = if number == 0 { round << 20 } else { 0 };
+        let addr = Ipv4Addr::from(0x0b00_0000 + index * 8 + number + moved);
+        Endpoint { node: Some("other".into()), ..Endpoint::new(addr.into(), Arc::clone(&ports)) }
     };
     let endpoints = (0..endpoints).map(endpoint).collect();
     (service, EndpointSet { endpoints })

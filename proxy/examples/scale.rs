@@ -34,15 +34,8 @@ fn endpoints(names: &Names, service: usize, count: usize, generation: usize) -> 
         let moved = if index == 0 { generation } else { 0 };
         let number = u32::try_from(service * count + index + moved).unwrap();
         Endpoint {
-            addr: IpAddr::from((0x0a80_0000 + number).to_be_bytes()),
-            hostname: None,
             node: Some(Arc::clone(&names.nodes[index % names.nodes.len()])),
-            zone: None,
-            ready: true,
-            serving: true,
-            terminating: false,
-            hints: None,
-            ports: Arc::clone(&ports),
+            ..Endpoint::new(IpAddr::from((0x0a80_0000 + number).to_be_bytes()), Arc::clone(&ports))
         }
     };
     EndpointSet { endpoints: (0..count).map(endpoint).collect() }

@@ -96,17 +96,7 @@ fn addresses(text: &str) -> Vec<IpAddr> {
 }
 
 fn endpoint<'a>(addr: IpAddr, words: impl Iterator<Item = &'a str>) -> Endpoint {
-    let mut endpoint = Endpoint {
-        addr,
-        hostname: None,
-        node: None,
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: Arc::new([]),
-    };
+    let mut endpoint = Endpoint::new(addr, Arc::new([]));
     let mut ports = Vec::new();
     for word in words {
         match word.split_once('=') {

@@ -164,15 +164,10 @@ mod tests {
         let key = service.key.clone();
         snapshot.services.insert(key.clone(), Arc::new(service));
         let endpoint = |on: &str, ready: bool| Endpoint {
-            addr: "10.244.0.1".parse().unwrap(),
-            hostname: None,
             node: Some(on.into()),
-            zone: None,
             ready,
-            serving: true,
             terminating: !ready,
-            hints: None,
-            ports: [].into(),
+            ..Endpoint::new("10.244.0.1".parse().unwrap(), [].into())
         };
         let mut owner_with = |endpoints: Vec<Endpoint>| {
             let set = seaway_model::EndpointSet { endpoints: endpoints.into() };

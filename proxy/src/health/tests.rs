@@ -17,15 +17,10 @@ fn snapshot(ready_here: usize, terminating_here: usize, elsewhere: usize) -> Sna
     {
         for _ in 0..count {
             endpoints.push(Endpoint {
-                addr: IpAddr::from([10, 244, 0, u8::try_from(endpoints.len()).unwrap()]),
-                hostname: None,
                 node: Some(node.into()),
-                zone: None,
                 ready,
-                serving: true,
                 terminating: !ready,
-                hints: None,
-                ports: [].into(),
+                ..Endpoint::new(IpAddr::from([10, 244, 0, u8::try_from(endpoints.len()).unwrap()]), [].into())
             });
         }
     }

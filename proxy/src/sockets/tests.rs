@@ -33,15 +33,10 @@ fn add(snapshot: &mut Snapshot, name: &str, vip: &str, endpoints: &[Row]) {
         .map(|protocol| EndpointPort { name: protocol.as_str().into(), protocol, port: 8080 })
         .into();
     let endpoint = |(addr, ready, serving): &Row| Endpoint {
-        addr: addr.parse().unwrap(),
-        hostname: None,
-        node: None,
-        zone: None,
         ready: *ready,
         serving: *serving,
         terminating: !ready,
-        hints: None,
-        ports: Arc::clone(&ports),
+        ..Endpoint::new(addr.parse().unwrap(), Arc::clone(&ports))
     };
     let endpoints = endpoints.iter().map(endpoint).collect();
     snapshot.endpoints.insert(service.key.clone(), Arc::new(EndpointSet { endpoints }));

@@ -15,20 +15,7 @@ fn slice(name: &str, service: &str, addrs: &[&str]) -> EndpointSlice {
         name: name.into(),
         service: ServiceKey::new("default", service),
         family: Family::V4,
-        endpoints: addrs
-            .iter()
-            .map(|addr| Endpoint {
-                addr: addr.parse().unwrap(),
-                hostname: None,
-                node: None,
-                zone: None,
-                ready: true,
-                serving: true,
-                terminating: false,
-                hints: None,
-                ports: Arc::from([]),
-            })
-            .collect(),
+        endpoints: addrs.iter().map(|addr| Endpoint::new(addr.parse().unwrap(), Arc::from([]))).collect(),
     }
 }
 

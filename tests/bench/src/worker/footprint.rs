@@ -67,14 +67,10 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn endpoint(pod: usize, ports: &Arc<[EndpointPort]>) -> Endpoint {
     Endpoint {
-        addr: Ipv4Addr::from_bits(Ipv4Addr::new(10, 244, 0, 0).to_bits() + pod as u32).into(),
-        hostname: None,
         node: Some("node".into()),
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: Arc::clone(ports),
+        ..Endpoint::new(
+            Ipv4Addr::from_bits(Ipv4Addr::new(10, 244, 0, 0).to_bits() + pod as u32).into(),
+            Arc::clone(ports),
+        )
     }
 }
