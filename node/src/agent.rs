@@ -222,7 +222,7 @@ pub fn initialise_proxy(config: &NodeConfig) {
 
 /// The process that serves in user space, if that is the mode.
 fn worker(config: &NodeConfig) -> WorkerConfig {
-    let directory = config.state_dir.join("userspace");
+    let directory = config.workers_dir();
     WorkerConfig {
         arguments: vec!["userspace-worker".into(), "--directory".into(), directory.clone().into()],
         directory,

@@ -198,6 +198,11 @@ impl NodeConfig {
         }
     }
 
+    /// Where the processes are found that serve in user space.
+    pub fn workers_dir(&self) -> PathBuf {
+        self.state_dir.join("userspace")
+    }
+
     /// The local socket that `seaway status` asks.
     pub fn agent_socket(&self) -> PathBuf {
         self.state_dir.join("agent.sock")

@@ -17,7 +17,7 @@ impl Reporter for ProxyEvents {
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some(notice.kind.to_owned()),
-            namespace: Some(notice.namespace.to_string()),
+            namespace: Some(notice.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
             name: Some(notice.name.to_string()),
             uid: Some(notice.uid.to_string()).filter(|uid| !uid.is_empty()),
             ..ObjectReference::default()

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use prometheus::{Encoder, Registry, TextEncoder};
 use seaway_model::Snapshot;
+use seaway_proxy::dataplane::userspace::Presence;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -98,6 +99,24 @@ impl Report {
         })
     }
 
+    /// The processes that serve in user space, former ones with connections left included.
+    fn workers(&self) -> Vec<Value> {
+        let found = seaway_proxy::dataplane::userspace::workers(&self.config.workers_dir());
+        let found = found.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the userspace workers cannot be listed");
+            Vec::new()
+        });
+        let line = |worker: &Presence| {
+            json!({
+                "pid": worker.pid,
+                "version": worker.version,
+                "serving": worker.serving,
+                "connections": worker.busy,
+            })
+        };
+        found.iter().map(line).collect()
+    }
+
     fn status(&self) -> Value {
         let readiness = self.readiness.borrow().clone();
         let snapshot = Arc::clone(&self.snapshots.borrow());
@@ -118,6 +137,7 @@ impl Report {
                 "nodes": snapshot.nodes.len(),
             },
             "proxy": serde_json::to_value(self.proxy.status()).unwrap_or_default(),
+            "workers": self.workers(),
             "pods": pods,
         })
     }

@@ -117,6 +117,7 @@ fn detail(agent: &Value) -> String {
         words.push(format!("answers for {}", addresses.join(" ")));
     }
     words.extend(pod_path(agent));
+    words.extend(agent.get("workers").and_then(Value::as_array).into_iter().flatten().map(worker));
     words.join("; ")
 }
 
@@ -128,6 +129,14 @@ fn pod_path(agent: &Value) -> Option<String> {
     }
     let reason = path.get("reason").and_then(Value::as_str).unwrap_or("for no reason that it told");
     Some(format!("pods go through the stack: {reason}"))
+}
+
+/// A process that serves in user space.
+fn worker(worker: &Value) -> String {
+    let number = |name: &str| worker.get(name).and_then(Value::as_u64).unwrap_or_default();
+    let serving = worker.get("serving").and_then(Value::as_bool).unwrap_or_default();
+    let role = if serving { "userspace worker" } else { "former userspace worker" };
+    format!("{role} {} with {} connections", number("pid"), number("connections"))
 }
 
 fn troubles(agent: &Value) -> Vec<String> {

@@ -100,6 +100,9 @@ fn in_user_space_killing_an_agent_disturbs_no_connection_either() {
     let cluster = Cluster::up("e2e-crashes-us", &["--nodes", "2", "--proxy-mode", "userspace"]);
     let before = workers(&cluster);
     assert_eq!(before.len(), 2, "a worker for each node: {before:?}");
+    assert_eq!(told_workers(&cluster), before, "status tells of them");
+    let table = cluster.seaway(&["status"]).stdout;
+    assert!(before.iter().all(|pid| table.contains(&format!("userspace worker {pid} with "))), "{table}");
     for component in ["node1", "node2"] {
         kill_under_traffic(&cluster, component);
     }
@@ -109,6 +112,17 @@ fn in_user_space_killing_an_agent_disturbs_no_connection_either() {
     cluster.seaway(&["check", "--only", "ClusterIP"]).ok();
     cluster.seaway(&["down"]).ok();
     assert_eq!(workers(&cluster), Vec::<String>::new());
+}
+
+/// The process ids of the workers that serve, as the agents tell them.
+fn told_workers(cluster: &Cluster) -> Vec<String> {
+    let rows = cluster.seaway(&["status", "--json"]).stdout;
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of = |row: Value| row["agent"]["workers"].as_array().cloned().unwrap_or_default();
+    let serving = rows.flat_map(of).filter(|worker| worker["serving"] == true);
+    let mut pids: Vec<String> = serving.map(|worker| worker["pid"].to_string()).collect();
+    pids.sort();
+    pids
 }
 
 /// The process ids of the cluster's workers of the userspace mode.
@@ -121,7 +135,10 @@ fn workers(cluster: &Cluster) -> Vec<String> {
         words.contains(" userspace-worker ") && words.contains(&place)
     };
     let workers = processes.filter(|entry| is_worker(entry.path()));
-    workers.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let mut pids: Vec<String> =
+        workers.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    pids.sort();
+    pids
 }
 
 /// kill -9 while connections of all kinds are open and made; nothing may fail.
