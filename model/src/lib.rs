@@ -10,6 +10,7 @@ mod node;
 mod pod;
 mod service;
 mod snapshot;
+mod snat;
 
 pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, Hints, TargetPod};
 pub use node::{Node, NodeAddress, NodeAddressKind};
@@ -19,6 +20,7 @@ pub use service::{
     ServiceKey, ServiceKind, ServicePort, TrafficDistribution, TrafficPolicy,
 };
 pub use snapshot::{Changes, Lookup, Snapshot};
+pub use snat::{port_ranges, snat_ports};
 
 /// The two address families. Dual stack is not two code paths: the family is data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -107,6 +107,9 @@ pub enum Reject {
     TcpReset,
 }
 
+/// A destination that is this machine's own (`RTN_LOCAL`).
+pub const ADDR_LOCAL: u32 = 2;
+
 /// One instruction. Registers are numbers as [`reg32`] gives them: `from` is read, `to` is written.
 #[allow(missing_docs, reason = "the fields are the words of the sentence above each variant")]
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +122,8 @@ pub enum Expr {
     SetMeta { key: MetaKey, from: u32 },
     /// Loads what is known about the connection.
     Ct { key: CtKey, to: u32 },
+    /// Loads what the routing table says of the destination's kind, such as [`ADDR_LOCAL`], in the machine's byte order.
+    DestinationKind { to: u32 },
     /// Loads a constant.
     Load { value: Vec<u8>, to: u32 },
     /// `to = (from & mask) ^ xor`
@@ -141,8 +146,8 @@ pub enum Expr {
     DestinationNat { addr: u32, port: u32 },
     /// Rewrites the source, with a random port between those in two registers.
     SourceNat { addr: u32, port_min: u32, port_max: u32 },
-    /// As the former, to the address of the outgoing link and any random port.
-    Masquerade,
+    /// As the former, to the address of the outgoing link.
+    Masquerade { port_min: u32, port_max: u32 },
     /// Refuses the packet.
     Reject(Reject),
     /// Ends the rule.
@@ -168,6 +173,7 @@ impl Expr {
             Self::Payload { .. } => "payload",
             Self::Meta { .. } | Self::SetMeta { .. } => "meta",
             Self::Ct { .. } => "ct",
+            Self::DestinationKind { .. } => "fib",
             Self::Load { .. } | Self::Verdict(_) => "immediate",
             Self::Bitwise { .. } => "bitwise",
             Self::Compare { .. } => "cmp",
@@ -176,7 +182,7 @@ impl Expr {
             Self::Dynset { .. } => "dynset",
             Self::Count { .. } => "objref",
             Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
-            Self::Masquerade => "masq",
+            Self::Masquerade { .. } => "masq",
             Self::Reject(_) => "reject",
         }
     }
@@ -198,7 +204,14 @@ impl Expr {
                 const RANDOM: u32 = 1;
                 numbers(&[(1, *to), (2, *modulus), (3, RANDOM), (4, *offset)]);
             }
-            Self::Masquerade => numbers(&[(1, PROTO_RANDOM_FULLY)]),
+            Self::DestinationKind { to } => {
+                const ADDRTYPE: u32 = 3;
+                const OF_DESTINATION: u32 = 1 << 1;
+                numbers(&[(1, *to), (2, ADDRTYPE), (3, OF_DESTINATION)]);
+            }
+            Self::Masquerade { port_min, port_max } => {
+                numbers(&[(1, PROTO_SPECIFIED | PROTO_RANDOM_FULLY), (2, *port_min), (3, *port_max)]);
+            }
             Self::DestinationNat { addr, port } => {
                 numbers(&[(1, 1), (2, family.into()), (3, *addr), (5, *port), (7, PROTO_SPECIFIED)]);
             }

@@ -23,7 +23,7 @@ mod wire;
 pub use base::{BaseChain, BaseFamily, Point, base_chains};
 pub use batch::{Batch, Chain, ChainKind, Hook};
 pub use error::NftError;
-pub use expr::{Base, CtKey, DynsetOp, Expr, MetaKey, Reject, Verdict, reg32};
+pub use expr::{ADDR_LOCAL, Base, CtKey, DynsetOp, Expr, MetaKey, Reject, Verdict, reg32};
 pub use legacy::legacy_chains;
 pub use read::{ChainInfo, Counter, chains, counters, elements, generation, table_comment};
 pub use set::{Data, DataType, Element, SetSpec, ValueType};

@@ -11,15 +11,17 @@ pub mod nftables;
 pub mod userspace;
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Plan};
 use crate::sockets::Translation;
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::{DropCount, RuleCount};
 use crate::traffic::TrafficTable;
 
@@ -46,9 +48,9 @@ pub trait Dataplane: Send {
     }
 
     /// Forgets UDP flows whose backend is not in `serving`. Returns how many.
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         let _ = serving;
-        Ok(0)
+        Ok(Forgotten::default())
     }
 
     /// The table of the sockets that it translated, where it translates at sockets. It may be asked at any time, from
@@ -87,10 +89,22 @@ pub trait Dataplane: Send {
         Vec::new()
     }
 
+    /// Connections to NodePorts at loopback addresses, where rules count them, as read back last.
+    fn localhost_node_ports(&self) -> Option<u64> {
+        None
+    }
+
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount> {
         Vec::new()
     }
+}
+
+/// The ports of source NAT that connection tracking does: it does not give what the node's own connections use, and knows
+/// nothing of ports that the administrator has reserved.
+pub(crate) fn tracked_snat_ports() -> RangeInclusive<u16> {
+    let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    seaway_model::snat_ports(&seaway_model::port_ranges(&reserved))
 }
 
 /// Removes all frontends, and nothing else.
@@ -162,10 +176,21 @@ pub enum Subject {
 }
 
 impl DataplaneError {
+    /// The process may not open another file.
+    pub(crate) fn is_out_of_files(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if out_of_files(source))
+    }
+
     /// Somebody else has the address.
     pub(crate) fn is_taken(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
     }
+}
+
+/// The process, or the machine, has as many files open as it may.
+pub(crate) fn out_of_files(error: &io::Error) -> bool {
+    let codes = [Errno::MFILE, Errno::NFILE].map(|code| Some(code.raw_os_error()));
+    codes.contains(&error.raw_os_error())
 }
 
 /// A data plane refused.

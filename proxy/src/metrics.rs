@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::desired::Desired;
 use crate::plan::Plan;
 use crate::sockets::View;
+use crate::stale::Forgotten;
 use crate::status::{DropCount, RuleCount};
 use crate::traffic::{TrafficCollector, TrafficTable};
 use rules::Rules;
@@ -26,6 +27,7 @@ pub struct Metrics {
     rules: Rules,
     conntrack_duration: HistogramVec,
     invalid_dropped: IntGauge,
+    localhost_node_ports: IntGauge,
     network_programming: HistogramVec,
     no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
@@ -71,6 +73,10 @@ impl Metrics {
             invalid_dropped: int_gauge(
                 "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
                 "packets dropped by iptables to work around conntrack problems",
+            ),
+            localhost_node_ports: int_gauge(
+                "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+                "Number of packets accepted on nodeports of loopback interface",
             ),
             network_programming: by_family(
                 "kubeproxy_network_programming_duration_seconds",
@@ -126,9 +132,10 @@ impl Metrics {
     }
 
     fn register(&self, registry: &Registry) {
-        let all: [Box<dyn Collector>; 21] = [
+        let all: [Box<dyn Collector>; 22] = [
             Box::new(self.conntrack_duration.clone()),
             Box::new(self.invalid_dropped.clone()),
+            Box::new(self.localhost_node_ports.clone()),
             Box::new(self.network_programming.clone()),
             Box::new(self.no_local_endpoints.clone()),
             Box::new(self.syncs.clone()),
@@ -214,10 +221,22 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn forgot_udp(&self, families: &[&str], flows: usize, took: Duration) {
+    pub(crate) fn forgot_udp(&self, families: &[&str], flows: Forgotten, took: Duration) {
         observe(&self.conntrack_duration, families, took);
-        self.conntrack_deleted.with_label_values(&["any"]).inc_by(flows as u64);
-        self.forgotten_udp.inc_by(flows as u64);
+        for family in Family::ALL {
+            let name = ip_family(family);
+            let count = flows.of(family) as u64;
+            // What did not happen is shown as well, as 0.
+            if count > 0 || families.contains(&name) {
+                self.conntrack_deleted.with_label_values(&[name]).inc_by(count);
+            }
+            self.forgotten_udp.inc_by(count);
+        }
+    }
+
+    /// So many connections went to NodePorts at loopback addresses.
+    pub(crate) fn localhost_node_ports(&self, accepted: u64) {
+        self.localhost_node_ports.set(i64::try_from(accepted).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn ended_sockets(&self, protocol: &'static str, sockets: usize) {
@@ -308,12 +327,12 @@ mod tests {
 
     use super::*;
 
-    /// What kube-proxy shows on Linux, by its documentation, save what a rule of its own counts, which is not written
-    /// here (`…_localhost_nodeports_…`): the metric's name, and its labels.
-    const KUBE_PROXY: [(&str, &[&str]); 22] = [
+    /// What kube-proxy shows on Linux, by its documentation: the metric's name, and its labels.
+    const KUBE_PROXY: [(&str, &[&str]); 23] = [
         ("conntrack_reconciler_deleted_entries_total", &["ip_family"]),
         ("conntrack_reconciler_sync_duration_seconds", &["ip_family"]),
         ("iptables_ct_state_invalid_dropped_packets_total", &[]),
+        ("iptables_localhost_nodeports_accepted_packets_total", &[]),
         ("network_programming_duration_seconds", &["ip_family"]),
         ("proxy_healthz_total", &["code"]),
         ("proxy_livez_total", &["code"]),
@@ -350,7 +369,7 @@ mod tests {
         metrics.programmed(families, SystemTime::UNIX_EPOCH);
         metrics.healthz_answered(200);
         metrics.livez_answered(503);
-        metrics.forgot_udp(families, 1, Duration::from_millis(1));
+        metrics.forgot_udp(families, Forgotten { v4: 0, v6: 2 }, Duration::from_millis(1));
         metrics.rules_counted(&[RuleCount { family: Family::V6, table: "nat", owned: 7, written: 3 }]);
         let shown = registry.gather();
         for (name, labels) in KUBE_PROXY {
@@ -363,5 +382,7 @@ mod tests {
         let full = metrics.rules.full_sync_duration.with_label_values(&["IPv4"]).get_sample_count();
         assert_eq!((failures, full), (1, 4));
         assert_eq!(metrics.rules.iptables_total.with_label_values(&["IPv6", "nat"]).get(), 7);
+        let deleted = |family| metrics.conntrack_deleted.with_label_values(&[family]).get();
+        assert_eq!((deleted("IPv4"), deleted("IPv6"), metrics.forgotten_udp.get()), (0, 2, 2));
     }
 }

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use seaway_model::{Balancing, Forwarding, Lookup, ServiceKey, Snapshot};
 
+use crate::dataplane::userspace;
 use crate::desired::{Desired, is_served, pod_of};
+use crate::status::DropCount;
 
 /// Something is wrong with an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// `Service` or `Pod`.
+    /// `Service`, `Pod` or `Node`.
     pub kind: &'static str,
-    /// The object's namespace.
+    /// The object's namespace; empty for a Node.
     pub namespace: Arc<str>,
     /// The object's name.
     pub name: Arc<str>,
@@ -41,6 +43,9 @@ pub(crate) const UNSUPPORTED: &str = "NotSupportedByProxy";
 pub(crate) const FULL: &str = "ProxyTableFull";
 /// Another object has the address.
 pub(crate) const CONFLICT: &str = "AddressConflict";
+
+/// No more files can be opened for it, or connections taken on.
+pub(crate) const EXHAUSTED: &str = "ProxyExhausted";
 
 /// The same is not said again within this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(600);
@@ -67,7 +72,15 @@ pub(crate) struct Notices {
     reporter: Option<Arc<dyn Reporter>>,
     said: HashMap<(ServiceKey, &'static str), (String, Instant)>,
     allowance: Allowance,
+    /// Clients turned away for each of [`LIMITS`].
+    exhausted: Option<[u64; LIMITS.len()]>,
 }
+
+/// For want of what clients are turned away, by the reason that is counted.
+const LIMITS: [(&str, &str); 2] = [
+    (userspace::OUT_OF_FILES, "files open as it may (RLIMIT_NOFILE, fs.nr_open)"),
+    (userspace::USERSPACE_FULL, "connections as it takes on"),
+];
 
 /// How much may be said: 25 things at once, then one every ten seconds.
 #[derive(Debug)]
@@ -98,7 +111,7 @@ impl Allowance {
 
 impl Notices {
     pub(crate) fn new(reporter: Option<Arc<dyn Reporter>>) -> Self {
-        Self { reporter, said: HashMap::new(), allowance: Allowance::default() }
+        Self { reporter, said: HashMap::new(), allowance: Allowance::default(), exhausted: None }
     }
 
     /// Says `message` about the Service or pod that `owner` stands for.
@@ -109,18 +122,9 @@ impl Notices {
         reason: &'static str,
         message: String,
     ) {
-        let key = (owner.clone(), reason);
-        let lately = |(said, at): &(String, Instant)| *said == message && at.elapsed() < AGAIN_AFTER;
-        if self.said.get(&key).is_some_and(lately) || !self.allowance.take() {
+        if !self.may_say(owner, reason, &message) {
             return;
         }
-        if self.said.len() >= REMEMBERED_MAX {
-            self.said.retain(|_, (_, at)| at.elapsed() < AGAIN_AFTER);
-        }
-        if self.said.len() < REMEMBERED_MAX {
-            self.said.insert(key, (message.clone(), Instant::now()));
-        }
-        let namespace = Arc::clone(&owner.namespace);
         let (kind, name, uid) = if let Some(pod) = pod_of(owner) {
             let uid = snapshot.host_pods.get(&pod).map(|held| Arc::clone(&held.uid));
             ("Pod", pod.name, uid)
@@ -128,9 +132,56 @@ impl Notices {
             let uid = snapshot.services.get(owner).map(|held| Arc::clone(&held.uid));
             ("Service", Arc::clone(&owner.name), uid)
         };
+        let (namespace, uid) = (Arc::clone(&owner.namespace), uid.unwrap_or_default());
+        self.say(Notice { kind, namespace, name, uid, reason, message });
+    }
+
+    /// Says `message` about this node.
+    pub(crate) fn warn_of_node(&mut self, name: &str, reason: &'static str, message: String) {
+        if self.may_say(&ServiceKey::new("", name), reason, &message) {
+            let (namespace, uid) = (Arc::default(), Arc::default());
+            self.say(Notice { kind: "Node", namespace, name: name.into(), uid, reason, message });
+        }
+    }
+
+    /// It has not been said lately, and not too much else has.
+    fn may_say(&mut self, owner: &ServiceKey, reason: &'static str, message: &str) -> bool {
+        let key = (owner.clone(), reason);
+        let lately = |(said, at): &(String, Instant)| said == message && at.elapsed() < AGAIN_AFTER;
+        if self.said.get(&key).is_some_and(lately) || !self.allowance.take() {
+            return false;
+        }
+        if self.said.len() >= REMEMBERED_MAX {
+            self.said.retain(|_, (_, at)| at.elapsed() < AGAIN_AFTER);
+        }
+        if self.said.len() < REMEMBERED_MAX {
+            self.said.insert(key, (message.to_owned(), Instant::now()));
+        }
+        true
+    }
+
+    fn say(&self, notice: Notice) {
+        let Notice { kind, namespace, name, reason, message, .. } = &notice;
         tracing::warn!(kind, object = %format_args!("{namespace}/{name}"), reason, "{message}");
-        let Some(reporter) = &self.reporter else { return };
-        reporter.warn(Notice { kind, namespace, name, uid: uid.unwrap_or_default(), reason, message });
+        if let Some(reporter) = &self.reporter {
+            reporter.warn(notice);
+        }
+    }
+
+    /// Tells the node if more clients have been turned away than before for want of files or of connections.
+    pub(crate) fn exhaustion(&mut self, node: &str, drops: &[DropCount]) {
+        let count = |(reason, _): (&str, &str)| {
+            drops.iter().find(|drop| drop.reason == reason).map_or(0, |drop| drop.packets)
+        };
+        let now = LIMITS.map(count);
+        // What happened before this process was there has been told.
+        let former = self.exhausted.replace(now).unwrap_or(now);
+        for (index, (_, what)) in LIMITS.into_iter().enumerate() {
+            if now[index] > former[index] {
+                let message = format!("clients are turned away: the userspace proxy has as many {what}");
+                self.warn_of_node(node, EXHAUSTED, message);
+            }
+        }
     }
 
     /// Tells those of `services` whose wish about the choice of backends is not followed. They are served all the same.
@@ -230,16 +281,8 @@ mod tests {
         let service = Service { balancing: Some(Balancing::Maglev), ..Service::new(key.clone()) };
         snapshot.services.insert(key.clone(), Arc::new(service));
         let mut tell = |count: u32, backends_max| {
-            let endpoint = |index: u32| Endpoint {
-                addr: std::net::Ipv4Addr::from_bits(0x0af4_0000 + index).into(),
-                hostname: None,
-                node: None,
-                zone: None,
-                ready: true,
-                serving: true,
-                terminating: false,
-                hints: None,
-                ports: [].into(),
+            let endpoint = |index: u32| {
+                Endpoint::new(std::net::Ipv4Addr::from_bits(0x0af4_0000 + index).into(), [].into())
             };
             let set = EndpointSet { endpoints: (0..count).map(endpoint).collect() };
             snapshot.endpoints.insert(key.clone(), Arc::new(set));
@@ -251,6 +294,24 @@ mod tests {
         let message = tell(10_001, 10_000).unwrap();
         assert!(message.starts_with("Maglev is for at most 10000 endpoints"), "{message}");
         assert_eq!(tell(10_002, usize::MAX), None);
+    }
+
+    #[test]
+    fn the_node_is_told_when_clients_begin_to_be_turned_away() {
+        let heard = Arc::new(Heard::default());
+        let mut notices = Notices::new(Some(Arc::<Heard>::clone(&heard)));
+        let mut tell = |reason: &str, packets| {
+            notices.exhaustion("node-a", &[DropCount { reason: reason.to_owned(), packets }]);
+            let said = heard.0.lock().unwrap().pop();
+            said.map(|notice| (notice.kind, notice.name.to_string(), notice.reason))
+        };
+        let told = Some(("Node", "node-a".to_owned(), EXHAUSTED));
+        assert_eq!(tell("out_of_files", 3), None, "an agent that has just come does not know since when");
+        assert_eq!(tell("out_of_files", 3), None);
+        assert_eq!(tell("source_range", 9), None);
+        assert_eq!(tell("out_of_files", 4), told);
+        assert_eq!(tell("out_of_files", 5), None, "it has been said");
+        assert_eq!(tell("userspace_full", 1), told);
     }
 
     #[test]

@@ -459,6 +459,9 @@ impl Reconciler {
             error if error.is_taken() => {
                 (notices::CONFLICT, "another process of the node listens there".to_owned())
             }
+            error if error.is_out_of_files() => {
+                (notices::EXHAUSTED, "no more files can be opened".to_owned())
+            }
             _ => return,
         };
         let message =
@@ -495,11 +498,16 @@ impl Reconciler {
     }
 
     async fn read(&mut self) -> Result<Actual, DataplaneError> {
-        let read =
-            |dataplane: &mut dyn Dataplane| (dataplane.read(), dataplane.drops(), dataplane.rule_counts());
-        let (actual, drops, rules) = self.on_thread(read).await?;
+        let read = |dataplane: &mut dyn Dataplane| {
+            (dataplane.read(), dataplane.drops(), dataplane.rule_counts(), dataplane.localhost_node_ports())
+        };
+        let (actual, drops, rules, localhost) = self.on_thread(read).await?;
         self.metrics.dropped(&drops);
         self.metrics.rules_counted(&rules);
+        if let Some(accepted) = localhost {
+            self.metrics.localhost_node_ports(accepted);
+        }
+        self.notices.exhaustion(&self.config.node_name, &drops);
         self.config.status.update(|status| status.drops = drops);
         actual
     }

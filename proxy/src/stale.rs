@@ -18,6 +18,35 @@ use crate::frontend::Group;
 /// go on in another.
 pub type Targets = HashSet<(Group, IpAddr, u16)>;
 
+/// How many flows of each family were forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Flows to IPv4 backends.
+    pub v4: usize,
+    /// Flows to IPv6 backends.
+    pub v6: usize,
+}
+
+impl Forgotten {
+    /// Of one family.
+    pub fn of(self, family: Family) -> usize {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+impl FromIterator<IpAddr> for Forgotten {
+    /// One flow for each backend that is named.
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(backends: I) -> Self {
+        backends.into_iter().fold(Self::default(), |counted, addr| match Family::of(addr) {
+            Family::V4 => Self { v4: counted.v4 + 1, ..counted },
+            Family::V6 => Self { v6: counted.v6 + 1, ..counted },
+        })
+    }
+}
+
 /// Everything that serves UDP.
 pub fn serving_udp(snapshot: &Snapshot) -> Targets {
     let mut all = Targets::new();
@@ -99,15 +128,10 @@ mod tests {
             .map(|protocol| EndpointPort { name: "".into(), protocol, port: 53 })
             .into();
         let endpoint = |(addr, ready, serving): &(&str, bool, bool)| Endpoint {
-            addr: addr.parse().unwrap(),
-            hostname: None,
-            node: None,
-            zone: None,
             ready: *ready,
             serving: *serving,
             terminating: !ready,
-            hints: None,
-            ports: Arc::clone(&ports),
+            ..Endpoint::new(addr.parse().unwrap(), Arc::clone(&ports))
         };
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
         let mut service = Service::new(key.clone());

@@ -33,17 +33,7 @@ fn cluster_ip(last: u8) -> IpAddr {
 }
 
 fn endpoint(addr: IpAddr) -> Endpoint {
-    Endpoint {
-        addr,
-        hostname: None,
-        node: None,
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
-    }
+    Endpoint::new(addr, [EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }].into())
 }
 
 fn add(

@@ -1,26 +1,20 @@
 //! Packets between pods pass by nobody's firewall: the decision as a table, and the notices of the kernel. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/kernel.rs"]
-mod kernel;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::Place;
-use net::eventually;
 use seaway_model::Protocol;
 use seaway_nft::{BaseChain, BaseFamily, Point};
 use seaway_proxy::firewall::judge;
 use seaway_proxy::{Mode, PodHandOver, ProxyConfig};
-use services::{LOCAL, REMOTE, Running, World, at, cluster};
+use support::kernel::Place;
+use support::net::eventually;
+use support::services::{LOCAL, REMOTE, Running, World, at, cluster};
 
 /// One line of the table.
 fn chain(line: &str) -> BaseChain {

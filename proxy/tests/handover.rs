@@ -5,29 +5,28 @@
 
 #[path = "handover/agent.rs"]
 mod agent;
-#[path = "support/kernel.rs"]
-mod kernel;
 #[path = "handover/load.rs"]
 mod load;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use agent::{Agent, Options};
-use kernel::Place;
 use load::{Load, Path};
-use net::{Net, eventually};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seaway_proxy::Mode;
-use seaway_proxy::dataplane::userspace::{self, Presence};
-use services::{World, cluster_ip, node_port, vip};
+use seaway_proxy::dataplane::Dataplane as _;
+use seaway_proxy::dataplane::userspace::{self, Limits, Presence, Userspace};
+use socket2::{Domain, SockRef, Socket, Type};
+use support::kernel::Place;
+use support::net::{Datagrams, Net, eventually, talk};
+use support::services::{LOCAL, World, at, cluster_ip, node_port, vip, whole_plan};
 
 const ALL: [Mode; 4] = [Mode::Ebpf, Mode::Nftables, Mode::Iptables, Mode::Userspace];
 
@@ -49,7 +48,8 @@ fn main() -> ExitCode {
 
 type Test = (String, Box<dyn Fn()>);
 
-const USERSPACE: [(&str, fn()); 3] = [
+const USERSPACE: [(&str, fn()); 4] = [
+    ("userspace_without_files_clients_are_turned_away", userspace_without_files_clients_are_turned_away),
     ("userspace_a_worker_that_dies_is_replaced", userspace_a_worker_that_dies_is_replaced),
     (
         "userspace_clients_keep_their_backend_over_an_upgrade",
@@ -159,7 +159,7 @@ impl Scene {
 }
 
 /// What must be over when all loads have ended: no new connection failed, none that was open was reset.
-fn settle(loads: Vec<Load>, what: &str, open_ones_stay: bool) {
+fn settle(loads: Vec<Load>, what: &str) {
     for load in loads {
         let name = load.name.clone();
         let outcome = load.end();
@@ -171,9 +171,7 @@ fn settle(loads: Vec<Load>, what: &str, open_ones_stay: bool) {
             outcome.served,
             outcome.failed
         );
-        if open_ones_stay {
-            assert!(outcome.broken.is_empty(), "{what}, from {name}: open connections: {:?}", outcome.broken);
-        }
+        assert!(outcome.broken.is_empty(), "{what}, from {name}: open connections: {:?}", outcome.broken);
     }
 }
 
@@ -209,7 +207,7 @@ fn restart_crash_and_upgrade_lose_nothing(mode: Mode) {
     go_on(&mut loads);
     agent.stop();
     go_on(&mut loads);
-    settle(loads, mode.name(), true);
+    settle(loads, mode.name());
     next.stop();
     clean_up(&scene);
 }
@@ -234,6 +232,38 @@ fn userspace_a_worker_that_dies_is_replaced() {
     clean_up(&scene);
 }
 
+/// Who cannot be served since no more files can be opened is turned away at once, which is counted; the others go on. All
+/// of it is in this process, since it is its own limit that a process can always change.
+fn userspace_without_files_clients_are_turned_away() {
+    let net = Net::new();
+    net.serve("pod", "local", at(LOCAL[0], 8080));
+    let mut userspace = net.within("node", || Userspace::open(Limits::default()).unwrap());
+    net.within("node", || userspace.apply(&whole_plan()).unwrap());
+    let to = node_port(1, false);
+    let mut open = net.within("client", || TcpStream::connect(to).unwrap());
+    assert!(talk(&mut open).unwrap().starts_with("local "));
+    // Their own files are open before that comes to an end.
+    let late = || net.within("client", || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
+    let late = [late(), late(), late()];
+    let former = getrlimit(Resource::Nofile);
+    let lowest_free = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+    let no_more = Rlimit { current: Some(lowest_free.try_into().unwrap()), ..former };
+    setrlimit(Resource::Nofile, no_more).unwrap();
+    let mut late = late.map(TcpStream::from);
+    // They stay until the end: what one of them closes another could open.
+    for client in &mut late {
+        SockRef::from(&*client).connect(&to.into()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let said = talk(client).map_err(|error| error.kind());
+        assert!([Err(ErrorKind::ConnectionReset), Err(ErrorKind::BrokenPipe)].contains(&said), "{said:?}");
+    }
+    assert!(talk(&mut open).unwrap().starts_with("local "));
+    setrlimit(Resource::Nofile, former).unwrap();
+    eventually("others are served again", || net.ask_tcp("client", to));
+    let drops = userspace.drops();
+    assert!(drops.iter().any(|drop| drop.reason == "out_of_files" && drop.packets == 3), "{drops:?}");
+}
+
 fn kill(worker: &Presence) {
     let killed = Command::new("kill").args(["-9", &worker.pid.to_string()]).status().unwrap();
     assert!(killed.success());
@@ -241,29 +271,21 @@ fn kill(worker: &Presence) {
 
 /// A UDP client that goes on sending from one port.
 struct Asker {
-    socket: UdpSocket,
+    socket: Datagrams,
     /// Who answered first.
     first: String,
 }
 
 impl Asker {
     fn new(scene: &Scene, to: SocketAddr) -> Self {
-        let socket = scene.net().within("client", || UdpSocket::bind("172.30.7.100:0").unwrap());
-        socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let mut asker = Self { socket, first: String::new() };
+        let mut asker = Self { socket: scene.net().datagrams("client", to), first: String::new() };
         asker.first = asker.ask();
         asker
     }
 
     /// The name of who answers.
     fn ask(&self) -> String {
-        let mut buffer = [0; 512];
-        eventually("an answer", || {
-            self.socket.send(b"hi\n").map_err(|error| error.to_string())?;
-            let length = self.socket.recv(&mut buffer).map_err(|error| error.to_string())?;
-            Ok::<_, String>(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned())
-        })
+        eventually("an answer", || self.socket.ask(b"hi\n"))
     }
 }
 
@@ -277,8 +299,8 @@ fn userspace_clients_keep_their_backend_over_an_upgrade() {
     let to = node_port(6, false);
     let who = || scene.net().ask_tcp("client", to).unwrap().split(' ').next().unwrap().to_owned();
     let affine = who();
-    let mut open = scene.net().within("client", || std::net::TcpStream::connect(to).unwrap());
-    assert!(net::talk(&mut open).unwrap().starts_with(&affine));
+    let mut open = scene.net().within("client", || TcpStream::connect(to).unwrap());
+    assert!(talk(&mut open).unwrap().starts_with(&affine));
     let old = scene.workers.one();
     assert_eq!((old.version.as_str(), old.serving), ("1", true));
     let next = scene.agent(Options { version: "2", ..Mode::Userspace.into() });
@@ -292,7 +314,7 @@ fn userspace_clients_keep_their_backend_over_an_upgrade() {
     for _ in 0..8 {
         assert_eq!(who(), affine);
     }
-    assert!(net::talk(&mut open).unwrap().starts_with(&affine));
+    assert!(talk(&mut open).unwrap().starts_with(&affine));
     drop(open);
     eventually("the former worker ends with its last connection", || match scene.workers.all().as_slice() {
         [one] if one.pid == new.pid => Ok(()),
@@ -322,7 +344,7 @@ fn userspace_a_worker_has_no_privilege() {
     clean_up(&scene);
     eventually("nobody listens", || {
         let refused = scene.net().ask_tcp("client", node_port(1, false)).unwrap_err().kind();
-        if refused == std::io::ErrorKind::ConnectionRefused { Ok(()) } else { Err(refused) }
+        if refused == ErrorKind::ConnectionRefused { Ok(()) } else { Err(refused) }
     });
 }
 
@@ -349,10 +371,9 @@ fn another_mode_takes_over(from: Mode, to: Mode) {
         gone();
     }
     go_on(&mut loads);
-    // Connections that are open when the eBPF programs take over are left to the former mode, and so are those that are
-    // just being opened. The tables cannot tell those that a worker of the userspace mode has accepted from new ones.
-    let what = format!("{} to {}", from.name(), to.name());
-    settle(loads, &what, from != Mode::Userspace || to == Mode::Ebpf);
+    // Connections that are open when the next mode takes over are left to the former one, and so are those that are just
+    // being opened.
+    settle(loads, &format!("{} to {}", from.name(), to.name()));
     gone();
     next.stop();
     clean_up(&scene);

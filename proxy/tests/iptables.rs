@@ -3,30 +3,26 @@
 
 #[path = "battery/laws.rs"]
 mod laws;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 #[path = "battery/world.rs"]
 mod world;
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use laws::dataplane_battery;
-use net::{Net, eventually, talk};
 use seaway_model::{Protocol, Snapshot};
 use seaway_proxy::Mode;
 use seaway_proxy::dataplane::faulty::Faulty;
 use seaway_proxy::dataplane::iptables::{self, Commands, Iptables};
 use seaway_proxy::dataplane::{Applied, Dataplane, DataplaneError};
 use seaway_proxy::plan::{Actual, Plan};
-use services::{CLIENT, NODE, World, at, cluster, cluster_ip, node_port, service, vip};
+use support::net::{Net, eventually, talk};
+use support::services::{CLIENT, LOCAL, NODE, World, at, cluster, cluster_ip, node_port, service, vip};
 
 /// The tables of a network namespace of the test's own; all cases of a test share it, emptied in between.
 #[derive(Clone)]
@@ -98,7 +94,7 @@ fn traffic_follows_from_everywhere() {
     let running = world.serve(cluster());
     for v6 in [false, true] {
         let (node, client) = (NODE[usize::from(v6)], CLIENT[usize::from(v6)]);
-        let pod = services::LOCAL[usize::from(v6)];
+        let pod = LOCAL[usize::from(v6)];
         for protocol in BOTH {
             let ask = |ns: &str, to: SocketAddr| world.ask(ns, protocol, to);
             // ClusterIPs from the node and from a pod, which keeps its address; and a pod that reaches itself.
@@ -128,6 +124,10 @@ fn traffic_follows_from_everywhere() {
     assert!(world.ask("node", Protocol::Tcp, at("127.0.0.1", 30_001)).starts_with("local "));
     assert!(world.ask("node", Protocol::Tcp, at("127.0.0.1", 30_002)).starts_with("remote "));
     assert!(world.ask("node", Protocol::Udp, at("127.0.0.1", 30_002)).starts_with("remote "));
+    eventually("what goes to loopback addresses is counted", || {
+        let counted = running.metric("kubeproxy_iptables_localhost_nodeports_accepted_packets_total");
+        if counted >= 3.0 { Ok(()) } else { Err(counted) }
+    });
     let error = running.status.status().last_error.unwrap();
     assert!(error.contains("::1") && error.contains("not supported by iptables"), "{error}");
     running.stop();
@@ -232,17 +232,8 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
     };
     eventually("repair", || (sorted(&traces(&world.net)) == sorted(&held)).then_some(()).ok_or("not yet"));
 
-    let udp = world.net.within("client", || UdpSocket::bind("172.30.7.100:0").unwrap());
-    udp.connect(to).unwrap();
-    udp.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    let ask = |wanted: &str| {
-        let mut buffer = [0; 512];
-        udp.send(b"hi\n").map_err(|e| e.to_string())?;
-        let length = udp.recv(&mut buffer).map_err(|e| e.to_string())?;
-        let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        if answer.starts_with(wanted) { Ok(()) } else { Err(answer) }
-    };
-    eventually("a first UDP answer", || ask("local "));
+    let udp = world.net.datagrams("client", to);
+    udp.hears("a first UDP answer", &Ok("local".into()));
     let mut moved = cluster();
     service(&mut moved, 1, &["remote"], |_| {});
     world.tell(moved);
@@ -250,7 +241,7 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
         let answer = world.net.ask_tcp("client", to).unwrap();
         if answer.starts_with("remote ") { Ok(()) } else { Err(answer) }
     });
-    eventually("the UDP flow follows", || ask("remote "));
+    udp.hears("the UDP flow follows", &Ok("remote".into()));
     assert!(talk(&mut open).unwrap().starts_with("local "), "an open connection stays");
 
     world.tell(Snapshot { synced: true, ..Snapshot::default() });

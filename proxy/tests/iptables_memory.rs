@@ -17,10 +17,11 @@ use seaway_model::{
     ServiceKey, ServicePort, Snapshot, TrafficPolicy,
 };
 use seaway_proxy::dataplane::faulty::Faulty;
+use seaway_proxy::dataplane::iptables::rule::Table;
 use seaway_proxy::dataplane::iptables::{Iptables, Memory, Tables as _};
 use seaway_proxy::dataplane::{Dataplane as _, DataplaneError, Subject};
 use seaway_proxy::desired::{Desired, NodeView, desired};
-use seaway_proxy::plan::{Device, Host, diff};
+use seaway_proxy::plan::{Actual, Device, Host, diff};
 
 fn make() -> Iptables<Memory> {
     Iptables::new(Memory::new()).unwrap()
@@ -35,16 +36,10 @@ fn faulty_iptables_converges() {
 
 fn service(snapshot: &mut Snapshot, name: &str, ip: &str, endpoints: &[(&str, &str)]) -> Service {
     let key = ServiceKey::new("t", name);
+    let port = EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 };
     let endpoint = |(addr, node): &(&str, &str)| Endpoint {
-        addr: addr.parse().unwrap(),
-        hostname: None,
         node: Some((*node).into()),
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: [EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        ..Endpoint::new(addr.parse().unwrap(), [port.clone()].into())
     };
     let set = EndpointSet { endpoints: endpoints.iter().map(endpoint).collect() };
     snapshot.endpoints.insert(key.clone(), Arc::new(set));
@@ -77,6 +72,20 @@ fn wanted(snapshot: &Snapshot) -> Desired {
         ..NodeView::default()
     };
     desired(snapshot, &view)
+}
+
+#[test]
+fn source_nat_goes_around_reserved_ports() {
+    let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+    let web = service(&mut snapshot, "web", "10.96.0.1", &[("10.244.1.1", "a")]);
+    add(&mut snapshot, web);
+    let mut memory = Memory::new();
+    memory.reserved_ports = "2000-2100,40000-60000".to_owned();
+    let mut dataplane = Iptables::new(memory).unwrap();
+    dataplane.apply(&diff(&wanted(&snapshot), &host(), &Actual::default())).unwrap();
+    let rules = dataplane.tables().rules(Family::V4, Table::Nat, "SEAWAY-POSTROUTING").unwrap();
+    let sources: Vec<&str> = rules.iter().filter_map(|rule| rule.value("--to-source")).collect();
+    assert_eq!(sources, ["172.30.0.11:2101-29999"; 3]);
 }
 
 /// What a person would want to read before letting this into a node.

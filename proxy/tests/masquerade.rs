@@ -2,23 +2,17 @@
 //! who answers, and whom the one that answers sees. The table is `masquerade.txt`. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/kernel.rs"]
-mod kernel;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use kernel::Place;
-use net::eventually;
 use seaway_model::{Protocol, TrafficPolicy};
 use seaway_proxy::{Mode, ProxyConfig};
-use services::{CLIENT, LOCAL, NODE, World, cluster, cluster_ip, node_port, service, vip};
+use support::kernel::Place;
+use support::net::eventually;
+use support::services::{CLIENT, LOCAL, NODE, World, cluster, cluster_ip, node_port, service, vip};
 
 const TABLE: &str = include_str!("masquerade.txt");
 /// So many answers more than are needed to see all that are wanted: none of them may be another.

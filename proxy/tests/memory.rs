@@ -100,7 +100,8 @@ fn stale_udp_flows_are_forgotten_by_address_and_port() {
     memory.maps.connections =
         vec![live, of_tcp, connection(udp, 4002, 5353, id), connection(udp, 4003, 53, id.wrapping_add(1))];
     let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
-    assert_eq!(dataplane.forget_udp(&seaway_proxy::stale::serving_udp(&snapshot)).unwrap(), 2);
+    let forgotten = dataplane.forget_udp(&seaway_proxy::stale::serving_udp(&snapshot)).unwrap();
+    assert_eq!((forgotten.v4, forgotten.v6), (2, 0));
     assert_eq!(dataplane.kernel().maps.connections, [live, of_tcp]);
 }
 
@@ -225,17 +226,7 @@ fn one_change_among_many_is_two_writes() {
 fn one_endpoint(addr: [u8; 4]) -> seaway_model::EndpointSet {
     let port =
         seaway_model::EndpointPort { name: "".into(), protocol: seaway_model::Protocol::Tcp, port: 8080 };
-    let endpoint = seaway_model::Endpoint {
-        addr: addr.into(),
-        hostname: None,
-        node: None,
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: [port].into(),
-    };
+    let endpoint = seaway_model::Endpoint::new(addr.into(), [port].into());
     seaway_model::EndpointSet { endpoints: [endpoint].into() }
 }
 

@@ -2,29 +2,25 @@
 //! families. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/kernel.rs"]
-mod kernel;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernel::Place;
-use net::{eventually, talk};
 use seaway_model::{
     Endpoint, EndpointPort, EndpointSet, HostPod, HostPort, Protocol, Service, ServiceKey, ServiceKind,
     Snapshot, TargetPod,
 };
 use seaway_proxy::Mode;
-use services::{LOCAL, NODE, REMOTE, Running, World, at, cluster, cluster_ip, node_port, service, vip};
+use support::kernel::Place;
+use support::net::{Datagrams, eventually, talk};
+use support::services::{
+    LOCAL, NODE, REMOTE, Running, World, at, cluster, cluster_ip, node_port, service, vip,
+};
 
 const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 /// Behind the node, by a route.
@@ -53,6 +49,7 @@ impl Scene {
             }
         }
         no_redirects(&world);
+        reserve_ports(&world);
         let running = world.serve_at(&place.cgroup, &place.bpffs, cluster());
         Self { world, running, _place: place }
     }
@@ -95,12 +92,19 @@ impl Scene {
     }
 
     fn udp(&self, to: SocketAddr) -> Datagrams {
-        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let socket = self.world.net.within("client", || UdpSocket::bind(any).unwrap());
-        socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        Datagrams(socket)
+        self.world.net.datagrams("client", to)
     }
+}
+
+/// Ports that no connection of the node's is to come from.
+const RESERVED: std::ops::RangeInclusive<u16> = 2000..=2100;
+
+/// The second range has no source NAT give ports above the NodePorts: then it has to go around the first one.
+fn reserve_ports(world: &World) {
+    world.net.within("node", || {
+        let text = format!("{}-{},45000-45001", RESERVED.start(), RESERVED.end());
+        std::fs::write("/proc/sys/net/ipv4/ip_local_reserved_ports", text).unwrap();
+    });
 }
 
 /// What nobody serves the node sends on to its gateway in the same network: it would tell the client to go there itself,
@@ -115,25 +119,6 @@ fn no_redirects(world: &World) {
             for name in names {
                 std::fs::write(format!("/proc/sys/net/{name}"), "0").unwrap();
             }
-        });
-    }
-}
-
-/// A client that sends from one port all the time.
-struct Datagrams(UdpSocket);
-
-impl Datagrams {
-    fn ask(&self, bytes: &[u8]) -> Result<String, ErrorKind> {
-        let mut buffer = [0; 512];
-        self.0.send(bytes).map_err(|error| error.kind())?;
-        let length = self.0.recv(&mut buffer).map_err(|error| error.kind())?;
-        Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned())
-    }
-
-    fn hears(&self, what: &str, wanted: &Result<String, ErrorKind>) {
-        eventually(what, || {
-            let heard = self.ask(b"hi\n");
-            if heard == *wanted { Ok(()) } else { Err(heard) }
         });
     }
 }
@@ -215,7 +200,7 @@ fn affinity_ends_with_its_timeout(scene: &Scene) {
     });
 }
 
-/// The port that an endpoint is asked from is no NodePort and none of the well-known, whatever port the client has: what
+/// The port that an endpoint is asked from is no NodePort, none of the well-known and none that is reserved, whatever port the client has: what
 /// answers would be taken for a request.
 fn source_ports_keep_off_node_ports(scene: &Scene) {
     const PORT: u16 = 8099;
@@ -237,13 +222,13 @@ fn source_ports_keep_off_node_ports(scene: &Scene) {
     scene.world.tell(snapshot);
     for v6 in [false, true] {
         let any = if v6 { "::" } else { "0.0.0.0" };
-        for own in [600, 30_006, 31_000, 32_767] {
+        for own in [600, 2050, 30_006, 31_000, 32_767] {
             let port = eventually(&format!("an answer to port {own}, IPv6 {v6}"), || {
                 let to = node_port(6, v6);
                 let mut connection = scene.world.net.within("client", || connect(at(any, own), to))?;
                 talk(&mut connection)?.parse::<u16>().map_err(std::io::Error::other)
             });
-            let free = port >= 1024 && !(30_000..=32_767).contains(&port);
+            let free = port >= 1024 && !(30_000..=32_767).contains(&port) && !RESERVED.contains(&port);
             assert!(free, "port {own} of the client became {port}");
         }
     }

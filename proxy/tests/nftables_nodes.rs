@@ -135,19 +135,9 @@ impl World {
 
 fn endpoint(addr: &str) -> Endpoint {
     let node = if POD.contains(&addr) { "node" } else { "other" };
-    Endpoint {
-        addr: addr.parse().unwrap(),
-        hostname: None,
-        node: Some(node.into()),
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: [Protocol::Tcp, Protocol::Udp]
-            .map(|protocol| EndpointPort { name: protocol.as_str().into(), protocol, port: 8080 })
-            .into(),
-    }
+    let port = |protocol: Protocol| EndpointPort { name: protocol.as_str().into(), protocol, port: 8080 };
+    let ports = [Protocol::Tcp, Protocol::Udp].map(port);
+    Endpoint { node: Some(node.into()), ..Endpoint::new(addr.parse().unwrap(), ports.into()) }
 }
 
 fn at(addr: &str, port: u16) -> SocketAddr {

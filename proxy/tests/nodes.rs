@@ -65,19 +65,9 @@ impl Running {
 }
 
 fn endpoint(addr: &str, node: &str) -> Endpoint {
-    Endpoint {
-        addr: addr.parse().unwrap(),
-        hostname: None,
-        node: Some(node.into()),
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: [Protocol::Tcp, Protocol::Udp]
-            .map(|p| EndpointPort { name: name(p), protocol: p, port: 8080 })
-            .into(),
-    }
+    let ports = [Protocol::Tcp, Protocol::Udp];
+    let ports = ports.map(|p| EndpointPort { name: name(p), protocol: p, port: 8080 });
+    Endpoint { node: Some(node.into()), ..Endpoint::new(addr.parse().unwrap(), ports.into()) }
 }
 
 fn name(protocol: Protocol) -> Arc<str> {
@@ -547,17 +537,8 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
     assert!(talk(&mut open).unwrap().starts_with("local "));
 
     // A client that asks over UDP from one port all the time.
-    let udp = world.net.within("client", || std::net::UdpSocket::bind("172.30.7.100:0").unwrap());
-    udp.connect(vip).unwrap();
-    udp.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    let ask = |wanted: &str| {
-        let mut buffer = [0; 512];
-        udp.send(b"hi\n").map_err(|e| e.to_string())?;
-        let length = udp.recv(&mut buffer).map_err(|e| e.to_string())?;
-        let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        if answer.starts_with(wanted) { Ok(()) } else { Err(answer) }
-    };
-    eventually("a first UDP answer", || ask("local "));
+    let udp = world.net.datagrams("client", vip);
+    udp.hears("a first UDP answer", &Ok("local".into()));
 
     // The endpoints move to the other node: new connections follow, the open one stays, and so does not UDP.
     let mut moved = cluster();
@@ -567,7 +548,7 @@ fn changes_are_followed_and_a_restart_breaks_nothing() {
         let answer = world.net.ask_tcp("client", vip).unwrap();
         if answer.starts_with("remote ") { Ok(()) } else { Err(answer) }
     });
-    eventually("the UDP flow follows", || ask("remote "));
+    udp.hears("the UDP flow follows", &Ok("remote".into()));
     assert!(talk(&mut open).unwrap().starts_with("local "));
 
     // All goes: the addresses are nobody's any more.

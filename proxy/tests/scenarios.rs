@@ -267,8 +267,6 @@ fn endpoint(line: &Line<'_>) -> Endpoint {
     let terminating = line.flag("terminating");
     let ready = !terminating && !line.flag("not-ready");
     Endpoint {
-        addr: line.words[1].parse().unwrap(),
-        hostname: None,
         node: line.name("node"),
         zone: line.name("zone"),
         ready,
@@ -278,7 +276,7 @@ fn endpoint(line: &Line<'_>) -> Endpoint {
             zones: line.list::<String>("for-zones").iter().map(|zone| Arc::from(zone.as_str())).collect(),
             nodes: line.list::<String>("for-nodes").iter().map(|node| Arc::from(node.as_str())).collect(),
         })),
-        ports: ports.into(),
+        ..Endpoint::new(line.words[1].parse().unwrap(), ports.into())
     }
 }
 

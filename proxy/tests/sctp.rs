@@ -2,14 +2,8 @@
 //! in connection tracking only. Where a mode cannot, it says so on the Service, and serves its other ports. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/kernel.rs"]
-mod kernel;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -17,12 +11,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kernel::Place;
-use net::eventually;
 use seaway_model::{Protocol, ServicePort, Snapshot, TrafficPolicy};
 use seaway_proxy::{Mode, Notice, ProxyConfig, Reporter};
-use services::{CLIENT, LOCAL, NODE, REMOTE, World, cluster, cluster_ip, node_port, service, vip};
 use socket2::{Domain, Socket, Type};
+use support::kernel::Place;
+use support::net::eventually;
+use support::services::{CLIENT, LOCAL, NODE, REMOTE, World, cluster, cluster_ip, node_port, service, vip};
 
 const SCTP: u8 = 132;
 const INIT: u8 = 1;

@@ -1,24 +1,18 @@
 //! Links of pods that somebody limits: what comes from outside passes the limit on its way to the pod. Needs root.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "support/kernel.rs"]
-mod kernel;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use kernel::Place;
-use net::{eventually, talk};
 use seaway_model::Protocol;
 use seaway_proxy::{Mode, ProxyConfig};
-use services::{Running, World, cluster, cluster_ip, node_port};
+use support::kernel::Place;
+use support::net::{eventually, talk};
+use support::services::{Running, World, cluster, cluster_ip, node_port};
 
 const REQUESTS: u64 = 5;
 const BUCKET: &str = "tc qdisc add dev swpod root tbf rate 100mbit burst 100kb latency 25ms";

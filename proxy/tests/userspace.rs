@@ -4,30 +4,26 @@
 
 #[path = "battery/laws.rs"]
 mod laws;
-#[path = "support/net.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod net;
-#[path = "support/services.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod services;
+#[path = "support/all.rs"]
+mod support;
 #[path = "battery/world.rs"]
 mod world;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use laws::dataplane_battery;
-use net::{Net, eventually, talk};
 use seaway_model::Protocol;
 use seaway_proxy::Mode;
 use seaway_proxy::dataplane::userspace::{Limits, Network, Userspace};
 use seaway_proxy::dataplane::{Applied, Dataplane, DataplaneError};
 use seaway_proxy::plan::{Actual, Plan};
-use services::{World, at, cluster, cluster_ip, node_port, service, vip};
+use support::net::{Net, eventually, talk};
+use support::services::{World, at, cluster, cluster_ip, node_port, service, vip, whole_plan};
 
 /// Addresses that are local to the node by a route.
 fn make_local(net: &Net, v4: &[&str], v6: &[&str]) {
@@ -145,17 +141,8 @@ fn connections_outlive_their_backend_and_udp_moves() {
     world.ask("client", Protocol::Tcp, to);
     let mut open = world.net.within("client", || TcpStream::connect(to).unwrap());
     assert!(talk(&mut open).unwrap().starts_with("local "));
-    let udp = world.net.within("client", || UdpSocket::bind("172.30.7.100:0").unwrap());
-    udp.connect(to).unwrap();
-    udp.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    let ask = |wanted: &str| {
-        let mut buffer = [0; 512];
-        udp.send(b"hi\n").map_err(|e| e.to_string())?;
-        let length = udp.recv(&mut buffer).map_err(|e| e.to_string())?;
-        let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        if answer.starts_with(wanted) { Ok(()) } else { Err(answer) }
-    };
-    eventually("a first UDP answer", || ask("local "));
+    let udp = world.net.datagrams("client", to);
+    udp.hears("a first UDP answer", &Ok("local".into()));
     let mut moved = cluster();
     service(&mut moved, 1, &["remote"], |_| {});
     world.tell(moved.clone());
@@ -163,7 +150,7 @@ fn connections_outlive_their_backend_and_udp_moves() {
         let answer = world.net.ask_tcp("client", to).unwrap();
         if answer.starts_with("remote ") { Ok(()) } else { Err(answer) }
     });
-    eventually("the UDP flow follows", || ask("remote "));
+    udp.hears("the UDP flow follows", &Ok("remote".into()));
     assert!(talk(&mut open).unwrap().starts_with("local "));
     // None is left: refused at once, and the open connection still stays.
     service(&mut moved, 1, &[], |_| {});
@@ -318,16 +305,7 @@ fn the_number_of_connections_is_bounded() {
     net.serve("pod", "local", at("10.244.1.5", 8080));
     let limits = Limits { connections_max: 2, ..Limits::default() };
     let mut userspace = net.within("node", || Userspace::open(limits).unwrap());
-    let mut snapshot = cluster();
-    service(&mut snapshot, 1, &["local"], |_| {});
-    let view = seaway_proxy::desired::NodeView {
-        name: "node".into(),
-        node_port_addresses: vec!["172.30.7.11".parse().unwrap()],
-        ..Default::default()
-    };
-    let wanted = seaway_proxy::desired::desired(&snapshot, &view);
-    let plan = seaway_proxy::plan::diff(&wanted, &seaway_proxy::plan::Host::default(), &Actual::default());
-    net.within("node", || userspace.apply(&plan).unwrap());
+    net.within("node", || userspace.apply(&whole_plan()).unwrap());
     let to = node_port(1, false);
     let connect = || net.within("client", || TcpStream::connect(to).unwrap());
     let (mut first, mut second) = (connect(), connect());

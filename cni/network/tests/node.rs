@@ -396,7 +396,8 @@ fn the_masquerade_comes_back_and_others_tables_are_left_alone() {
     let agent = Agent::start(node, config(node, Overlay::None), Arc::clone(&all));
     wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
     let rules = || node.ok(&["nft", "list", "ruleset"]);
-    let complete = || rules().matches("daddr != @cluster masquerade fully-random").count() == 2;
+    let complete =
+        || rules().matches("daddr != @cluster masquerade to :32768-65535 fully-random").count() == 2;
     wait_for(PATIENCE, "the rules", complete);
     let before = rules();
     for spoil in ["delete table ip seaway-masq", "flush chain ip6 seaway-masq postrouting", "flush ruleset"] {

@@ -15,7 +15,7 @@ mod world;
 use node::{Node, external};
 use outside::{ACK, FAMILIES, Family, PASS, REDIRECT, UNTOUCHED, each_family_and_protocol, packet};
 use seaway_ebpf_loader::{Counter, Direction, Protocol, Role, ServiceEntry, ServiceMaps};
-use wire::{TCP, UDP, checksum, frame, icmp, ip, read, tcp, udp};
+use wire::{TCP, UDP, frame, icmp, ip, read, tcp, udp};
 use world::{ask_tcp, ask_udp, at, ready};
 
 /// Bytes of the option.

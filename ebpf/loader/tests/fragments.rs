@@ -12,7 +12,7 @@ mod wire;
 
 use node::{Node, external};
 use outside::{PASS, REDIRECT, SYN, UNTOUCHED, V4, V6};
-use seaway_ebpf_loader::{Protocol, ServiceMaps};
+use seaway_ebpf_loader::Protocol;
 use wire::{Read, TCP, UDP, frame, ip_raw, read_headers, tcp, udp};
 
 #[test]

@@ -12,7 +12,7 @@ mod wire;
 
 use node::{Node, external};
 use outside::{Family, PASS, REDIRECT, UNTOUCHED, V4, V6, each_family_and_protocol, packet};
-use seaway_ebpf_loader::{Counter, Protocol, ServiceMaps};
+use seaway_ebpf_loader::{Counter, Protocol};
 use wire::{Read, UDP, frame, icmp, ip, read, read_ip, udp};
 
 /// An ICMP error about `quoted`, as `from` would send it to `to`.

@@ -19,7 +19,7 @@ use seaway_ebpf_loader::{
     AffinityClient, Counter, Direction, Frontend, MaglevTable, NodeConfig, Protocol, ServiceEntry,
     ServiceMaps, SourceRange, Traffic, maglev, maglev_chunks,
 };
-use wire::{TCP, UDP, checksum, frame, ip, ip_raw, read, read_headers, read_ip, tcp, udp};
+use wire::{TCP, UDP, frame, ip, ip_raw, read, read_headers, read_ip, tcp, udp};
 
 #[test]
 fn packets_that_address_no_service_are_not_touched() {

@@ -26,7 +26,7 @@ pub(crate) use kernel::{Retiring, remove_all};
 use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Device, Host, Plan};
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::DropCount;
 use crate::traffic::TrafficTable;
 use layout::{Contents, Layout, Ops};
@@ -377,7 +377,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         let layout = self.take_layout()?;
         let groups = self.layout.insert(layout).groups_by_id();
         let serves = |flow: &loader::Connection| {
@@ -390,7 +390,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         if !stale.is_empty() {
             maps.remove_connections(&stale).map_err(map_error)?;
         }
-        Ok(stale.len())
+        Ok(stale.iter().map(|flow| flow.backend().0).collect())
     }
 
     fn maglev_backends_max(&self) -> usize {

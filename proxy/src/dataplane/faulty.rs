@@ -3,7 +3,7 @@
 
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::plan::{Actual, Plan};
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::DropCount;
 
 /// A data plane that fails.
@@ -98,11 +98,15 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
         }
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         match self.fault() {
             Some(error) => Err(error),
             None => self.inner.forget_udp(serving),
         }
+    }
+
+    fn localhost_node_ports(&self) -> Option<u64> {
+        self.inner.localhost_node_ports()
     }
 
     fn drops(&self) -> Vec<DropCount> {

@@ -32,11 +32,11 @@ pub use tables::{Commands, Tables};
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::frontend::{Frontend, FrontendKey, Group};
 use crate::plan::{Actual, Host, Plan};
-use crate::stale::Targets;
-use crate::status::RuleCount;
+use crate::stale::{Forgotten, Targets};
+use crate::status::{DropCount, RuleCount};
 use layout::Layout;
 use rule::Table;
-use save::Saved;
+use save::{Counters, Saved};
 
 /// After this many frontends were refused by the kernel, the others are not tried one by one.
 const FAILURES_MAX: usize = 16;
@@ -57,6 +57,7 @@ pub struct Iptables<T> {
     /// The node as last applied; what stands in tables that this kernel has not is taken from here.
     host: Host,
     counts: Counts,
+    packets: BTreeMap<Family, Counters>,
 }
 
 /// Rules by family and table: those that are ours, and those that were written last.
@@ -82,8 +83,9 @@ impl<T: Tables> Iptables<T> {
             }
         }
         let (fresh_udp, gone_udp) = (HashSet::new(), HashSet::new());
-        let counts = Counts::default();
-        Ok(Self { tables, families, layouts: None, fresh_udp, gone_udp, host: Host::default(), counts })
+        let (counts, packets) = (Counts::default(), BTreeMap::new());
+        let host = Host::default();
+        Ok(Self { tables, families, layouts: None, fresh_udp, gone_udp, host, counts, packets })
     }
 
     /// Where it is kept.
@@ -96,10 +98,11 @@ impl<T: Tables> Iptables<T> {
         for family in self.families.clone() {
             let text = self.tables.save(family)?;
             let saved = Saved::parse(&text);
+            self.packets.insert(family, saved.counters);
             for table in Table::ALL {
                 self.counts.entry((family, table)).or_default().0 = saved.rules(table);
             }
-            layouts.push(Layout::adopt(family, saved));
+            layouts.push(Layout::adopt(family, saved, self.tables.snat_ports()));
         }
         let of = |family| layouts.iter().find(|layout: &&Layout| layout.family == family);
         let host = Host {
@@ -184,19 +187,19 @@ impl<T: Tables> Iptables<T> {
     fn forget_flows(
         &mut self,
         stale: impl Fn((IpAddr, u16), (IpAddr, u16)) -> bool,
-    ) -> Result<usize, DataplaneError> {
-        let mut forgotten = 0;
+    ) -> Result<Forgotten, DataplaneError> {
+        let mut forgotten = Vec::new();
         for family in self.families.clone() {
             for flow in self.tables.udp_flows(family)? {
                 let Flow { original, reply, zone: 0, .. } = &flow else { continue };
                 let asked = (original.destination.ip(), original.destination.port());
                 let answers = (reply.source.ip(), reply.source.port());
                 if stale(asked, answers) && self.tables.forget(&flow)? {
-                    forgotten += 1;
+                    forgotten.push(answers.0);
                 }
             }
         }
-        Ok(forgotten)
+        Ok(forgotten.into_iter().collect())
     }
 
     /// Flows to addresses that nobody served when they began would go on untranslated.
@@ -287,7 +290,17 @@ impl<T: Tables> Dataplane for Iptables<T> {
         self.counts.iter().map(count).collect()
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn localhost_node_ports(&self) -> Option<u64> {
+        Some(self.packets.values().map(|counters| counters.localhost).sum())
+    }
+
+    fn drops(&self) -> Vec<DropCount> {
+        let packets = self.packets.values().map(|counters| counters.invalid).sum();
+        let some = (packets > 0).then(|| DropCount { reason: "invalid".to_owned(), packets });
+        some.into_iter().collect()
+    }
+
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         let layouts = match self.layouts.take() {
             Some(layouts) => layouts,
             None => self.read_layouts()?,

@@ -37,7 +37,7 @@ use seaway_model::Protocol;
 
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::plan::{Actual, Plan};
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::DropCount;
 use layout::Layout;
 
@@ -180,14 +180,14 @@ impl<K: Kernel> Dataplane for Nftables<K> {
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         if matches!(self.state, State::Unknown) {
             self.look()?;
         }
         let State::Held(mut layout, known) = std::mem::replace(&mut self.state, State::Unknown) else {
-            return Ok(0);
+            return Ok(Forgotten::default());
         };
-        let mut forgotten = 0;
+        let mut forgotten = Vec::new();
         for flow in self.kernel.udp_flows()? {
             let backend = flow.reply.source;
             let stale = match layout.group(&address(&flow)) {
@@ -196,12 +196,12 @@ impl<K: Kernel> Dataplane for Nftables<K> {
                 None => layout.gone_udp.contains(&address(&flow)) && backend != flow.original.destination,
             };
             if stale && flow.zone == 0 && self.kernel.forget(&flow)? {
-                forgotten += 1;
+                forgotten.push(backend.ip());
             }
         }
         layout.gone_udp.clear();
         self.state = State::Held(layout, known);
-        Ok(forgotten)
+        Ok(forgotten.into_iter().collect())
     }
 
     fn drops(&self) -> Vec<DropCount> {

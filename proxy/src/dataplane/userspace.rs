@@ -6,6 +6,11 @@
 //! (externalTrafficPolicy Local), since backends see this node. Where a packet would have to be dropped, it is refused
 //! instead.
 //!
+//! What a backend's kernel answers with an ICMP error ends a UDP client's association, and its next datagram goes to another
+//! backend, but the client is not told: to send such an error takes a raw socket, which a process without privilege does
+//! not get, and a socket that listens for everybody cannot refuse one of them. (A TCP client whose backends all refuse is
+//! reset.)
+//!
 //! A connection goes on when its backend leaves the list, and lives in the process that took it in. So that process is
 //! none of the agent's: a worker ([`serve_as_worker`]) listens and hands on, without privilege and whether an agent is
 //! there or not, and the agent ([`Remote`]) tells it the plans. A worker of another version leaves its sockets to the
@@ -29,11 +34,13 @@ mod wire;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use imbl::OrdMap;
 
 pub use limits::Limits;
+pub(crate) use limits::{OUT_OF_FILES, USERSPACE_FULL};
 pub use listen::{Listener, Memory, Network, Sockets};
 pub use remote::{Remote, WorkerConfig, end_workers, retire_workers, workers};
 pub use serve::Serve;
@@ -44,7 +51,7 @@ pub use worker::{WorkerError, serve_as_worker};
 use super::{Applied, Dataplane, DataplaneError, Failure, Subject};
 use crate::frontend::{Frontend, FrontendKey, Scope};
 use crate::plan::{Actual, Host, Plan};
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::DropCount;
 use site::Site;
 
@@ -212,23 +219,16 @@ impl<N: Sockets> Dataplane for Userspace<N> {
         }
         for (key, scopes) in touched {
             if let Err(error) = self.settle(&key) {
-                let (kind, text) = (kind_of(&error), crate::reconcile::chain(&error));
                 let subjects = scopes.iter().map(|scope| Subject::Frontend(key.frontend(*scope)));
                 let subjects: Vec<Subject> =
                     if scopes.is_empty() { vec![Subject::Host] } else { subjects.collect() };
-                failed.extend(subjects.into_iter().map(|subject| Failure {
-                    subject,
-                    error: DataplaneError::Io {
-                        action: format!("cannot listen at {key}"),
-                        source: std::io::Error::new(kind, text.clone()),
-                    },
-                }));
+                failed.extend(subjects.into_iter().map(|subject| Failure { subject, error: again(&error) }));
             }
         }
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         Ok(self.network.forget_udp(serving))
     }
 
@@ -237,9 +237,14 @@ impl<N: Sockets> Dataplane for Userspace<N> {
     }
 }
 
-fn kind_of(error: &DataplaneError) -> std::io::ErrorKind {
-    match error {
-        DataplaneError::Io { source, .. } => source.kind(),
-        _ => std::io::ErrorKind::Other,
-    }
+/// The same error for another frontend.
+fn again(error: &DataplaneError) -> DataplaneError {
+    let source = match error {
+        DataplaneError::Io { source, .. } => match source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(source.kind(), source.to_string()),
+        },
+        error => io::Error::other(crate::reconcile::chain(error)),
+    };
+    DataplaneError::Io { action: error.to_string(), source }
 }

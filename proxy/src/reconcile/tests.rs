@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use seaway_model::{Service, ServiceKey, ServicePort};
+use seaway_model::{Endpoint, EndpointPort, EndpointSet, Service, ServiceKey, ServicePort};
 
 use super::*;
 use crate::dataplane::fake::Fake;
@@ -222,6 +222,27 @@ async fn what_is_not_served_is_told() {
     }));
     let conflict = "Service default/web-2: AddressConflict: 10.96.0.0:80/TCP is served for default/web-0, which claims it too";
     assert!(heard.iter().any(|line| line == conflict), "{heard:?}");
+}
+
+/// Where there is no socket for a Service since no more files can be opened, it is told.
+#[tokio::test]
+async fn what_has_no_socket_for_want_of_files_is_told() {
+    use crate::dataplane::userspace::{Memory, Userspace};
+    let heard = Arc::new(Heard::default());
+    let mut config = config();
+    config.reporter = Some(Arc::<Heard>::clone(&heard));
+    let mut network = Memory::default();
+    network.out_of_files = true;
+    let mut reconciler = Reconciler::new(config, metrics(), Box::new(Userspace::new(network)));
+    let mut snapshot = cluster(1);
+    let ports = [EndpointPort { name: "".into(), protocol: seaway_model::Protocol::Tcp, port: 8080 }];
+    let endpoint = Endpoint::new("10.244.0.1".parse().unwrap(), ports.into());
+    let endpoints = EndpointSet { endpoints: [endpoint].into() };
+    snapshot.endpoints.insert(ServiceKey::new("default", "web-0"), Arc::new(endpoints));
+    assert!(!reconciler.sync(&snapshot).await);
+    let heard = heard.0.lock().unwrap();
+    let told = "Service default/web-0: ProxyExhausted: 10.96.0.0:80/TCP is not served on node node-a: no more files can be opened";
+    assert_eq!(*heard, [told]);
 }
 
 #[test]

@@ -87,19 +87,18 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     let ports = prop::collection::vec((select(vec!["a", "b"]), protocol(), 8080..8083_u16), 1..4);
     let state = select(vec![(true, true, false), (false, false, false), (false, true, true)]);
     (select(ENDPOINT_ADDRS.to_vec()), select(NODES.to_vec()), state, ports).prop_map(
-        |(addr, node, (ready, serving, terminating), ports)| Endpoint {
-            addr: addr.parse().unwrap(),
-            hostname: None,
-            node: Some(node.into()),
-            zone: Some(if node == "node-c" { "z2" } else { "z1" }.into()),
-            ready,
-            serving,
-            terminating,
-            hints: None,
-            ports: ports
-                .into_iter()
-                .map(|(name, protocol, port)| EndpointPort { name: name.into(), protocol, port })
-                .collect(),
+        |(addr, node, (ready, serving, terminating), ports)| {
+            let port =
+                |(name, protocol, port): (&str, _, _)| EndpointPort { name: name.into(), protocol, port };
+            let ports = ports.into_iter().map(port).collect();
+            Endpoint {
+                node: Some(node.into()),
+                zone: Some(if node == "node-c" { "z2" } else { "z1" }.into()),
+                ready,
+                serving,
+                terminating,
+                ..Endpoint::new(addr.parse().unwrap(), ports)
+            }
         },
     )
 }

@@ -13,9 +13,9 @@ use seaway_proxy::{Metrics, Mode, ProxyConfig};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::kernel::Place;
-use crate::net::Net;
-use crate::services::{cluster, service};
+use crate::support::kernel::Place;
+use crate::support::net::Net;
+use crate::support::services::{cluster, service};
 
 const CHANGE_EVERY: Duration = Duration::from_millis(15);
 

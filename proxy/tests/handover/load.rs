@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use crate::kernel::Place;
-use crate::net::{Net, talk};
+use crate::support::kernel::Place;
+use crate::support::net::{Net, talk};
 
 /// Long enough that only what is lost takes longer: a first SYN is repeated after a second.
 const PATIENCE: Duration = Duration::from_millis(900);

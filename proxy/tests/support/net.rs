@@ -6,7 +6,7 @@
 //!                        │                    └── other 172.30.7.12    remote 10.244.2.5 (an address of other)
 //! ```
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::{Command, Output, Stdio};
@@ -170,6 +170,15 @@ impl Net {
         })
     }
 
+    /// A client over UDP in a process that no hook serves.
+    pub(crate) fn datagrams(&self, ns: &str, to: SocketAddr) -> Datagrams {
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = self.within(ns, || UdpSocket::bind(any).unwrap());
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        Datagrams(socket)
+    }
+
     /// Asks over UDP from a process that no hook serves.
     pub(crate) fn ask_udp(&self, ns: &str, to: SocketAddr) -> std::io::Result<String> {
         self.within(ns, || {
@@ -219,6 +228,27 @@ impl Drop for StayingClient {
         self.input = None;
         let _killed = self.child.kill();
         let _waited = self.child.wait();
+    }
+}
+
+/// A client that sends from one port all the time.
+pub(crate) struct Datagrams(UdpSocket);
+
+impl Datagrams {
+    /// The name of who answers.
+    pub(crate) fn ask(&self, bytes: &[u8]) -> Result<String, ErrorKind> {
+        let mut buffer = [0; 512];
+        self.0.send(bytes).map_err(|error| error.kind())?;
+        let length = self.0.recv(&mut buffer).map_err(|error| error.kind())?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).split(' ').next().unwrap().to_owned())
+    }
+
+    /// Asks until that is the answer.
+    pub(crate) fn hears(&self, what: &str, wanted: &Result<String, ErrorKind>) {
+        eventually(what, || {
+            let heard = self.ask(b"hi\n");
+            if heard == *wanted { Ok(()) } else { Err(heard) }
+        });
     }
 }
 

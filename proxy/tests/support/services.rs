@@ -6,15 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::Registry;
 use seaway_model::{
     Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
     NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
 };
+use seaway_proxy::desired::{NodeView, desired};
+use seaway_proxy::plan::{Actual, Host, Plan, diff};
 use seaway_proxy::{Metrics, Mode, ProxyConfig, StatusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::net::{Net, eventually};
+use super::net::{Net, eventually};
 
 pub(crate) const LOCAL: [&str; 2] = ["10.244.1.5", "fd00:10:244:1::5"];
 pub(crate) const REMOTE: [&str; 2] = ["10.244.2.5", "fd00:10:244:2::5"];
@@ -25,6 +28,7 @@ pub(crate) const CLIENT: [&str; 2] = ["172.30.7.100", "fd00:7::100"];
 pub(crate) struct Running {
     stop: CancellationToken,
     pub(crate) status: StatusHandle,
+    registry: Registry,
     ended: std::sync::mpsc::Receiver<()>,
 }
 
@@ -32,6 +36,13 @@ impl Running {
     pub(crate) fn stop(self) {
         self.stop.cancel();
         self.ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+
+    /// What its metric without labels shows.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let all = self.registry.gather();
+        let family = all.iter().find(|family| family.name() == name).unwrap();
+        family.get_metric()[0].get_gauge().get_value()
     }
 }
 
@@ -69,14 +80,16 @@ impl World {
         config.conntrack = None;
         let (stop, status) = (CancellationToken::new(), config.status.clone());
         let (sender, ended) = std::sync::mpsc::channel();
+        let registry = Registry::new();
+        let shown = registry.clone();
         let (shutdown, snapshots) = (stop.clone(), self.sender.subscribe());
         self.net.spawn_within("node", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let metrics = Metrics::new(&prometheus::Registry::new());
+            let metrics = Metrics::new(&shown);
             runtime.block_on(seaway_proxy::run(config, snapshots, metrics, shutdown)).unwrap();
             sender.send(()).unwrap();
         });
-        Running { stop, status, ended }
+        Running { stop, status, registry, ended }
     }
 
     /// Starts a proxy and tells it of `cluster`.
@@ -119,19 +132,9 @@ impl World {
 }
 
 fn endpoint(addr: &str, node: &str) -> Endpoint {
-    Endpoint {
-        addr: addr.parse().unwrap(),
-        hostname: None,
-        node: Some(node.into()),
-        zone: None,
-        ready: true,
-        serving: true,
-        terminating: false,
-        hints: None,
-        ports: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-            .map(|p| EndpointPort { name: p.as_str().to_lowercase().into(), protocol: p, port: 8080 })
-            .into(),
-    }
+    let port = |p: Protocol| EndpointPort { name: p.as_str().to_lowercase().into(), protocol: p, port: 8080 };
+    let ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(port);
+    Endpoint { node: Some(node.into()), ..Endpoint::new(addr.parse().unwrap(), ports.into()) }
 }
 
 /// The Service number `index` with these endpoints: `local`, `remote`.
@@ -189,6 +192,13 @@ pub(crate) fn cluster() -> Snapshot {
     service(&mut snapshot, 4, &["local", "remote"], |s| s.external_policy = TrafficPolicy::Local);
     service(&mut snapshot, 5, &["remote"], |s| s.external_policy = TrafficPolicy::Local);
     snapshot
+}
+
+/// All of `cluster`, for a data plane that holds nothing.
+pub(crate) fn whole_plan() -> Plan {
+    let node_port_addresses = NODE.map(|addr| addr.parse().unwrap()).into();
+    let view = NodeView { name: "node".into(), node_port_addresses, ..NodeView::default() };
+    diff(&desired(&cluster(), &view), &Host::default(), &Actual::default())
 }
 
 pub(crate) fn at(addr: &str, port: u16) -> SocketAddr {

@@ -9,7 +9,7 @@
 //!   set cluster { … all pod subnets, all nodes' addresses, multicast and link-local }
 //!   chain postrouting {
 //!     type nat hook postrouting priority srcnat
-//!     ip saddr @pods ip daddr != @cluster masquerade fully-random
+//!     ip saddr @pods ip daddr != @cluster masquerade to :32768-65535 fully-random
 //!   }
 //! }
 //! ```
@@ -18,6 +18,8 @@
 //! round that finds the same digest has nothing to do. Nobody else's table is read or touched.
 
 mod nft;
+
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use seaway_model::Family;
@@ -39,17 +41,18 @@ const NEVER_V6: [&str; 2] = ["ff00::/8", "fe80::/10"];
 
 /// Makes the tables as they should be; none removes them.
 pub(super) fn ensure(masquerade: Option<&Masquerade>) -> Result<(), NftError> {
+    let ports = ports();
     for family in Family::ALL {
         let pods =
             intervals(family, masquerade.map(|masquerade| masquerade.pods.as_slice()).unwrap_or_default());
         let comment = masquerade.filter(|_| !pods.is_empty()).map(|wanted| {
             let cluster = cluster(family, wanted);
-            (format!("seaway {:016x}", digest(&pods, &cluster)), cluster)
+            (format!("seaway {:016x}", digest(&pods, &cluster, &ports)), cluster)
         });
         let held = nft::table_comment(nft_family(family), TABLE)?;
         match (comment, held) {
             (Some((comment, _)), Some(held)) if comment == held && rule_is_there(family)? => {}
-            (Some((comment, cluster)), _) => replace(family, &comment, &pods, &cluster)?,
+            (Some((comment, cluster)), _) => replace(family, &comment, &pods, &cluster, &ports)?,
             (None, Some(_)) => remove(family)?,
             (None, None) => {}
         }
@@ -89,7 +92,7 @@ fn intervals(family: Family, nets: &[IpNet]) -> Vec<(u128, u128)> {
     joined
 }
 
-fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)]) -> u64 {
+fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)], ports: &RangeInclusive<u16>) -> u64 {
     let bytes = |intervals: &[(u128, u128)]| -> Vec<u8> {
         intervals
             .iter()
@@ -97,7 +100,14 @@ fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)]) -> u64 {
             .flatten()
             .collect()
     };
-    fnv1a(&[&bytes(pods), &bytes(cluster)])
+    let ports = [ports.start().to_be_bytes(), ports.end().to_be_bytes()].concat();
+    fnv1a(&[&bytes(pods), &bytes(cluster), &ports])
+}
+
+/// Neither NodePorts nor ports that the administrator has reserved: the kernel's own search knows of neither.
+fn ports() -> RangeInclusive<u16> {
+    let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    seaway_model::snat_ports(&seaway_model::port_ranges(&reserved))
 }
 
 fn nft_family(family: Family) -> u8 {
@@ -116,6 +126,7 @@ fn replace(
     comment: &str,
     pods: &[(u128, u128)],
     cluster: &[(u128, u128)],
+    ports: &RangeInclusive<u16>,
 ) -> Result<(), NftError> {
     let mut batch = Batch::new(nft_family(family));
     // Deleting what is not there would fail.
@@ -127,20 +138,20 @@ fn replace(
         batch.add_intervals(TABLE, set, family == Family::V4, intervals);
     }
     batch.add_nat_postrouting(TABLE, CHAIN);
-    batch.add_rule(TABLE, CHAIN, &rule(family));
+    batch.add_rule(TABLE, CHAIN, &rule(family, ports));
     Transaction::open()?.commit(batch, &format!("write table {TABLE}"))
 }
 
 /// Source in `pods` and destination not in `cluster`: masquerade.
-fn rule(family: Family) -> Vec<Attribute> {
+fn rule(family: Family, ports: &RangeInclusive<u16>) -> Vec<Attribute> {
     let (source, destination, length) = if family == Family::V4 { (12, 16, 4) } else { (8, 24, 16) };
-    vec![
+    let matches = [
         nft::load_network_header(source, length),
         nft::lookup(PODS, false),
         nft::load_network_header(destination, length),
         nft::lookup(CLUSTER, true),
-        nft::masquerade_fully_random(),
-    ]
+    ];
+    matches.into_iter().chain(nft::masquerade_fully_random(ports)).collect()
 }
 
 #[cfg(test)]
@@ -158,6 +169,8 @@ mod tests {
         assert_eq!(text, ["a000000-a0001ff", "a000300-a0003ff"]);
         assert_eq!(intervals(Family::V6, &nets).len(), 1);
         assert_eq!(intervals(Family::V6, &["::/0".parse().unwrap()]), [(0, u128::MAX)]);
-        assert_ne!(digest(&[(1, 2)], &[]), digest(&[], &[(1, 2)]));
+        let ports = 1024..=29_999;
+        assert_ne!(digest(&[(1, 2)], &[], &ports), digest(&[], &[(1, 2)], &ports));
+        assert_ne!(digest(&[], &[], &ports), digest(&[], &[], &(1024..=65_535)));
     }
 }

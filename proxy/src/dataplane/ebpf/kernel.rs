@@ -418,50 +418,21 @@ fn failed(action: &'static str) -> impl Fn(loader::LoadError) -> DataplaneError 
     move |source| DataplaneError::Loader { action, source: Box::new(source) }
 }
 
-/// The NodePort range of the API server by default.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// Below are the ports of well-known services.
-const FIRST_PORT: u16 = 1024;
-
-/// The ports of source NAT: the longest run that holds neither NodePorts, nor ports that the node's own processes use
-/// when they connect, nor ports that the operator has reserved.
+/// The ports of source NAT: beside the reserved ones, those that the node's own processes use when they connect are not
+/// for it, since nothing tracks these.
 pub(super) fn snat_ports() -> RangeInclusive<u16> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
-    longest_free_run(&taken(&read("ip_local_port_range"), &read("ip_local_reserved_ports")))
+    let mut taken = seaway_model::port_ranges(&read("ip_local_reserved_ports"));
+    taken.push(ephemeral(&read("ip_local_port_range")));
+    seaway_model::snat_ports(&taken)
 }
 
-/// Ports that are taken, by the texts of two settings of the kernel.
-fn taken(ephemeral: &str, reserved: &str) -> Vec<RangeInclusive<u16>> {
-    let mut bounds = ephemeral.split_whitespace().map(str::parse::<u16>);
-    let ephemeral = match (bounds.next(), bounds.next()) {
+fn ephemeral(text: &str) -> RangeInclusive<u16> {
+    let mut bounds = text.split_whitespace().map(str::parse::<u16>);
+    match (bounds.next(), bounds.next()) {
         (Some(Ok(first)), Some(Ok(last))) => first..=last,
         _ => 32_768..=60_999,
-    };
-    let mut taken = vec![NODE_PORTS, ephemeral];
-    // 8080,9000-9100
-    for range in reserved.trim().split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        if let (Ok(first), Ok(last)) = (first.parse(), last.parse()) {
-            taken.push(first..=last);
-        }
     }
-    taken
-}
-
-fn longest_free_run(taken: &[RangeInclusive<u16>]) -> RangeInclusive<u16> {
-    let mut best = FIRST_PORT..=FIRST_PORT;
-    let mut start = None;
-    for port in FIRST_PORT..=u16::MAX {
-        if taken.iter().any(|range| range.contains(&port)) {
-            start = None;
-            continue;
-        }
-        let first = *start.get_or_insert(port);
-        if port - first > best.end() - best.start() {
-            best = first..=port;
-        }
-    }
-    best
 }
 
 #[cfg(test)]
@@ -469,17 +440,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn source_nat_keeps_off_node_ports_and_ephemeral_ports() {
-        assert_eq!(longest_free_run(&[NODE_PORTS, 32_768..=60_999]), 1024..=29_999);
-        assert_eq!(longest_free_run(&[NODE_PORTS, 1024..=29_999]), 32_768..=65_535);
-    }
-
-    #[test]
-    fn source_nat_keeps_off_reserved_ports() {
-        let run = |reserved| longest_free_run(&taken("32768\t60999\n", reserved));
-        assert_eq!(run("\n"), 1024..=29_999);
-        assert_eq!(run("5000\n"), 5001..=29_999);
-        assert_eq!(run("2000,9000-9100,20000-29999\n"), 9101..=19_999);
+    fn the_ports_of_the_nodes_own_connections_are_known() {
+        assert_eq!(ephemeral("20000\t40000\n"), 20_000..=40_000);
+        assert_eq!(ephemeral(""), 32_768..=60_999);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! whatever else differs is in disorder and swept.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use seaway_model::Family;
@@ -28,8 +29,8 @@ struct Candidate {
 
 impl Layout {
     /// Takes over what was found.
-    pub(super) fn adopt(family: Family, saved: Saved) -> Self {
-        let mut layout = Self::new(family);
+    pub(super) fn adopt(family: Family, saved: Saved, snat_ports: RangeInclusive<u16>) -> Self {
+        let mut layout = Self::new(family, snat_ports);
         let sound = sound_choices(&saved);
         for (key, candidate) in candidates(&saved) {
             let Candidate { frontend, choice, bucket } = candidate;

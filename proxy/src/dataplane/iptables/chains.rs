@@ -6,7 +6,8 @@
 //!                                                   buckets: the frontends of a /24, a /120, 64 NodePorts
 //!                        SEAWAY-S-… chooses a backend ◄───────────────────────────────────────┘
 //!                        └─► SEAWAY-B-… translates to it
-//!         SEAWAY-MASQ marks what this node itself sends; the buckets mark what else has to come back through it
+//!         SEAWAY-MASQ marks what this node itself sends, SEAWAY-LOCALHOST what goes to its loopback addresses; the
+//!         buckets mark what else has to come back through it
 //!         POSTROUTING ─► SEAWAY-POSTROUTING gives marked packets an address of this node
 //! filter  INPUT, FORWARD, OUTPUT ─► the same buckets, with what is refused or dropped
 //! ```
@@ -26,8 +27,10 @@ use crate::frontend::{Backend, Frontend, FrontendKey, FrontendKind, Group, Scope
 pub(super) const MARK: &str = "0x4000/0x4000";
 /// The same, to take it away.
 pub(super) const UNMARK: &str = "0x0/0x4000";
-/// Ports that source NAT may take: NodePorts lie below.
-pub(super) const SNAT_PORTS: &str = "32768-65535";
+/// Counts what reaches NodePorts at loopback addresses, and marks it.
+pub(super) const LOCALHOST: &str = "SEAWAY-LOCALHOST";
+/// Drops what connection tracking cannot place.
+pub(super) const FORWARD: &str = "SEAWAY-FORWARD";
 
 /// Frontends whose rules stand in one chain, so that a packet and a change have to do with few of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -349,6 +352,9 @@ pub(super) fn translated(key: &FrontendKey, frontend: &Frontend, local_policy: b
     let chain = choice.chain();
     let mut rules = Vec::new();
     match masquerade(key, frontend, local_policy) {
+        Masquerade::Everyone if key.addr.is_loopback() => {
+            rules.push(port(to(key), key).with("-j", LOCALHOST));
+        }
         Masquerade::Everyone => {
             rules.push(port(to(key), key).with("-j", "MARK").with("--set-xmark", MARK));
         }

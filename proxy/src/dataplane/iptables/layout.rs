@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use seaway_model::Family;
@@ -19,6 +20,8 @@ use crate::plan::{Host, Plan};
 pub(super) struct Layout {
     pub(super) family: Family,
     pub(super) host: Host,
+    /// The ports that source NAT may take.
+    pub(super) snat_ports: RangeInclusive<u16>,
     pub(super) buckets: BTreeMap<Bucket, BTreeMap<FrontendKey, Arc<Frontend>>>,
     /// Choosing chains and how many frontends use each.
     pub(super) choices: HashMap<String, usize>,
@@ -36,10 +39,11 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Nothing of ours is there.
-    pub(super) fn new(family: Family) -> Self {
+    pub(super) fn new(family: Family, snat_ports: RangeInclusive<u16>) -> Self {
         Self {
             family,
             host: Host::default(),
+            snat_ports,
             buckets: BTreeMap::new(),
             choices: HashMap::new(),
             backends: HashMap::new(),
@@ -248,16 +252,18 @@ impl Layout {
                 let held = |bucket: &&Bucket| self.held.contains_key(&(table, bucket.chain()));
                 let buckets = self.buckets.keys().filter(|bucket| bucket.scope() == scope).filter(held);
                 let chain = if scope == Scope::Internal { "INTERNAL" } else { "EXTERNAL" };
-                base.insert((table, format!("SEAWAY-{chain}")), buckets.map(Bucket::dispatch).collect());
+                let rules = leave_open_ones().into_iter().chain(buckets.map(Bucket::dispatch));
+                base.insert((table, format!("SEAWAY-{chain}")), rules.collect());
             }
         }
         let own = [
             (Table::Nat, "SEAWAY-PREROUTING", self.by_scope()),
             (Table::Nat, "SEAWAY-MASQ", masquerade()),
+            (Table::Nat, chains::LOCALHOST, vec![mark(Rule::new())]),
             (Table::Nat, "SEAWAY-POSTROUTING", self.postrouting()),
             (Table::Filter, "SEAWAY-SERVICES", self.by_scope()),
             (Table::Filter, "SEAWAY-INPUT", self.input()),
-            (Table::Filter, "SEAWAY-FORWARD", forward()),
+            (Table::Filter, chains::FORWARD, forward()),
         ];
         base.extend(own.into_iter().map(|(table, name, rules)| ((table, name.to_owned()), rules)));
         base
@@ -280,6 +286,7 @@ impl Layout {
             Family::V6 => self.host.node_v6.map(IpAddr::V6),
         };
         let name = node.map_or_else(|| "none".to_owned(), |addr| addr.to_string());
+        let ports = format!("{}-{}", self.snat_ports.start(), self.snat_ports.end());
         let unmarked = Rule::new().comment(&format!("sw1 node {name}")).with("-m", "mark");
         let mut rules = vec![
             unmarked.without("--mark", chains::MARK).with("-j", "RETURN"),
@@ -289,13 +296,13 @@ impl Layout {
             let rule = Rule::new().with("-p", protocol);
             match node {
                 Some(IpAddr::V4(addr)) => {
-                    rule.with("-j", "SNAT").with("--to-source", format_args!("{addr}:{}", chains::SNAT_PORTS))
+                    rule.with("-j", "SNAT").with("--to-source", format_args!("{addr}:{ports}"))
                 }
-                Some(IpAddr::V6(addr)) => rule
-                    .with("-j", "SNAT")
-                    .with("--to-source", format_args!("[{addr}]:{}", chains::SNAT_PORTS)),
+                Some(IpAddr::V6(addr)) => {
+                    rule.with("-j", "SNAT").with("--to-source", format_args!("[{addr}]:{ports}"))
+                }
                 // As long as the node's own address is not known.
-                None => rule.with("-j", "MASQUERADE").with("--to-ports", chains::SNAT_PORTS),
+                None => rule.with("-j", "MASQUERADE").with("--to-ports", &ports),
             }
         }));
         rules
@@ -350,8 +357,18 @@ impl Layout {
 
 /// What this node itself sends.
 fn masquerade() -> Vec<Rule> {
-    let own = Rule::new().with("-m", "addrtype").with("--src-type", "LOCAL");
-    vec![own.with("-j", "MARK").with("--set-xmark", chains::MARK)]
+    vec![mark(Rule::new().with("-m", "addrtype").with("--src-type", "LOCAL"))]
+}
+
+fn mark(rule: Rule) -> Rule {
+    rule.with("-j", "MARK").with("--set-xmark", chains::MARK)
+}
+
+/// A connection that is not known and does not begin now, towards this node: one of its processes has it, such as a
+/// worker of the userspace mode, since before there were these chains. Translated it would be reset.
+fn leave_open_ones() -> [Rule; 1] {
+    let tcp = Rule::new().with("-p", "tcp").with("-m", "tcp").with("--tcp-flags", "SYN NONE");
+    [tcp.with("-m", "addrtype").with("--dst-type", "LOCAL").with("-j", "RETURN")]
 }
 
 fn forward() -> Vec<Rule> {
@@ -367,6 +384,16 @@ fn new_connections() -> Rule {
 
 /// It is one of those that all packets pass, not a bucket.
 pub(super) fn is_base(chain: &str) -> bool {
-    let names = ["INTERNAL", "EXTERNAL", "PREROUTING", "MASQ", "POSTROUTING", "SERVICES", "INPUT", "FORWARD"];
+    let names = [
+        "INTERNAL",
+        "EXTERNAL",
+        "PREROUTING",
+        "MASQ",
+        "LOCALHOST",
+        "POSTROUTING",
+        "SERVICES",
+        "INPUT",
+        "FORWARD",
+    ];
     chain.strip_prefix(super::save::PREFIX).is_some_and(|name| names.contains(&name))
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
+use std::ops::RangeInclusive;
 
 use seaway_model::Family;
 use seaway_nft::conntrack::Flow;
@@ -22,6 +23,8 @@ pub struct Memory {
     pub restored: Vec<(Family, String)>,
     /// A frontend whose rules name this word is refused, as a kernel refuses what it does not know.
     pub refuse: Option<String>,
+    /// Ports that are reserved, such as `8080,9000-9100`.
+    pub reserved_ports: String,
 }
 
 const OWN_TARGETS: [&str; 8] = ["RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "DNAT", "SNAT", "MASQUERADE"];
@@ -139,5 +142,9 @@ impl Tables for Memory {
 
     fn forget(&mut self, _flow: &Flow) -> Result<bool, DataplaneError> {
         Ok(false)
+    }
+
+    fn snat_ports(&self) -> RangeInclusive<u16> {
+        seaway_model::snat_ports(&seaway_model::port_ranges(&self.reserved_ports))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::chains::{FORWARD, LOCALHOST};
 use super::rule::{Rule, Table};
 
 /// All our chains begin with it.
@@ -15,6 +16,16 @@ pub(super) struct Saved {
     pub(super) chains: BTreeMap<(Table, String), Vec<Rule>>,
     /// Rules in other chains that lead into ours.
     pub(super) jumps: Vec<Jump>,
+    pub(super) counters: Counters,
+}
+
+/// Packets that rules of ours have counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counters {
+    /// Connections to NodePorts at loopback addresses: of each, the first packet passes `nat`.
+    pub(super) localhost: u64,
+    /// Packets dropped since connection tracking could not place them.
+    pub(super) invalid: u64,
 }
 
 /// A rule in a chain that is not ours that leads into one that is.
@@ -66,16 +77,21 @@ impl Saved {
                 if name.starts_with(PREFIX) {
                     saved.chains.entry((table, name.to_owned())).or_default();
                 }
-            } else if let (Some(table), Some(rest)) = (table, strip_append(line)) {
-                saved.rule(table, rest);
+            } else if let (Some(table), Some((packets, rest))) = (table, strip_append(line)) {
+                saved.rule(table, rest, packets);
             }
         }
         saved
     }
 
-    fn rule(&mut self, table: Table, text: &str) {
+    fn rule(&mut self, table: Table, text: &str, packets: u64) {
         let (chain, rest) = text.split_once(' ').unwrap_or((text, ""));
         let rule = Rule::parse(rest);
+        match (chain, rule.as_ref().and_then(Rule::target)) {
+            (LOCALHOST, _) => self.counters.localhost += packets,
+            (FORWARD, Some("DROP")) => self.counters.invalid += packets,
+            _ => {}
+        }
         if chain.starts_with(PREFIX) {
             self.chains.entry((table, chain.to_owned())).or_default().push(rule.unwrap_or_default());
             return;
@@ -87,14 +103,17 @@ impl Saved {
     }
 }
 
-/// What follows `-A `; counters may stand before it.
-fn strip_append(line: &str) -> Option<&str> {
+/// What follows `-A `, and how many packets it has counted; counters may stand before it.
+fn strip_append(line: &str) -> Option<(u64, &str)> {
     let line = line.trim();
-    let line = match line.strip_prefix('[') {
-        Some(counted) => counted.split_once("] ")?.1,
-        None => line,
+    let (packets, line) = match line.strip_prefix('[') {
+        Some(counted) => {
+            let (counters, line) = counted.split_once("] ")?;
+            (counters.split(':').next()?.parse().ok()?, line)
+        }
+        None => (0, line),
     };
-    line.strip_prefix("-A ").map(str::trim)
+    Some((packets, line.strip_prefix("-A ")?.trim()))
 }
 
 #[cfg(test)]
@@ -118,6 +137,16 @@ mod tests {
         assert_eq!(chain[1], Rule::new());
         assert_eq!(saved.jumps.len(), 1);
         assert_eq!(saved.jumps[0].chain, "PREROUTING");
+    }
+
+    #[test]
+    fn packets_that_our_rules_count_are_known() {
+        let saved = Saved::parse(
+            "*nat\n[7:420] -A SEAWAY-LOCALHOST -j MARK --set-xmark 0x4000/0x4000\n[9:9] -A SEAWAY-MASQ -j MARK\n\
+             COMMIT\n*filter\n[3:120] -A SEAWAY-FORWARD -m conntrack --ctstate INVALID -j DROP\n\
+             [5:1] -A SEAWAY-FORWARD -m conntrack --ctstate NEW -j SEAWAY-SERVICES\n[4:4] -A FORWARD -j DROP\nCOMMIT\n",
+        );
+        assert_eq!(saved.counters, Counters { localhost: 7, invalid: 3 });
     }
 
     proptest! {

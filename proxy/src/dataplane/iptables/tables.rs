@@ -1,6 +1,7 @@
 //! The tables of a kernel, and the programs that read and write them.
 
 use std::io::{self, Write as _};
+use std::ops::RangeInclusive;
 use std::process::{Command, Output, Stdio};
 
 use seaway_model::{Family, Protocol};
@@ -14,7 +15,7 @@ const LOCK_WAIT_S: &str = "5";
 
 /// Tables that can be read and written.
 pub trait Tables: Send {
-    /// The tables `nat` and `filter` as `iptables-save` prints them.
+    /// The tables `nat` and `filter` as `iptables-save -c` prints them.
     fn save(&mut self, family: Family) -> Result<String, DataplaneError>;
 
     /// What `iptables-restore --noflush` does.
@@ -28,6 +29,9 @@ pub trait Tables: Send {
 
     /// Ends one of them. Returns whether it was still there.
     fn forget(&mut self, flow: &Flow) -> Result<bool, DataplaneError>;
+
+    /// The ports that source NAT may take.
+    fn snat_ports(&self) -> RangeInclusive<u16>;
 }
 
 /// The tables of the network namespace of the calling thread, through the programs of the package iptables. Which
@@ -50,7 +54,8 @@ impl Tables for Commands {
         let program = program(family, "save");
         let mut text = String::new();
         for table in Table::ALL {
-            let output = Command::new(&program).args(["-t", table.name()]).stdin(Stdio::null()).output();
+            let output =
+                Command::new(&program).args(["-c", "-t", table.name()]).stdin(Stdio::null()).output();
             let output = checked(&program, output)?;
             text.push_str(&String::from_utf8_lossy(&output.stdout));
         }
@@ -84,6 +89,10 @@ impl Tables for Commands {
 
     fn forget(&mut self, flow: &Flow) -> Result<bool, DataplaneError> {
         conntrack::forget(flow).map_err(tracking("cannot forget a UDP flow"))
+    }
+
+    fn snat_ports(&self) -> RangeInclusive<u16> {
+        crate::dataplane::tracked_snat_ports()
     }
 }
 

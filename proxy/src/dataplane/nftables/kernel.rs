@@ -56,7 +56,7 @@ pub struct Netlink {
 
 impl Default for Netlink {
     fn default() -> Self {
-        let snat_ports = snat_ports();
+        let snat_ports = crate::dataplane::tracked_snat_ports();
         Self { comment: schema::comment(&snat_ports), snat_ports }
     }
 }
@@ -187,51 +187,5 @@ fn failed(source: NftError) -> DataplaneError {
     DataplaneError::Loader {
         action: "the tables of the nftables data plane failed",
         source: Box::new(source),
-    }
-}
-
-/// The NodePort range of the API server by default.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// Below are the ports of well-known services.
-const FIRST_PORT: u16 = 1024;
-
-/// The ports of source NAT: the longest run that holds neither NodePorts nor ports that the administrator reserved. The
-/// node's own connections are no hindrance: the kernel tracks them, and does not give what they use.
-fn snat_ports() -> RangeInclusive<u16> {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    longest_free_run(&text)
-}
-
-fn longest_free_run(reserved: &str) -> RangeInclusive<u16> {
-    let range = |text: &str| {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
-    };
-    let mut taken: Vec<RangeInclusive<u16>> = reserved.split(',').filter_map(range).collect();
-    taken.push(NODE_PORTS);
-    taken.sort_by_key(|range| *range.start());
-    let (mut best, mut start) = (FIRST_PORT..=FIRST_PORT, FIRST_PORT);
-    let end = u16::MAX..=u16::MAX;
-    for range in taken.into_iter().chain([end]) {
-        let last = if *range.start() == u16::MAX { u16::MAX } else { range.start().saturating_sub(1) };
-        if last > start && last - start > best.end() - best.start() {
-            best = start..=last;
-        }
-        start = start.max(range.end().saturating_add(1));
-    }
-    best
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn source_nat_keeps_off_node_ports_and_reserved_ports() {
-        assert_eq!(longest_free_run(""), 32_768..=65_535);
-        assert_eq!(longest_free_run("8080,9148\n"), 32_768..=65_535);
-        assert_eq!(longest_free_run("40000-65000"), 1024..=29_999);
-        assert_eq!(longest_free_run("40000-65000,1500,1024-1030"), 1501..=29_999);
-        assert_eq!(longest_free_run("50000"), 1024..=29_999);
     }
 }

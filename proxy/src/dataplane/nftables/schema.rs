@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use seaway_nft::{
-    Base, Batch, Chain, ChainKind, CtKey, DataType, DynsetOp, Expr, Family, Hook, MetaKey, Reject, SetSpec,
-    Table, Verdict, reg32,
+    ADDR_LOCAL, Base, Batch, Chain, ChainKind, CtKey, DataType, DynsetOp, Expr, Family, Hook, MetaKey,
+    Reject, SetSpec, Table, Verdict, reg32,
 };
 
 /// The name of the tables.
@@ -413,12 +413,18 @@ fn fixed_chains(family: Family, snat_ports: &RangeInclusive<u16>) -> Vec<(Chain<
         (chain(EXTERNAL, None), vec![source_ranges(regs), regs.dispatch(Set::Outside), regs.refuse_rest()]),
         (
             chain("prerouting", Some((ChainKind::Nat, Hook::Prerouting, DSTNAT))),
-            vec![from_uplink, regs.dispatch(Set::Inside), regs.refuse_rest()],
+            vec![leave_open_ones(), from_uplink, regs.dispatch(Set::Inside), regs.refuse_rest()],
         ),
         // What the node itself sends to a Service always gets the node's address.
         (
             chain("output", Some((ChainKind::Nat, Hook::Output, DSTNAT))),
-            vec![set_mark(true), regs.dispatch(Set::Inside), set_mark(false), regs.refuse_rest()],
+            vec![
+                leave_open_ones(),
+                set_mark(true),
+                regs.dispatch(Set::Inside),
+                set_mark(false),
+                regs.refuse_rest(),
+            ],
         ),
         (
             chain("postrouting", Some((ChainKind::Nat, Hook::Postrouting, SRCNAT))),
@@ -428,8 +434,27 @@ fn fixed_chains(family: Family, snat_ports: &RangeInclusive<u16>) -> Vec<(Chain<
     ]
 }
 
+const TCP: u8 = 6;
+
+/// A connection that is not known and does not begin now, towards this node: one of its processes has it, such as a
+/// worker of the userspace mode, since before there were these tables. Translated it would be reset.
+fn leave_open_ones() -> Vec<Expr> {
+    const SYN: u8 = 2;
+    let reg = reg32(0);
+    let is = |value: Vec<u8>| Expr::Compare { from: reg, value, inverted: false };
+    vec![
+        Expr::Meta { key: MetaKey::L4Proto, to: reg },
+        is(vec![TCP]),
+        Expr::Payload { base: Base::Transport, offset: 13, length: 1, to: reg },
+        Expr::Bitwise { from: reg, to: reg, mask: vec![SYN], xor: vec![0] },
+        is(vec![0]),
+        Expr::DestinationKind { to: reg },
+        is(ADDR_LOCAL.to_ne_bytes().into()),
+        Expr::Verdict(Verdict::Accept),
+    ]
+}
+
 fn reject(family: Family) -> Rules {
-    const TCP: u8 = 6;
     let port_unreachable = if family == Family::Ip { 3 } else { 4 };
     vec![
         vec![count_in("no_backend")],
@@ -461,18 +486,19 @@ fn source_nat(regs: Registers, ports: &RangeInclusive<u16>) -> Rules {
         regs.destination(regs.frontend),
         Expr::Lookup { set: Set::Hairpin.name().into(), from: hairpin, inverted: false },
     ];
-    let to_node = vec![
-        Expr::Map { set: Set::Node.name().into(), from: mark, to: addr },
-        Expr::Load { value: ports.start().to_be_bytes().into(), to: port_min },
-        Expr::Load { value: ports.end().to_be_bytes().into(), to: port_max },
-        Expr::SourceNat { addr, port_min, port_max },
-    ];
+    let range = || {
+        let load = |port: &u16, to| Expr::Load { value: port.to_be_bytes().into(), to };
+        [load(ports.start(), port_min), load(ports.end(), port_max)]
+    };
+    let node = Expr::Map { set: Set::Node.name().into(), from: mark, to: addr };
+    let to_node = [vec![node], range().into(), vec![Expr::SourceNat { addr, port_min, port_max }]].concat();
     let marked = Expr::Compare { from: mark, value: MARK.to_ne_bytes().into(), inverted: false };
     vec![
         [connection(CtKey::Status, STATUS_DNAT), pair, set_mark(true)].concat(),
         [load_mark(mark), to_node].concat(),
         // As long as the node's own address is not known.
-        [load_mark(mark), vec![marked, Expr::Masquerade]].concat(),
+        [load_mark(mark), vec![marked], range().into(), vec![Expr::Masquerade { port_min, port_max }]]
+            .concat(),
     ]
 }
 

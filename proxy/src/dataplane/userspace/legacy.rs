@@ -98,7 +98,7 @@ pub(super) fn tell(channel: &mut Channel, userspace: &mut Userspace<Network>) ->
         channel.put(&Line::Frontend(key.into(), (&**frontend).into()))?;
     }
     let drops = userspace.drops().into_iter().map(|drop| (drop.reason, drop.packets)).collect();
-    channel.send(&Line::Done { count: actual.frontends.len(), drops })
+    channel.send(&Line::Done { count: actual.frontends.len(), of_ipv6: 0, drops })
 }
 
 /// What is served, and then the sockets.
@@ -121,7 +121,7 @@ pub(super) fn hand_over(channel: &mut Channel, userspace: &mut Userspace<Network
         let (group, client, backend) = (held.group.bits(), held.client, held.backend);
         channel.put(&Line::Affinity { group, client, backend, ago_ms })?;
     }
-    channel.send(&Line::Done { count: userspace.listeners.len(), drops: Vec::new() })
+    channel.send(&Line::Done { count: userspace.listeners.len(), of_ipv6: 0, drops: Vec::new() })
 }
 
 impl Userspace<Network> {

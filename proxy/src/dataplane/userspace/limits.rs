@@ -1,9 +1,12 @@
 //! How much the data plane takes on, and what it turned away.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::sync::Semaphore;
 
 use crate::status::DropCount;
@@ -42,14 +45,21 @@ pub(super) enum Reason {
     NoBackend,
     Full,
     Unreachable,
+    OutOfFiles,
 }
 
-const REASONS: [(Reason, &str); 4] = [
+const REASONS: [(Reason, &str); 5] = [
     (Reason::SourceRange, "source_range"),
     (Reason::NoBackend, "no_backend"),
-    (Reason::Full, "userspace_full"),
+    (Reason::Full, USERSPACE_FULL),
     (Reason::Unreachable, "backend_unreachable"),
+    (Reason::OutOfFiles, OUT_OF_FILES),
 ];
+
+/// Clients were turned away since there were as many connections as are taken on.
+pub(crate) const USERSPACE_FULL: &str = "userspace_full";
+/// Clients were turned away since no more files could be opened.
+pub(crate) const OUT_OF_FILES: &str = "out_of_files";
 
 /// What all sockets share.
 #[derive(Debug)]
@@ -59,6 +69,8 @@ pub(super) struct Shared {
     pub(super) picker: super::pick::Picker,
     pub(super) associations: super::udp::Associations,
     counts: [AtomicU64; REASONS.len()],
+    /// Closed to turn a client away when no more files can be opened.
+    spare: Mutex<Option<File>>,
 }
 
 impl Shared {
@@ -68,6 +80,7 @@ impl Shared {
             picker: super::pick::Picker::new(limits.affinities_max),
             associations: super::udp::Associations::default(),
             counts: Default::default(),
+            spare: Mutex::new(spare()),
             limits,
         }
     }
@@ -83,10 +96,28 @@ impl Shared {
         }
     }
 
+    /// Turns away who has waited longest at a socket for which no more files can be opened: told so, a client can act.
+    /// Says whether there was one.
+    pub(super) fn turn_one_away(&self, listener: &impl AsFd) -> bool {
+        let mut held = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(held.take());
+        let accepted = SockRef::from(listener).accept();
+        let turned_away = accepted.and_then(|(client, _)| client.set_linger(Some(Duration::ZERO))).is_ok();
+        *held = spare();
+        if turned_away {
+            self.turned_away(Reason::OutOfFiles);
+        }
+        turned_away
+    }
+
     pub(super) fn drops(&self) -> Vec<DropCount> {
         let counts =
             REASONS.iter().zip(&self.counts).map(|((_, name), count)| (name, count.load(Ordering::Relaxed)));
         let some = counts.filter(|(_, packets)| *packets > 0);
         some.map(|(name, packets)| DropCount { reason: (*name).to_owned(), packets }).collect()
     }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }

@@ -20,7 +20,7 @@ use super::serve::Serve;
 use super::site::{Place, SiteKey};
 use super::{tcp, udp};
 use crate::dataplane::DataplaneError;
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::DropCount;
 
 /// Connections that may wait to be accepted.
@@ -45,7 +45,7 @@ pub trait Sockets: Send {
     ) -> Result<Self::Listener, DataplaneError>;
 
     /// Ends UDP associations whose backend is not in `serving`.
-    fn forget_udp(&mut self, serving: &Targets) -> usize;
+    fn forget_udp(&mut self, serving: &Targets) -> Forgotten;
 
     /// Clients turned away, by reason.
     fn drops(&self) -> Vec<DropCount>;
@@ -192,7 +192,7 @@ impl Sockets for Network {
         self.open(key, socket, Vec::new(), serve).map_err(failed)
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> usize {
+    fn forget_udp(&mut self, serving: &Targets) -> Forgotten {
         self.shared.associations.forget(serving)
     }
 
@@ -265,6 +265,8 @@ fn bound(key: &SiteKey, place: &Place) -> io::Result<Socket> {
 pub struct Memory {
     /// Addresses of someone else.
     pub foreign: BTreeSet<IpAddr>,
+    /// No more files can be opened.
+    pub out_of_files: bool,
     /// What listens, and the how-manieth socket it is.
     pub open: OpenInMemory,
     opened: u64,
@@ -293,14 +295,18 @@ impl Sockets for Memory {
         place: &Place,
         _serve: Arc<Serve>,
     ) -> Result<InMemory, DataplaneError> {
+        if self.out_of_files {
+            let source = rustix::io::Errno::MFILE.into();
+            return Err(DataplaneError::Io { action: format!("cannot listen at {key}"), source });
+        }
         let place = (*key, place.clone());
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone(), self.opened);
         self.opened += 1;
         Ok(InMemory { place, id: self.opened - 1, open: Arc::clone(&self.open) })
     }
 
-    fn forget_udp(&mut self, _serving: &Targets) -> usize {
-        0
+    fn forget_udp(&mut self, _serving: &Targets) -> Forgotten {
+        Forgotten::default()
     }
 
     fn drops(&self) -> Vec<DropCount> {

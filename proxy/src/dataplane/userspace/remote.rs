@@ -19,7 +19,7 @@ use super::directory::Directory;
 use super::wire::{Line, Presence, drops_of};
 use crate::dataplane::{Applied, Dataplane, DataplaneError, Failure};
 use crate::plan::{Actual, Plan};
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 use crate::status::DropCount;
 
 /// Targets that go into one line.
@@ -146,14 +146,20 @@ fn tell_of_its_end(stream: &UnixStream, lost: Arc<Notify>) -> io::Result<()> {
     Ok(())
 }
 
+/// What `Done` says.
+struct Done {
+    forgotten: Forgotten,
+    drops: Vec<DropCount>,
+}
+
 /// The lines before `Done`, each given to `take`; what `Done` says.
-fn answer(
-    channel: &mut Channel,
-    mut take: impl FnMut(Line) -> Result<(), String>,
-) -> io::Result<(usize, Vec<DropCount>)> {
+fn answer(channel: &mut Channel, mut take: impl FnMut(Line) -> Result<(), String>) -> io::Result<Done> {
     loop {
         match channel.get()? {
-            Line::Done { count, drops } => return Ok((count, drops_of(drops))),
+            Line::Done { count, of_ipv6, drops } => {
+                let forgotten = Forgotten { v4: count.saturating_sub(of_ipv6), v6: of_ipv6 };
+                return Ok(Done { forgotten, drops: drops_of(drops) });
+            }
             line => take(line).map_err(garbled)?,
         }
     }
@@ -162,7 +168,7 @@ fn answer(
 fn read(channel: &mut Channel) -> io::Result<(Actual, Vec<DropCount>)> {
     channel.send(&Line::Read)?;
     let mut actual = Actual::default();
-    let (_, drops) = answer(channel, |line| {
+    let Done { drops, .. } = answer(channel, |line| {
         match line {
             Line::Frontend(key, frontend) => {
                 actual.frontends.insert((&key).try_into()?, frontend.try_into()?);
@@ -196,13 +202,13 @@ fn apply(channel: &mut Channel, plan: &Plan) -> io::Result<Vec<Failure>> {
     Ok(failures)
 }
 
-fn forget_udp(channel: &mut Channel, serving: &Targets) -> io::Result<usize> {
+fn forget_udp(channel: &mut Channel, serving: &Targets) -> io::Result<Forgotten> {
     let targets: Vec<_> = serving.iter().map(|(group, addr, port)| (group.bits(), *addr, *port)).collect();
     for part in targets.chunks(TARGETS_A_LINE) {
         channel.put(&Line::Serving(part.to_vec()))?;
     }
     channel.send(&Line::ForgetUdp)?;
-    answer(channel, |_| Ok(())).map(|(count, _)| count)
+    answer(channel, |_| Ok(())).map(|done| done.forgotten)
 }
 
 impl Dataplane for Remote {
@@ -232,7 +238,7 @@ impl Dataplane for Remote {
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 
-    fn forget_udp(&mut self, serving: &Targets) -> Result<usize, DataplaneError> {
+    fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         self.converse("cannot be told", |channel| forget_udp(channel, serving))
     }
 

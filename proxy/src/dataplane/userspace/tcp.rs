@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::limits::{Reason, Shared};
 use super::pick::Client;
 use super::serve::Serve;
+use crate::dataplane::out_of_files;
 
 /// Bytes on their way, for each direction of a connection.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -42,7 +43,8 @@ pub(super) async fn run(
         };
         match accepted {
             Ok((client, peer)) => take_in(client, peer, &route, &shared),
-            // Out of descriptors, or the client has gone already: it passes.
+            Err(error) if out_of_files(&error) && shared.turn_one_away(&*listener) => {}
+            // No more files can be opened, or the client has gone already: it passes.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -80,10 +82,13 @@ async fn hand_on(
     shared: Arc<Shared>,
     permit: OwnedSemaphorePermit,
 ) {
-    let Some(mut backend) = connect(peer, &serve, &shared).await else {
-        shared.turned_away(Reason::Unreachable);
-        reset(&client);
-        return;
+    let mut backend = match connect(peer, &serve, &shared).await {
+        Ok(backend) => backend,
+        Err(reason) => {
+            shared.turned_away(reason);
+            reset(&client);
+            return;
+        }
     };
     for side in [&client, &backend] {
         let socket = SockRef::from(side);
@@ -101,19 +106,25 @@ async fn hand_on(
 }
 
 /// A connection to the first backend that accepts one.
-async fn connect(peer: SocketAddr, serve: &Serve, shared: &Shared) -> Option<TcpStream> {
-    let Serve::HandOn { group, backends, affinity, hashed, .. } = serve else { return None };
+async fn connect(peer: SocketAddr, serve: &Serve, shared: &Shared) -> Result<TcpStream, Reason> {
+    let Serve::HandOn { group, backends, affinity, hashed, .. } = serve else {
+        return Err(Reason::NoBackend);
+    };
     let client = Client { from: peer, affinity: *affinity, hashed: *hashed };
     for backend in shared.picker.order(*group, &client, backends, Instant::now()) {
         let to = SocketAddr::new(backend.addr, backend.port);
         let attempt: Result<io::Result<TcpStream>, _> =
             tokio::time::timeout(shared.limits.connect_timeout, TcpStream::connect(to)).await;
-        if let Ok(Ok(stream)) = attempt {
-            shared.picker.remember(*group, &client, &backend, Instant::now());
-            return Some(stream);
+        match attempt {
+            Ok(Ok(stream)) => {
+                shared.picker.remember(*group, &client, &backend, Instant::now());
+                return Ok(stream);
+            }
+            Ok(Err(error)) if out_of_files(&error) => return Err(Reason::OutOfFiles),
+            Ok(Err(_)) | Err(_) => {}
         }
     }
-    None
+    Err(Reason::Unreachable)
 }
 
 /// Has the connection end with RST when it is dropped.

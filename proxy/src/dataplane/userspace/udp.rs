@@ -16,8 +16,9 @@ use super::limits::{Reason, Shared};
 use super::pick::Client;
 use super::serve::Serve;
 use super::tcp::{Route, now};
+use crate::dataplane::out_of_files;
 use crate::frontend::Group;
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 
 /// No datagram is longer.
 const DATAGRAM_MAX: usize = 65_535;
@@ -51,10 +52,14 @@ impl Associations {
     }
 
     /// Ends those whose backend does not serve any more. Returns how many.
-    pub(super) fn forget(&self, serving: &Targets) -> usize {
+    pub(super) fn forget(&self, serving: &Targets) -> Forgotten {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let stale = all.values().filter(|(target, _)| !serving.contains(target));
-        stale.map(|(_, stop)| stop.cancel()).count()
+        let end = |(target, stop): &(Target, CancellationToken)| {
+            stop.cancel();
+            target.1
+        };
+        stale.map(end).collect()
     }
 }
 
@@ -190,7 +195,14 @@ async fn connect(client: SocketAddr, route: &Route, shared: &Arc<Shared>) -> Opt
     let who = Client { from: client, affinity: *affinity, hashed: *hashed };
     for backend in shared.picker.order(*group, &who, backends, Instant::now()) {
         let any = if backend.addr.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let Ok(socket) = UdpSocket::bind(any).await else { continue };
+        let socket = match UdpSocket::bind(any).await {
+            Ok(socket) => socket,
+            Err(error) if out_of_files(&error) => {
+                shared.turned_away(Reason::OutOfFiles);
+                return None;
+            }
+            Err(_) => continue,
+        };
         // Before it is known to be writable nothing can be sent without waiting.
         if socket.connect((backend.addr, backend.port)).await.is_ok() && socket.writable().await.is_ok() {
             shared.picker.remember(*group, &who, &backend, Instant::now());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustix::io::Errno;
 use seaway_model::Protocol;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,9 @@ pub(super) enum Line {
     Failed(WireFailure),
     Done {
         count: usize,
+        /// How many of them are of IPv6, where that is of interest.
+        #[serde(default)]
+        of_ipv6: usize,
         drops: Vec<(String, u64)>,
     },
 }
@@ -271,6 +275,9 @@ pub(super) struct WireFailure {
     /// Somebody else listens there.
     #[serde(default)]
     taken: bool,
+    /// No more files can be opened.
+    #[serde(default)]
+    out_of_files: bool,
     text: String,
 }
 
@@ -284,8 +291,8 @@ impl From<&Failure> for WireFailure {
             DataplaneError::Unsupported { what, .. } => Refusal::of(what),
             _ => None,
         };
-        let taken = failure.error.is_taken();
-        Self { frontend, refusal, taken, text: crate::reconcile::chain(&failure.error) }
+        let (taken, out_of_files) = (failure.error.is_taken(), failure.error.is_out_of_files());
+        Self { frontend, refusal, taken, out_of_files, text: crate::reconcile::chain(&failure.error) }
     }
 }
 
@@ -298,9 +305,13 @@ impl TryFrom<WireFailure> for Failure {
         let error = if let (Some(frontend), Some(refusal)) = (frontend, wire.refusal) {
             refusal.error(frontend)
         } else {
-            let kind = if wire.taken { ErrorKind::AddrInUse } else { ErrorKind::Other };
-            let source = std::io::Error::new(kind, wire.text);
-            DataplaneError::Io { action: "the userspace data plane".to_owned(), source }
+            let (action, source) = if wire.out_of_files {
+                (wire.text, Errno::MFILE.into())
+            } else {
+                let kind = if wire.taken { ErrorKind::AddrInUse } else { ErrorKind::Other };
+                ("the userspace data plane".to_owned(), std::io::Error::new(kind, wire.text))
+            };
+            DataplaneError::Io { action, source }
         };
         Ok(Self { subject, error })
     }
@@ -363,11 +374,16 @@ mod tests {
     }
 
     #[test]
-    fn that_somebody_listens_there_is_passed_on() {
-        for (kind, taken) in [(ErrorKind::AddrInUse, true), (ErrorKind::PermissionDenied, false)] {
-            let error = DataplaneError::Io { action: "cannot listen".into(), source: kind.into() };
+    fn why_there_is_no_socket_is_passed_on() {
+        for (source, taken, out_of_files) in [
+            (ErrorKind::AddrInUse.into(), true, false),
+            (ErrorKind::PermissionDenied.into(), false, false),
+            (std::io::Error::from(Errno::NFILE), false, true),
+        ] {
+            let error = DataplaneError::Io { action: "cannot listen".into(), source };
             let failure = Failure { subject: Subject::Host, error };
-            assert_eq!(Failure::try_from(WireFailure::from(&failure)).unwrap().error.is_taken(), taken);
+            let told = Failure::try_from(WireFailure::from(&failure)).unwrap().error;
+            assert_eq!((told.is_taken(), told.is_out_of_files()), (taken, out_of_files), "{told}");
         }
     }
 

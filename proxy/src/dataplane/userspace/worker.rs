@@ -19,10 +19,10 @@ use super::directory::Directory;
 use super::legacy::{self, Legacy};
 use super::wire::{Line, PROTOCOL, Presence};
 use super::{Limits, Network, Userspace, listen};
-use crate::dataplane::{Dataplane as _, DataplaneError};
+use crate::dataplane::{Dataplane as _, DataplaneError, out_of_files};
 use crate::frontend::{Frontend, Group};
 use crate::plan::Plan;
-use crate::stale::Targets;
+use crate::stale::{Forgotten, Targets};
 
 /// Who nobody is.
 const NOBODY: u32 = 65_534;
@@ -150,7 +150,16 @@ fn become_nobody() -> rustix::io::Result<()> {
 impl Worker {
     fn listen(self: &Arc<Self>, listener: &UnixListener) -> io::Result<()> {
         loop {
-            let (stream, _) = rustix_retry(|| listener.accept())?;
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // It waits until connections have ended. They have not to end because an agent came.
+                Err(error) if out_of_files(&error) => {
+                    std::thread::sleep(LOOK_INTERVAL);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let worker = Arc::clone(self);
             let listening = move || {
                 let error = worker.obey(Channel::new(stream));
@@ -240,7 +249,8 @@ impl Worker {
 
     fn forget_udp(&self, channel: &mut Channel, serving: &Targets) -> io::Result<()> {
         let forgotten = self.userspace().as_mut().ok_or_else(retired)?.forget_udp(serving);
-        done(channel, forgotten.map_err(io::Error::other)?)
+        let Forgotten { v4, v6 } = forgotten.map_err(io::Error::other)?;
+        channel.send(&Line::Done { count: v4 + v6, of_ipv6: v6, drops: Vec::new() })
     }
 
     /// Everything goes to a successor. While it is told nobody changes anything.
@@ -290,7 +300,7 @@ impl Worker {
 }
 
 fn done(channel: &mut Channel, count: usize) -> io::Result<()> {
-    channel.send(&Line::Done { count, drops: Vec::new() })
+    channel.send(&Line::Done { count, of_ipv6: 0, drops: Vec::new() })
 }
 
 fn retired() -> io::Error {
@@ -299,14 +309,4 @@ fn retired() -> io::Error {
 
 pub(super) fn garbled(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
-}
-
-/// A call that a signal may interrupt.
-fn rustix_retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! Numbers are those of `linux/netfilter/nf_tables.h`; every integer on this wire is big-endian.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::io::Errno;
@@ -106,10 +107,19 @@ pub(super) fn lookup((set, id): (&str, u32), inverted: bool) -> Attribute {
     expression("lookup", &[string(1, set), number(2, 1), number(4, id), number(5, u32::from(inverted))])
 }
 
-/// Gives the packet's connection the outgoing link's address and a random port.
-pub(super) fn masquerade_fully_random() -> Attribute {
+/// Gives the packet's connection the outgoing link's address and a random one of `ports`.
+pub(super) fn masquerade_fully_random(ports: &RangeInclusive<u16>) -> [Attribute; 3] {
+    const PROTO_SPECIFIED: u32 = 1 << 1;
     const PROTO_RANDOM_FULLY: u32 = 1 << 4;
-    expression("masq", &[number(1, PROTO_RANDOM_FULLY)])
+    const FIRST: u32 = 2;
+    const LAST: u32 = 3;
+    let load = |register, port: &u16| {
+        let constant = nested(2, &[bytes(1, &port.to_be_bytes())]);
+        expression("immediate", &[number(1, register), constant])
+    };
+    let flags = PROTO_SPECIFIED | PROTO_RANDOM_FULLY;
+    let masquerade = expression("masq", &[number(1, flags), number(2, FIRST), number(3, LAST)]);
+    [load(FIRST, ports.start()), load(LAST, ports.end()), masquerade]
 }
 
 /// Messages that take effect together or not at all.
