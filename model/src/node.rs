@@ -38,6 +38,8 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// The condition Ready is True.
     pub ready: bool,
+    /// The condition Ready is Unknown: nobody has heard of the node for longer than its Lease allows.
+    pub unreachable: bool,
     /// The label `node.kubernetes.io/exclude-from-external-load-balancers` is present, or the node is being deleted.
     pub excluded_from_load_balancers: bool,
     /// The node is about to go: it is being deleted, or has the taint `ToBeDeletedByClusterAutoscaler`. Load balancers
@@ -79,6 +81,7 @@ mod tests {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         };
         assert_eq!(node.addr(Family::V4), Some("192.0.2.1".parse().unwrap()));

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cni::Network;
 use crate::config::{NodeConfig, Overlay};
-use crate::dns_slices::{self, DnsPlace, Leaving};
+use crate::dns::dns_config;
 use crate::events::Recorder;
 use crate::http;
 use crate::kubelet::{self, Kubelet};
@@ -76,23 +76,6 @@ pub enum NodeError {
         #[source]
         source: prometheus::Error,
     },
-}
-
-/// What the node's DNS server is told.
-fn dns_config(config: &NodeConfig) -> seaway_dns::DnsConfig {
-    let mut upstreams = config.dns_upstreams.clone();
-    if upstreams.is_empty() {
-        upstreams =
-            seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
-    }
-    seaway_dns::DnsConfig {
-        listen: config.node_ips.iter().map(|ip| SocketAddr::new(*ip, config.dns_port)).collect(),
-        zone: config.cluster_domain.clone(),
-        upstreams,
-        reverse: config.service_cidrs.clone(),
-        file: config.dns_config.clone(),
-        ..seaway_dns::DnsConfig::default()
-    }
 }
 
 /// Runs the agent until `shutdown`. Parts that fail are restarted with back-off and reported; pods and the kernel's
@@ -189,19 +172,19 @@ fn named(mut config: kube::Config) -> kube::Config {
     config
 }
 
-struct Agent {
-    config: NodeConfig,
-    client: kube::Client,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    registry: Registry,
-    parts: Parts,
+pub(crate) struct Agent {
+    pub(crate) config: NodeConfig,
+    pub(crate) client: kube::Client,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) registry: Registry,
+    pub(crate) parts: Parts,
     readiness: watch::Sender<Readiness>,
-    dns_up: watch::Sender<bool>,
+    pub(crate) dns_up: watch::Sender<bool>,
     pods: watch::Sender<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>>,
     proxy: seaway_proxy::StatusHandle,
     proxy_metrics: Option<seaway_proxy::Metrics>,
     recorder: Recorder,
-    shutdown: CancellationToken,
+    pub(crate) shutdown: CancellationToken,
     /// Ends the watch and the service proxy, last of all: pods that asked this node's DNS have to be led to another one's.
     data_plane_end: CancellationToken,
 }
@@ -233,7 +216,7 @@ fn worker(config: &NodeConfig) -> WorkerConfig {
 
 impl Agent {
     /// A supervised part that ends by itself when `shutdown` is cancelled.
-    fn part<F, T, E>(
+    pub(crate) fn part<F, T, E>(
         &self,
         tasks: &mut JoinSet<()>,
         name: &'static str,
@@ -248,7 +231,7 @@ impl Agent {
     }
 
     /// As [`Agent::part`], for what runs until it is dropped.
-    fn endless<F, T, E>(
+    pub(crate) fn endless<F, T, E>(
         &self,
         tasks: &mut JoinSet<()>,
         name: &'static str,
@@ -291,52 +274,6 @@ impl Agent {
         if config.dns {
             self.spawn_dns(tasks)?;
         }
-        Ok(())
-    }
-
-    /// The node's DNS server, and its place in the Service. It answers until it has been taken out of there: nobody may be
-    /// led to it any more when it ends.
-    fn spawn_dns(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
-        let config = &self.config;
-        let dns = dns_config(config);
-        let metrics = seaway_dns::Metrics::new(&self.registry)
-            .map_err(|source| NodeError::Metrics { part: "dns", source })?;
-        if config.healthz_port != 0 {
-            let health = SocketAddr::new(config.bind_address, config.healthz_port);
-            let (metrics, shutdown) = (metrics.clone(), self.shutdown.clone());
-            tasks.spawn(async move {
-                let watch = seaway_dns::watch_health(health, "/livez", &metrics);
-                shutdown.run_until_cancelled(watch).await;
-            });
-        }
-        let leaving = Leaving::default();
-        let (parts, snapshots, leave) = (self.parts.clone(), self.snapshots.clone(), leaving.clone());
-        tasks.spawn(async move {
-            let end = &leave.withdrawn;
-            let start = || seaway_dns::run(dns.clone(), snapshots.clone(), metrics.clone(), end.clone());
-            parts.keep("dns", end, start).await;
-            leave.drained.cancel();
-        });
-        let place = DnsPlace {
-            node: config.name.clone(),
-            node_ips: config.node_ips.clone(),
-            port: config.dns_port,
-            zone: config.zone.clone(),
-        };
-        let slices = dns_slices::Keeper {
-            client: self.client.clone(),
-            place,
-            up: self.dns_up.subscribe(),
-            snapshots: self.snapshots.clone(),
-            shutdown: self.shutdown.clone(),
-            leaving: leaving.clone(),
-        };
-        let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
-        tasks.spawn(async move {
-            parts.keep("dns-endpoints", &shutdown, || slices.clone().run()).await;
-            // Also where the API server could not be told.
-            leaving.withdrawn.cancel();
-        });
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Publishes the node's DNS server as EndpointSlices of the selector-less Service `kube-system/kube-dns`.
 
+mod silent;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,11 +17,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::register::owner_reference;
+pub(crate) use silent::Speaker;
 
 const NAMESPACE: &str = "kube-system";
 const SERVICE: &str = "kube-dns";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGER: &str = "node.seaway.dev";
+/// The families, as names and types of slices say them.
+const FAMILIES: [(Family, &str, &str); 2] = [(Family::V4, "ipv4", "IPv4"), (Family::V6, "ipv6", "IPv6")];
 /// How often the slices are looked at without a reason.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether the Node is there, while it is not.
+const NODE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the way of a change through the API server back to this node takes at most.
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
@@ -52,6 +61,11 @@ pub(crate) struct Leaving {
     pub(crate) drained: CancellationToken,
 }
 
+/// What the slices of a node are called.
+fn slice_names(node: &str) -> [String; 2] {
+    FAMILIES.map(|(_, suffix, _)| format!("{SERVICE}-{node}-{suffix}"))
+}
+
 /// The slices, one per family that the node has. Pure.
 pub(crate) fn slices(place: &DnsPlace, standing: Standing, owner: Option<&str>) -> Vec<EndpointSlice> {
     let of = |family| place.node_ips.iter().find(move |ip| Family::of(**ip) == family);
@@ -61,18 +75,15 @@ pub(crate) fn slices(place: &DnsPlace, standing: Standing, owner: Option<&str>) 
         port: Some(place.port.into()),
         ..EndpointPort::default()
     };
-    let named = [(Family::V4, "ipv4", "IPv4"), (Family::V6, "ipv6", "IPv6")];
-    named
+    FAMILIES
         .into_iter()
-        .filter_map(|(family, suffix, address_type)| {
+        .zip(slice_names(&place.node))
+        .filter_map(|((family, _, address_type), name)| {
             let address = of(family)?;
-            let labels = [
-                ("kubernetes.io/service-name", SERVICE),
-                ("endpointslice.kubernetes.io/managed-by", "node.seaway.dev"),
-            ];
+            let labels = [("kubernetes.io/service-name", SERVICE), (MANAGED_BY, MANAGER)];
             Some(EndpointSlice {
                 metadata: ObjectMeta {
-                    name: Some(format!("{SERVICE}-{}-{suffix}", place.node)),
+                    name: Some(name),
                     namespace: Some(NAMESPACE.to_owned()),
                     labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
                     owner_references: owner.map(|uid| vec![owner_reference(&place.node, uid)]),
@@ -111,21 +122,23 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Keeps them as `up` says until `shutdown`, then takes the node out of service, step by step.
     pub(crate) async fn run(mut self) -> Result<(), kube::Error> {
-        let nodes = Api::<Node>::all(self.client.clone());
-        let owner = nodes.get_opt(&self.place.node).await?.and_then(|node| node.metadata.uid);
         let mut standing;
         loop {
             let up = *self.up.borrow_and_update();
+            let view = View::of(&self.snapshots.borrow_and_update(), &self.place);
             standing = if up { Standing::Ready } else { Standing::Down };
-            self.tell(standing, owner.as_deref()).await?;
+            // While nobody hears of the node, others speak for it.
+            let told = up && view.unreachable || self.tell(standing).await?;
+            let (place, snapshots) = (&self.place, &mut self.snapshots);
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
                 _ = self.up.wait_for(|now| *now != up) => {}
-                () = tokio::time::sleep(CHECK_INTERVAL) => {}
+                Ok(_) = snapshots.wait_for(|snapshot| View::of(snapshot, place) != view) => {}
+                () = tokio::time::sleep(if told { CHECK_INTERVAL } else { NODE_INTERVAL }) => {}
             }
         }
         if standing == Standing::Ready {
-            self.tell(Standing::Leaving, owner.as_deref()).await?;
+            self.tell(Standing::Leaving).await?;
             let place = &self.place;
             let gone = self.snapshots.wait_for(|snapshot| !is_led_to(snapshot, place));
             // Who does not hear of it in this time hears nothing at all.
@@ -133,15 +146,32 @@ impl Keeper {
         }
         self.leaving.withdrawn.cancel();
         self.leaving.drained.cancelled().await;
-        self.tell(Standing::Down, owner.as_deref()).await
+        self.tell(Standing::Down).await.map(drop)
     }
 
-    async fn tell(&self, standing: Standing, owner: Option<&str>) -> Result<(), kube::Error> {
+    /// Writes the slices where they differ. They belong to the Node: as long as there is none, nothing is said.
+    async fn tell(&self, standing: Standing) -> Result<bool, kube::Error> {
+        let node = Api::<Node>::all(self.client.clone()).get_opt(&self.place.node).await?;
+        let Some(owner) = node.and_then(|node| node.metadata.uid) else { return Ok(false) };
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), NAMESPACE);
-        for slice in slices(&self.place, standing, owner) {
+        for slice in slices(&self.place, standing, Some(&owner)) {
             put(&api, slice).await?;
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// What the cluster thinks of the server. When that changes, it may have to be told again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct View {
+    unreachable: bool,
+    led_to: bool,
+}
+
+impl View {
+    fn of(snapshot: &Snapshot, place: &DnsPlace) -> Self {
+        let unreachable = snapshot.nodes.get(&*place.node).is_some_and(|node| node.unreachable);
+        Self { unreachable, led_to: is_led_to(snapshot, place) }
     }
 }
 
@@ -163,6 +193,7 @@ async fn put(api: &Api<EndpointSlice>, slice: EndpointSlice) -> Result<(), kube:
     let wanted: BTreeMap<String, String> = labels(&slice);
     let same = held.endpoints == slice.endpoints
         && held.ports == slice.ports
+        && held.metadata.owner_references == slice.metadata.owner_references
         && wanted.iter().all(|(key, value)| labels(&held).get(key) == Some(value));
     if same {
         return Ok(());

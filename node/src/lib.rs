@@ -7,6 +7,7 @@
 mod agent;
 mod cni;
 mod config;
+mod dns;
 mod dns_slices;
 mod events;
 mod http;

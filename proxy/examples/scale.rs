@@ -56,6 +56,7 @@ fn cluster(names: &Names, services: usize, count: usize) -> Snapshot {
         ready: true,
         excluded_from_load_balancers: false,
         draining: false,
+        unreachable: false,
         vtep_mac: None,
     };
     snapshot.nodes.insert(NODE.into(), Arc::new(node));

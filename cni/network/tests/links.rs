@@ -72,6 +72,7 @@ impl Place {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         }
     }

@@ -54,6 +54,7 @@ fn snapshot(lab: &Lab, numbers: &[usize], synced: bool) -> Arc<Snapshot> {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
@@ -462,6 +463,7 @@ fn two_thousand_peers_come_and_go() {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         };
         many.nodes.insert(peer.name.clone(), Arc::new(peer));

@@ -45,6 +45,7 @@ fn snapshot(lab: &Lab) -> Arc<Snapshot> {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: Some(seaway_cni_network::vtep_mac(node.name())),
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));

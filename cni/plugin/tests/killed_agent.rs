@@ -34,6 +34,7 @@ fn member(name: &str, addresses: [&str; 2], subnets: [&str; 2]) -> (Arc<str>, Ar
         ready: true,
         excluded_from_load_balancers: false,
         draining: false,
+        unreachable: false,
         vtep_mac: None,
     };
     (node.name.clone(), Arc::new(node))

@@ -2,7 +2,7 @@
 //! the limits that keep a node agent to its own node.
 
 use seaway_kinds::{ApiError, Kind};
-use serde_json::Value;
+use serde_json::{Value, json};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{objects, pki::MASTERS};
@@ -110,6 +110,25 @@ impl Identity {
     }
 }
 
+/// The node whose DNS server `new` takes out of service, where that is all that it does to `old`. Others may do so for a
+/// node that nobody hears of any more.
+pub(crate) fn withdrawn_dns<'a>(kind: &Kind, old: &'a Value, new: &Value) -> Option<&'a str> {
+    let dns = kind.plural == "endpointslices" && objects::meta(old, "name").starts_with("kube-dns-");
+    let endpoints = |slice: &Value| slice["endpoints"].as_array().cloned().unwrap_or_default();
+    let (told, mut wanted) = (endpoints(new), endpoints(old));
+    for endpoint in &mut wanted {
+        endpoint["conditions"] = json!({"ready": false, "serving": false, "terminating": false});
+    }
+    let kept = |slice: &Value| {
+        let meta =
+            ["labels", "annotations", "ownerReferences", "finalizers"].map(|field| &slice["metadata"][field]);
+        (meta.map(Clone::clone), slice["ports"].clone(), slice["addressType"].clone())
+    };
+    let node = old["endpoints"][0]["nodeName"].as_str()?;
+    let one = wanted.iter().all(|endpoint| endpoint["nodeName"] == node);
+    (dns && one && told == wanted && kept(old) == kept(new)).then_some(node)
+}
+
 fn scheduler_may_write(request: &Attributes<'_>) -> bool {
     match (request.resource, request.subresource) {
         ("pods", "binding" | "status" | "eviction") | ("leases", "") => true,
@@ -155,7 +174,6 @@ pub(crate) fn forbidden(identity: &Identity, kind: &Kind, request: &Attributes<'
 #[cfg(test)]
 mod tests {
     use seaway_kinds::Registry;
-    use serde_json::json;
 
     use super::*;
 
@@ -223,5 +241,27 @@ mod tests {
             let kind = registry.resource(group, version, plural).unwrap();
             assert_eq!(node.check_write(kind, &object).is_ok(), wanted, "{object}");
         }
+    }
+
+    #[test]
+    fn a_silent_nodes_dns_is_taken_out_and_nothing_else_is_done_to_it() {
+        let registry = Registry::builtin();
+        let kind = registry.resource("discovery.k8s.io", "v1", "endpointslices").unwrap();
+        let slice = |name: &str, address: &str, up: bool| {
+            json!({"metadata": {"name": name, "labels": {"a": "b"}}, "ports": [{"port": 10053}], "endpoints": [{
+                "addresses": [address], "nodeName": "n2",
+                "conditions": {"ready": up, "serving": up, "terminating": false},
+            }]})
+        };
+        let old = slice("kube-dns-n2-ipv4", "192.0.2.2", true);
+        let withdrawn = |new: &Value| withdrawn_dns(kind, &old, new);
+        assert_eq!(withdrawn(&slice("kube-dns-n2-ipv4", "192.0.2.2", false)), Some("n2"));
+        assert_eq!(withdrawn(&slice("kube-dns-n2-ipv4", "192.0.2.2", true)), None);
+        assert_eq!(withdrawn(&slice("kube-dns-n2-ipv4", "192.0.2.1", false)), None);
+        let mut relabelled = slice("kube-dns-n2-ipv4", "192.0.2.2", false);
+        relabelled["metadata"]["labels"] = json!({});
+        assert_eq!(withdrawn(&relabelled), None);
+        let other = slice("web-n2", "192.0.2.2", true);
+        assert_eq!(withdrawn_dns(kind, &other, &slice("web-n2", "192.0.2.2", false)), None);
     }
 }

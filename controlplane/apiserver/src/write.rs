@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::{
     api::{Api, Call, yaml},
+    auth::withdrawn_dns,
     delete, list, objects,
     response::{self, ApiResult},
 };
@@ -288,6 +289,27 @@ pub(crate) enum Outcome {
     Raced,
 }
 
+/// Whether the caller may make `new` out of `old`.
+async fn check_replacement(call: &Call<'_>, old: &Value, new: &Value) -> Result<(), ApiError> {
+    let Err(refused) = call.identity.check_write(call.kind, old) else { return Ok(()) };
+    match withdrawn_dns(call.kind, old, new) {
+        Some(node) if is_silent(call.api, node).await? => Ok(()),
+        _ => Err(refused),
+    }
+}
+
+/// Whether nobody hears of a node any more: its condition Ready is Unknown, or it is gone.
+async fn is_silent(api: &Api, node: &str) -> Result<bool, ApiError> {
+    let Some(kind) = api.registry.resource("", "v1", "nodes") else { return Ok(false) };
+    let found = api.store.get(&objects::key(kind, None, node)).await;
+    let Some(entry) = found.map_err(|error| objects::store_error(kind, node, error))? else {
+        return Ok(true);
+    };
+    let known = objects::shown(kind, &entry.value)?;
+    let conditions = known["status"]["conditions"].as_array();
+    Ok(conditions.into_iter().flatten().any(|one| one["type"] == "Ready" && one["status"] == "Unknown"))
+}
+
 /// Replaces the entry by what `new` makes of it.
 async fn replace(
     call: &Call<'_>,
@@ -297,7 +319,7 @@ async fn replace(
     managed: Option<&Value>,
 ) -> Result<Outcome, ApiError> {
     let (kind, now) = (call.kind, Timestamp::now());
-    call.identity.check_write(kind, old)?;
+    check_replacement(call, old, &new).await?;
     let requested = new["metadata"].get("managedFields").cloned();
     let mut prepared = match call.path.subresource {
         Some("status") => kind.prepare_status_update(new, old, now)?,

@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 use futures::{StreamExt as _, TryStreamExt as _, future::join_all};
 use http::Request;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{
     Api, Client,
     api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
@@ -319,6 +320,37 @@ async fn many_watchers_see_every_event_in_order() {
     }
 }
 
+/// A node agent takes another node's DNS server out of service when nobody hears of that node, and not before.
+async fn dns_of_another_node(admin: &Client, agent: &Client) {
+    let (slices, nodes): (Api<EndpointSlice>, Api<Node>) =
+        (Api::namespaced(admin.clone(), "kube-system"), Api::all(admin.clone()));
+    let slice = json!({"metadata": {"name": "kube-dns-n3-ipv4"}, "addressType": "IPv4", "endpoints": [
+        {"addresses": ["192.0.2.3"], "nodeName": "n3", "conditions": {"ready": true}}]});
+    slices.create(&PostParams::default(), &serde_json::from_value(slice).unwrap()).await.unwrap();
+    let node = json!({"metadata": {"name": "n3"}});
+    nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
+    let is = async |ready: &str| {
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        nodes.patch_status("n3", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    };
+    let others: Api<EndpointSlice> = Api::namespaced(agent.clone(), "kube-system");
+    let write = async |address: &str, up: bool| {
+        let conditions = json!({"ready": up, "serving": up, "terminating": false});
+        let endpoints = json!([{"addresses": [address], "nodeName": "n3", "conditions": conditions}]);
+        let patch = Patch::Merge(json!({"endpoints": endpoints}));
+        others.patch("kube-dns-n3-ipv4", &PatchParams::default(), &patch).await
+    };
+    is("True").await;
+    assert_eq!(code(write("192.0.2.3", false).await), 403);
+    is("Unknown").await;
+    assert_eq!(code(write("192.0.2.1", false).await), 403);
+    assert_eq!(code(others.delete("kube-dns-n3-ipv4", &DeleteParams::default()).await), 403);
+    write("192.0.2.3", false).await.unwrap();
+    assert_eq!(code(write("192.0.2.3", true).await), 403);
+    nodes.delete("n3", &DeleteParams::default()).await.unwrap();
+    write("192.0.2.3", false).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn permissions() {
     let server = Server::start().await;
@@ -339,6 +371,8 @@ async fn permissions() {
     let proxy = server.client_as("proxy", &["seaway:data-plane"]).await;
     Api::<Service>::all(proxy.clone()).list(&ListParams::default()).await.unwrap();
     assert_eq!(code(Api::<Secret>::all(proxy).list(&ListParams::default()).await), 403);
+
+    dns_of_another_node(&admin, &server.client_as("system:node:n1", &["system:nodes"]).await).await;
 
     // Nobody in particular: health and version, no more.
     let mut config = kube::Config::new(format!("https://{}", server.address).parse().unwrap());

@@ -139,6 +139,7 @@ fn node<'a>(name: &str, cidrs: impl Iterator<Item = &'a str>) -> Node {
         ready: true,
         excluded_from_load_balancers: false,
         draining: false,
+        unreachable: false,
         vtep_mac: None,
     }
 }

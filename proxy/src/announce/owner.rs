@@ -97,6 +97,7 @@ mod tests {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         }
     }

@@ -20,6 +20,7 @@ fn cluster(services: u8) -> Snapshot {
         ready: true,
         excluded_from_load_balancers: false,
         draining: false,
+        unreachable: false,
         vtep_mac: None,
     };
     snapshot.nodes.insert(NODE.into(), Arc::new(node));

@@ -134,6 +134,7 @@ pub(crate) fn node(addrs: &[&str]) -> Node {
         ready: true,
         excluded_from_load_balancers: false,
         draining: false,
+        unreachable: false,
         vtep_mac: None,
     }
 }

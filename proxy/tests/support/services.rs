@@ -182,6 +182,7 @@ pub(crate) fn cluster() -> Snapshot {
             ready: node == "node",
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));

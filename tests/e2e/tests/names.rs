@@ -58,12 +58,16 @@ fn asked(cluster: &Cluster, node: &str) -> f64 {
     counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
-/// Keeps the supervisor from starting anything, until dropped.
+/// Keeps a process from doing anything, until dropped: the supervisor, so that it starts nothing.
 struct Paused(u32);
 
 impl Paused {
     fn supervisor(cluster: &Cluster) -> Self {
-        let pid = cluster.pid("supervisor").unwrap();
+        Self::of(cluster, "supervisor")
+    }
+
+    fn of(cluster: &Cluster, component: &str) -> Self {
+        let pid = cluster.pid(component).unwrap();
         signal("-STOP", pid);
         Self(pid)
     }
@@ -119,4 +123,70 @@ fn pods_are_answered_on_their_node_and_by_another_one_while_theirs_is_down() {
         assert_answered(client.ask(&cluster, 10), 10);
         before.is_some_and(|before| asked(&cluster, other) < before + 10.0)
     });
+}
+
+/// What the Service is told of the DNS servers of a node: whether they are ready, one word per family.
+fn led_to(cluster: &Cluster, node: &str) -> String {
+    let of = |family| {
+        let slice = format!("endpointslice/kube-dns-{node}-{family}");
+        let path = "jsonpath={.endpoints[*].conditions.ready}";
+        cluster.kubectl(&["get", "-n", "kube-system", &slice, "-o", path]).ok()
+    };
+    format!("{} {}", of("ipv4"), of("ipv6"))
+}
+
+#[test]
+fn the_dns_server_of_a_silent_node_is_taken_out_until_it_is_back() {
+    let cluster = Cluster::up("e2e-silent", &["--nodes", "3", "--no-demo"]);
+    eventually("all servers are led to", 10, || {
+        ["node1", "node2", "node3"].iter().all(|node| led_to(&cluster, node) == "true true")
+    });
+    // It keeps its sockets, and says and answers nothing: to its neighbours the machine has died.
+    let silent = Paused::of(&cluster, "node3");
+    eventually("the silent node's server is taken out", 120, || led_to(&cluster, "node3") == "false false");
+    for node in ["node1", "node2"] {
+        assert_eq!(led_to(&cluster, node), "true true", "{node} can be heard");
+    }
+    drop(silent);
+    eventually("the node is back, and so is its server", 60, || led_to(&cluster, "node3") == "true true");
+    let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    eventually("the node is ready", 30, || {
+        cluster.kubectl(&["get", "node", "node3", "-o", ready]).ok() == "True"
+    });
+    // A Node that goes takes what belongs to it along; a living agent registers anew, and its server with it.
+    let uid = |what: &str| {
+        cluster.kubectl(&["get", "-n", "kube-system", what, "-o", "jsonpath={.metadata.uid}"]).ok()
+    };
+    let before = uid("node/node3");
+    cluster.kubectl(&["delete", "node", "node3"]).ok();
+    eventually("the slice belongs to the Node that is there now", 60, || {
+        let owner = "jsonpath={.metadata.ownerReferences[0].uid}";
+        let get = [
+            "get",
+            "-n",
+            "kube-system",
+            "--ignore-not-found",
+            "endpointslice/kube-dns-node3-ipv4",
+            "-o",
+            owner,
+        ];
+        let owner = cluster.kubectl(&get).ok();
+        !owner.is_empty() && owner != before && led_to_again(&cluster)
+    });
+}
+
+/// Whether the server of a node whose slice may just have been deleted is led to.
+fn led_to_again(cluster: &Cluster) -> bool {
+    let path = "jsonpath={.items[*].endpoints[*].conditions.ready}";
+    let get = [
+        "get",
+        "-n",
+        "kube-system",
+        "endpointslices",
+        "-l",
+        "kubernetes.io/service-name=kube-dns",
+        "-o",
+        path,
+    ];
+    cluster.kubectl(&get).ok() == ["true"; 6].join(" ")
 }

@@ -22,7 +22,8 @@ pub fn node(object: &wire::Node<'_>, names: &mut Names) -> Result<Node, InvalidO
         addresses: addresses(&subject, object)?,
         pod_cidrs: pod_cidrs(&subject, object)?,
         zone: names.share_opt(meta.labels.get(ZONE_LABEL)),
-        ready: is_ready(object),
+        ready: says_of_ready(object, "True"),
+        unreachable: says_of_ready(object, "Unknown"),
         excluded_from_load_balancers: excluded,
         draining: meta.deletion_timestamp.is_some() || has_taint(object, GOING_TAINT),
         vtep_mac: match meta.annotations.get(VTEP_ANNOTATION) {
@@ -72,9 +73,10 @@ fn pod_cidrs(subject: &Subject<'_>, object: &wire::Node<'_>) -> Result<Vec<IpNet
         .collect()
 }
 
-fn is_ready(object: &wire::Node<'_>) -> bool {
+/// Whether the condition Ready has this status.
+fn says_of_ready(object: &wire::Node<'_>, status: &str) -> bool {
     let mut conditions = object.status.conditions.iter();
-    conditions.any(|c| c.type_.as_deref() == Some("Ready") && c.status.as_deref() == Some("True"))
+    conditions.any(|c| c.type_.as_deref() == Some("Ready") && c.status.as_deref() == Some(status))
 }
 
 fn mac(text: &str) -> Option<[u8; 6]> {

@@ -242,6 +242,20 @@ fn a_node_of_every_field() {
 }
 
 #[test]
+fn a_node_that_nobody_hears_of() {
+    let node = |status: &str| {
+        let conditions =
+            json!([{"type": "MemoryPressure", "status": "Unknown"}, {"type": "Ready", "status": status}]);
+        let object = json!({"metadata": {"name": "a"}, "status": {"conditions": conditions}});
+        let node = node(&wire::Node::deserialize(&object).unwrap(), &mut Names::default()).unwrap();
+        (node.ready, node.unreachable)
+    };
+    assert_eq!(node("True"), (true, false));
+    assert_eq!(node("False"), (false, false));
+    assert_eq!(node("Unknown"), (false, true));
+}
+
+#[test]
 fn a_mac_that_is_none_is_refused() {
     let object = json!({
         "metadata": {"name": "a", "annotations": {"seaway.dev/vtep-mac": "02:00:00:00:00:+a"}},

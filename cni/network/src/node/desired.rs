@@ -242,6 +242,7 @@ pub(super) mod tests {
             ready: true,
             excluded_from_load_balancers: false,
             draining: false,
+            unreachable: false,
             vtep_mac: None,
         }
     }

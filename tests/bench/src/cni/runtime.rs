@@ -127,6 +127,7 @@ pub fn node_object(name: &str, addresses: &[IpAddr], subnets: &[IpNet]) -> Node 
         ready: true,
         excluded_from_load_balancers: false,
         draining: false,
+        unreachable: false,
         vtep_mac: None,
     }
 }

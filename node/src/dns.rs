@@ -1,0 +1,80 @@
+//! The node's DNS server as a part of the agent: what it is told, and in which order it comes and goes.
+
+use std::net::SocketAddr;
+
+use tokio::task::JoinSet;
+
+use crate::agent::{Agent, NodeError};
+use crate::config::NodeConfig;
+use crate::dns_slices::{self, DnsPlace, Leaving};
+
+/// What the node's DNS server is told.
+pub(crate) fn dns_config(config: &NodeConfig) -> seaway_dns::DnsConfig {
+    let mut upstreams = config.dns_upstreams.clone();
+    if upstreams.is_empty() {
+        upstreams =
+            seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    }
+    seaway_dns::DnsConfig {
+        listen: config.node_ips.iter().map(|ip| SocketAddr::new(*ip, config.dns_port)).collect(),
+        zone: config.cluster_domain.clone(),
+        upstreams,
+        reverse: config.service_cidrs.clone(),
+        file: config.dns_config.clone(),
+        ..seaway_dns::DnsConfig::default()
+    }
+}
+
+impl Agent {
+    /// The node's DNS server, and its place in the Service. It answers until it has been taken out of there: nobody may be
+    /// led to it any more when it ends.
+    pub(crate) fn spawn_dns(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
+        let config = &self.config;
+        let dns = dns_config(config);
+        let metrics = seaway_dns::Metrics::new(&self.registry)
+            .map_err(|source| NodeError::Metrics { part: "dns", source })?;
+        if config.healthz_port != 0 {
+            let health = SocketAddr::new(config.bind_address, config.healthz_port);
+            let (metrics, shutdown) = (metrics.clone(), self.shutdown.clone());
+            tasks.spawn(async move {
+                let watch = seaway_dns::watch_health(health, "/livez", &metrics);
+                shutdown.run_until_cancelled(watch).await;
+            });
+        }
+        let leaving = Leaving::default();
+        let (parts, snapshots, leave) = (self.parts.clone(), self.snapshots.clone(), leaving.clone());
+        tasks.spawn(async move {
+            let end = &leave.withdrawn;
+            let start = || seaway_dns::run(dns.clone(), snapshots.clone(), metrics.clone(), end.clone());
+            parts.keep("dns", end, start).await;
+            leave.drained.cancel();
+        });
+        let place = DnsPlace {
+            node: config.name.clone(),
+            node_ips: config.node_ips.clone(),
+            port: config.dns_port,
+            zone: config.zone.clone(),
+        };
+        let slices = dns_slices::Keeper {
+            client: self.client.clone(),
+            place,
+            up: self.dns_up.subscribe(),
+            snapshots: self.snapshots.clone(),
+            shutdown: self.shutdown.clone(),
+            leaving: leaving.clone(),
+        };
+        let speaker = dns_slices::Speaker {
+            client: self.client.clone(),
+            node: config.name.clone(),
+            snapshots: self.snapshots.clone(),
+        };
+        self.endless(tasks, "dns-of-silent-nodes", move || speaker.clone().run());
+        let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
+        tasks.spawn(async move {
+            parts.keep("dns-endpoints", &shutdown, || slices.clone().run()).await;
+            // Also where the API server could not be told.
+            leaving.withdrawn.cancel();
+        });
+        Ok(())
+    }
+}
