@@ -144,6 +144,12 @@ struct Generation {
 }
 
 impl Generation {
+    /// Entries with an answer, and entries that say no.
+    fn count(&self) -> (usize, usize) {
+        let denials = self.entries.values().filter(|entry| entry.found.is_denial()).count();
+        (self.entries.len() - denials, denials)
+    }
+
     fn insert(&mut self, key: Key, entry: Entry) {
         self.bytes += entry.bytes;
         if let Some(former) = self.entries.insert(key, entry) {
@@ -165,14 +171,14 @@ struct Shard {
 }
 
 impl Shard {
-    /// Puts an entry into the young generation; how many entries had to go.
-    fn put(&mut self, key: Key, entry: Entry, young_max: usize) -> usize {
+    /// Puts an entry into the young generation; how many entries had to go, with an answer and without.
+    fn put(&mut self, key: Key, entry: Entry, young_max: usize) -> (usize, usize) {
         self.old.remove(&key);
         self.young.remove(&key);
-        let mut dropped = 0;
+        let mut dropped = (0, 0);
         if self.young.bytes + entry.bytes > young_max {
             let young = std::mem::take(&mut self.young);
-            dropped = std::mem::replace(&mut self.old, young).entries.len();
+            dropped = std::mem::replace(&mut self.old, young).count();
         }
         self.young.insert(key, entry);
         dropped
@@ -247,18 +253,19 @@ impl Cache {
         Some(Hit::Stale { found: Arc::clone(&entry.found), refresh })
     }
 
-    /// Remembers `found`, where it may be. How many entries had to go for it.
-    pub(crate) fn put(&self, key: Key, found: &Arc<Found>, now: Instant) -> usize {
-        let Some(lifetime) = found.lifetime(&self.settings) else { return 0 };
+    /// Remembers `found`, where it may be. How many entries had to go for it, with an answer and without.
+    pub(crate) fn put(&self, key: Key, found: &Arc<Found>, now: Instant) -> (usize, usize) {
+        const NONE: (usize, usize) = (0, 0);
+        let Some(lifetime) = found.lifetime(&self.settings) else { return NONE };
         let bytes = ENTRY_BYTES + 2 * key.name.len() + found.bytes();
         if bytes > self.young_max() {
-            return 0;
+            return NONE;
         }
         let mut shard = self.shard(&key);
         let former = shard.entry(&key, self.young_max()).map(|entry| (entry.hits, entry.last_hit));
         // What nobody could tell now must not push out what was once known.
         if found.code == ResponseCode::ServFail && former.is_some() {
-            return 0;
+            return NONE;
         }
         let (hits, last_hit) = former.unwrap_or((0, now));
         let found = Arc::clone(found);
@@ -271,8 +278,8 @@ impl Cache {
         let mut counts = (0, 0);
         for shard in &self.shards {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for entry in shard.young.entries.values().chain(shard.old.entries.values()) {
-                if entry.found.is_denial() { counts.1 += 1 } else { counts.0 += 1 }
+            for (success, denial) in [shard.young.count(), shard.old.count()] {
+                counts = (counts.0 + success, counts.1 + denial);
             }
         }
         counts

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::Name;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tracing::warn;
@@ -36,6 +37,8 @@ type Outcome = Result<Arc<Found>, NoAnswer>;
 /// Asks upstreams.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
+    /// The zone whose names it asks for, as metrics name it.
+    zone: String,
     settings: ForwardSettings,
     upstreams: Vec<Arc<Upstream>>,
     turn: AtomicUsize,
@@ -51,6 +54,7 @@ impl Forwarder {
     /// # Errors
     /// When certificates to trust cannot be read.
     pub(crate) fn new(
+        zone: &Name,
         settings: &ForwardSettings,
         cache: &CacheSettings,
         listening: &[SocketAddr],
@@ -72,6 +76,7 @@ impl Forwarder {
             }
         }
         Ok(Self {
+            zone: zone.to_ascii(),
             settings: settings.clone(),
             upstreams,
             turn: AtomicUsize::new(0),
@@ -92,7 +97,7 @@ impl Forwarder {
     }
 
     /// Whether a name is not to be asked for.
-    pub(crate) fn excludes(&self, name: &hickory_proto::rr::Name) -> bool {
+    pub(crate) fn excludes(&self, name: &Name) -> bool {
         self.settings.except.iter().any(|except| except.zone_of(name)) || *name == *upstream::probe_name()
     }
 
@@ -100,23 +105,23 @@ impl Forwarder {
     pub(crate) fn remembered(self: &Arc<Self>, key: &Key) -> Option<Found> {
         match self.cache.find(key, Instant::now()) {
             Some(Hit::Fresh { found, prefetch }) => {
-                self.metrics.cache_hit(found.is_denial());
+                self.metrics.cache_hit(&self.zone, found.is_denial());
                 if prefetch {
-                    self.metrics.cache_prefetch();
+                    self.metrics.cache_prefetch(&self.zone);
                     self.refresh(key);
                 }
                 Some(found)
             }
             Some(Hit::Stale { found, refresh }) if self.serves_stale_at_once() => {
-                self.metrics.cache_hit(found.is_denial());
-                self.metrics.cache_served_stale();
+                self.metrics.cache_hit(&self.zone, found.is_denial());
+                self.metrics.cache_served_stale(&self.zone);
                 if refresh {
                     self.refresh(key);
                 }
                 Some(stale(&found, self.stale_ttl()))
             }
             _ => {
-                self.metrics.cache_miss();
+                self.metrics.cache_miss(&self.zone);
                 None
             }
         }
@@ -188,7 +193,7 @@ impl Forwarder {
 
     fn remember(&self, key: &Key, found: &Arc<Found>) {
         let dropped = self.cache.put(key.clone(), found, Instant::now());
-        self.metrics.cache_evicted(dropped);
+        self.metrics.cache_evicted(&self.zone, dropped);
     }
 
     /// The exchange that is under way for `key`; where there is none, `receiver` stands for the one that begins.
@@ -209,7 +214,7 @@ impl Forwarder {
     fn last_known(&self, key: &Key) -> Outcome {
         match self.cache.find(key, Instant::now()) {
             Some(Hit::Stale { found, .. }) => {
-                self.metrics.cache_served_stale();
+                self.metrics.cache_served_stale(&self.zone);
                 Ok(Arc::new(stale(&found, self.stale_ttl())))
             }
             Some(Hit::Fresh { found, .. }) if found.code != ResponseCode::ServFail => Ok(Arc::new(found)),
@@ -227,7 +232,10 @@ impl Forwarder {
             if left.is_zero() {
                 break;
             }
-            match upstream.exchange(key, left.min(self.settings.attempt_timeout), &self.metrics).await {
+            let patience = left.min(self.settings.attempt_timeout);
+            let ended = upstream.exchange(key, patience, &self.metrics).await;
+            self.metrics.cache_dropped(&self.zone, upstream.take_dropped());
+            match ended {
                 // Another one may be able to.
                 Ok(found) if matches!(found.code, ResponseCode::ServFail | ResponseCode::Refused) => {
                     unwilling = Some(Arc::new(found));

@@ -101,13 +101,13 @@ struct Walk {
     left: std::vec::IntoIter<Name>,
     /// The name that is looked up at the moment.
     at: Name,
-    /// The answer if none of the names exists.
-    denied: Response,
+    /// The answer if none of the names exists: what was said of the first one. `None` while that is being asked for.
+    denied: Option<(Response, Source)>,
 }
 
 impl Walk {
-    fn denied(&mut self) -> Response {
-        std::mem::replace(&mut self.denied, Response::empty(ResponseCode::NXDomain))
+    fn denied(&mut self) -> (Response, Source) {
+        self.denied.take().unwrap_or_else(|| (Response::empty(ResponseCode::NXDomain), Source::Kubernetes))
     }
 }
 
@@ -158,11 +158,11 @@ impl Handler {
                 records_max: usize::from(limit / RECORD_BYTES_MIN) + 1,
             },
         };
-        let now = self.look_up(zone, &asked, asked.lookup());
-        let (ask, walk) = match now {
-            Now::Ask(ask) => (ask, None),
+        let (ask, walk) = match self.look_up(zone, &asked, asked.lookup()) {
+            // A name of the cluster's that falls through may not exist there either.
+            Now::Ask(ask) => (ask, self.walk(zone, &asked, client)),
             Now::Done(response, scope, source) => {
-                match self.walk(zone, &asked, client, response, (scope, source)) {
+                match self.walk_on(zone, &asked, client, response, (scope, source)) {
                     (Now::Done(response, scope, source), _) => {
                         return self.done((restored(response, &asked), scope, source), log);
                     }
@@ -223,30 +223,36 @@ impl Handler {
             && self.fallthrough.iter().any(|zone| zone.zone_of(name))
     }
 
+    /// The walk through the search path of which the question is the first step, if it is one.
+    fn walk(&self, zone: &Zone, asked: &Asked<'_>, client: IpAddr) -> Option<Walk> {
+        let search = self.autopath.as_ref().filter(|_| asked.instead.is_none())?;
+        if !zone.origin().zone_of(&asked.name) {
+            return None;
+        }
+        let names = autopath::walk(&asked.name, zone.origin(), zone.namespace_of(client)?, search);
+        let at = asked.name.as_ref().clone();
+        (!names.is_empty()).then(|| Walk { left: names.into_iter(), at, denied: None })
+    }
+
     /// Goes on along the search path where the first name of it does not exist, as far as nobody has to be asked.
-    fn walk(
+    fn walk_on(
         &self,
         zone: &Zone,
         asked: &Asked<'_>,
         client: IpAddr,
-        denied: Response,
+        first: Response,
         (scope, source): (Scope, Source),
     ) -> (Now, Option<Walk>) {
-        let missing = denied.code == ResponseCode::NXDomain && scope == Scope::Cluster;
-        let namespace = self
-            .autopath
-            .as_ref()
-            .filter(|_| missing && asked.instead.is_none())
-            .and_then(|search| zone.namespace_of(client).map(|namespace| (namespace, search)));
-        let names = namespace
-            .map(|(namespace, search)| autopath::walk(&asked.name, zone.origin(), namespace, search));
-        let Some(names) = names.filter(|names| !names.is_empty()) else {
-            return (Now::Done(denied, scope, source), None);
+        if first.code != ResponseCode::NXDomain {
+            return (Now::Done(first, scope, source), None);
+        }
+        let Some(mut walk) = self.walk(zone, asked, client) else {
+            return (Now::Done(first, scope, source), None);
         };
-        let mut walk = Walk { left: names.into_iter(), at: asked.name.as_ref().clone(), denied };
+        walk.denied = Some((first, source));
         match self.step(zone, asked, &mut walk) {
             Some(now) => (now, Some(walk)),
-            None => (Now::Done(walk.denied, scope, source), None),
+            None => (Now::Done(walk.denied().0, scope, source), None),
         }
     }
 
@@ -315,18 +321,29 @@ impl Pending {
         let Self { handler, zone, mut ask, mut walk, asked, avoid, scope, log, _place } = self;
         let mut source = Source::Forward;
         let response = loop {
-            let response = match ask.forwarder.ask(&ask.key, &avoid).await {
+            let mut response = match ask.forwarder.ask(&ask.key, &avoid).await {
                 Ok(found) => forwarded(Arc::unwrap_or_clone(found), &ask.name, ask.aliases),
                 Err(NoAnswer) => Response::empty(ResponseCode::ServFail),
             };
             let Some(walking) = &mut walk else { break response };
-            match Existence::of(response.code) {
-                Existence::Known => {
-                    handler.metrics.autopath_success();
-                    break handler.aliased(&asked, &walking.at, response);
+            // The first name's own answer, unless it is that there is none.
+            if walking.denied.is_none() {
+                if response.code != ResponseCode::NXDomain {
+                    break response;
                 }
-                Existence::Denied => {}
-                Existence::Unknown => break walking.denied(),
+                walking.denied = Some((response, Source::Forward));
+            } else {
+                match Existence::of(response.code) {
+                    Existence::Known => {
+                        handler.metrics.autopath_success();
+                        break handler.aliased(&asked, &walking.at, response);
+                    }
+                    Existence::Denied => {}
+                    Existence::Unknown => {
+                        (response, source) = walking.denied();
+                        break response;
+                    }
+                }
             }
             match handler.step(&zone, &asked, walking) {
                 Some(Now::Ask(next)) => ask = next,
@@ -335,8 +352,8 @@ impl Pending {
                     break response;
                 }
                 None => {
-                    source = Source::Kubernetes;
-                    break walking.denied();
+                    (response, source) = walking.denied();
+                    break response;
                 }
             }
         };

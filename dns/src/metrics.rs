@@ -31,6 +31,7 @@ struct Set {
     cache: Cache,
     forward: Forward,
     programming: HistogramVec,
+    api: Api,
     autopath: IntCounterVec,
     reloads: IntCounterVec,
     shed: IntCounterVec,
@@ -79,6 +80,13 @@ struct Forward {
     connection_misses: IntCounterVec,
 }
 
+/// Requests to the API server.
+#[derive(Debug)]
+struct Api {
+    duration: HistogramVec,
+    requests: IntCounterVec,
+}
+
 /// Upper bounds of CoreDNS's size histograms.
 const SIZE_BUCKETS: [f64; 13] =
     [0.0, 100.0, 200.0, 300.0, 400.0, 511.0, 1023.0, 2047.0, 4095.0, 8291.0, 16e3, 32e3, 64e3];
@@ -94,6 +102,7 @@ impl Metrics {
             questions: Questions::new(&new)?,
             cache: Cache::new(&new)?,
             forward: Forward::new(&new)?,
+            api: Api::new(&new)?,
             programming: new.add(HistogramVec::new(
                 HistogramOpts::new(
                     "coredns_kubernetes_dns_programming_duration_seconds",
@@ -169,6 +178,13 @@ impl Metrics {
         self.set.programming.with_label_values(&[service_kind]).observe(took.as_secs_f64());
     }
 
+    /// A request that the process's client has made of the API server, and the status code, if there was an answer.
+    pub fn api_request(&self, method: &str, host: &str, code: Option<u16>, took: Duration) {
+        let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
+        self.set.api.duration.with_label_values(&[method, host]).observe(took.as_secs_f64());
+        self.set.api.requests.with_label_values(&[&*code, method, host]).inc();
+    }
+
     pub(crate) fn autopath_success(&self) {
         self.set.autopath.with_label_values(&[SERVER]).inc();
     }
@@ -201,14 +217,14 @@ impl Metrics {
         self.set.health_failures.inc_by(u64::from(!good));
     }
 
-    pub(crate) fn cache_dropped(&self, count: u64) {
+    pub(crate) fn cache_dropped(&self, zone: &str, count: u64) {
         if count > 0 {
-            self.set.cache.drops.with_label_values(&[SERVER]).inc_by(count);
+            self.set.cache.drops.with_label_values(&cache_of(zone)).inc_by(count);
         }
     }
 
-    pub(crate) fn cache_prefetch(&self) {
-        self.set.cache.prefetches.with_label_values(&[SERVER]).inc();
+    pub(crate) fn cache_prefetch(&self, zone: &str) {
+        self.set.cache.prefetches.with_label_values(&cache_of(zone)).inc();
     }
 
     pub(crate) fn health_check_failed(&self, to: &str) {
@@ -228,29 +244,33 @@ impl Metrics {
         self.set.panics.inc();
     }
 
-    pub(crate) fn cache_hit(&self, denial: bool) {
-        self.set.cache.requests.with_label_values(&[SERVER]).inc();
-        self.set.cache.hits.with_label_values(&[SERVER, cache_type(denial)]).inc();
+    pub(crate) fn cache_hit(&self, zone: &str, denial: bool) {
+        self.set.cache.requests.with_label_values(&cache_of(zone)).inc();
+        self.set.cache.hits.with_label_values(&entries_of(zone, denial)).inc();
     }
 
-    pub(crate) fn cache_miss(&self) {
-        self.set.cache.requests.with_label_values(&[SERVER]).inc();
-        self.set.cache.misses.with_label_values(&[SERVER]).inc();
+    pub(crate) fn cache_miss(&self, zone: &str) {
+        self.set.cache.requests.with_label_values(&cache_of(zone)).inc();
+        self.set.cache.misses.with_label_values(&cache_of(zone)).inc();
     }
 
-    pub(crate) fn cache_evicted(&self, count: usize) {
-        if count > 0 {
-            self.set.cache.evictions.with_label_values(&[SERVER]).inc_by(count as u64);
+    /// Entries with an answer that had to go, and entries that say no.
+    pub(crate) fn cache_evicted(&self, zone: &str, (success, denial): (usize, usize)) {
+        for (is_denial, count) in [(false, success), (true, denial)] {
+            if count > 0 {
+                let labels = entries_of(zone, is_denial);
+                self.set.cache.evictions.with_label_values(&labels).inc_by(count as u64);
+            }
         }
     }
 
-    pub(crate) fn cache_served_stale(&self) {
-        self.set.cache.served_stale.with_label_values(&[SERVER]).inc();
+    pub(crate) fn cache_served_stale(&self, zone: &str) {
+        self.set.cache.served_stale.with_label_values(&cache_of(zone)).inc();
     }
 
-    pub(crate) fn cache_entries(&self, success: usize, denial: usize) {
+    pub(crate) fn cache_entries(&self, zone: &str, (success, denial): (usize, usize)) {
         for (is_denial, count) in [(false, success), (true, denial)] {
-            let gauge = self.set.cache.entries.with_label_values(&[SERVER, cache_type(is_denial)]);
+            let gauge = self.set.cache.entries.with_label_values(&entries_of(zone, is_denial));
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -277,8 +297,14 @@ impl Metrics {
 /// The cache and the forwarder belong to all listeners together.
 const SERVER: &str = "dns://";
 
-fn cache_type(denial: bool) -> &'static str {
-    if denial { "denial" } else { "success" }
+/// The labels of a zone's cache: `server`, `zones`, `view`.
+fn cache_of(zone: &str) -> [&str; 3] {
+    [SERVER, zone, ""]
+}
+
+/// The same for one kind of entries: `server`, `type`, `zones`, `view`.
+fn entries_of(zone: &str, denial: bool) -> [&str; 4] {
+    [SERVER, if denial { "denial" } else { "success" }, zone, ""]
 }
 
 impl Questions {
@@ -313,30 +339,32 @@ impl Questions {
 
 impl Cache {
     fn new(new: &Maker<'_>) -> Result<Self, prometheus::Error> {
+        let of_cache = ["server", "zones", "view"];
+        let of_entries = ["server", "type", "zones", "view"];
         Ok(Self {
-            entries: new.gauges("coredns_cache_entries", "Answers remembered.", &["server", "type"])?,
-            requests: new.counters("coredns_cache_requests_total", "Look-ups in the cache.", &["server"])?,
-            hits: new.counters("coredns_cache_hits_total", "Look-ups that hit.", &["server", "type"])?,
-            misses: new.counters("coredns_cache_misses_total", "Look-ups that missed.", &["server"])?,
+            entries: new.gauges("coredns_cache_entries", "Answers remembered.", &of_entries)?,
+            requests: new.counters("coredns_cache_requests_total", "Look-ups in the cache.", &of_cache)?,
+            hits: new.counters("coredns_cache_hits_total", "Look-ups that hit.", &of_entries)?,
+            misses: new.counters("coredns_cache_misses_total", "Look-ups that missed.", &of_cache)?,
             evictions: new.counters(
                 "coredns_cache_evictions_total",
                 "Answers dropped for others.",
-                &["server"],
+                &of_entries,
             )?,
             served_stale: new.counters(
                 "coredns_cache_served_stale_total",
                 "Answers given past their time, since no upstream answered.",
-                &["server"],
+                &of_cache,
             )?,
             prefetches: new.counters(
                 "coredns_cache_prefetch_total",
                 "Answers asked for anew before they ended.",
-                &["server"],
+                &of_cache,
             )?,
             drops: new.counters(
                 "coredns_cache_drops_total",
                 "Replies that were not remembered, since they do not answer the question.",
-                &["server"],
+                &of_cache,
             )?,
         })
     }
@@ -383,6 +411,21 @@ impl Forward {
     }
 }
 
+impl Api {
+    fn new(new: &Maker<'_>) -> Result<Self, prometheus::Error> {
+        let name = "coredns_kubernetes_rest_client_request_duration_seconds";
+        let options = HistogramOpts::new(name, "Time to the API server's answer.");
+        Ok(Self {
+            duration: new.add(HistogramVec::new(options, &["verb", "host"])?)?,
+            requests: new.counters(
+                "coredns_kubernetes_rest_client_requests_total",
+                "Requests to the API server, by what it answered.",
+                &["code", "method", "host"],
+            )?,
+        })
+    }
+}
+
 struct Maker<'a> {
     registry: &'a Registry,
 }
@@ -420,5 +463,28 @@ impl Maker<'_> {
     fn sizes(&self, name: &str, help: &str) -> Result<HistogramVec, prometheus::Error> {
         let options = HistogramOpts::new(name, help).buckets(SIZE_BUCKETS.to_vec());
         self.add(HistogramVec::new(options, &["server", "zone", "view", "proto"])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_to_the_api_server_are_told_as_corednss_client_tells_them() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        metrics.api_request("GET", "api:6443", Some(200), Duration::from_millis(20));
+        metrics.api_request("GET", "api:6443", None, Duration::from_secs(3));
+        let page = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let name = "coredns_kubernetes_rest_client_request";
+        for line in [
+            format!("{name}s_total{{code=\"200\",host=\"api:6443\",method=\"GET\"}} 1"),
+            format!("{name}s_total{{code=\"<error>\",host=\"api:6443\",method=\"GET\"}} 1"),
+            format!("{name}_duration_seconds_bucket{{host=\"api:6443\",verb=\"GET\",le=\"0.025\"}} 1"),
+            format!("{name}_duration_seconds_count{{host=\"api:6443\",verb=\"GET\"}} 2"),
+        ] {
+            assert!(page.contains(&line), "{line} is not in\n{page}");
+        }
     }
 }

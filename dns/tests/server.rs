@@ -421,7 +421,7 @@ async fn metrics_have_the_names_that_dashboards_know() {
         format!("coredns_dns_request_duration_seconds_count{{{server},view=\"\",zone=\"cluster.local.\"}} 2"),
         format!("coredns_forward_requests_total{{to=\"{}\"}} 1", resolver.address),
         format!("coredns_forward_responses_total{{rcode=\"NOERROR\",to=\"{}\"}} 1", resolver.address),
-        "coredns_cache_misses_total{server=\"dns://\"} 1".to_owned(),
+        "coredns_cache_misses_total{server=\"dns://\",view=\"\",zones=\".\"} 1".to_owned(),
         format!("coredns_plugin_enabled{{name=\"kubernetes\",{server},view=\"\",zone=\"cluster.local.\"}} 1"),
         format!("coredns_plugin_enabled{{name=\"forward\",{server},view=\"\",zone=\".\"}} 1"),
         "seaway_dns_synced 1".to_owned(),

@@ -320,6 +320,41 @@ async fn the_search_path_costs_one_question() {
     assert_eq!(ask(off.address, name, RecordType::A).await, "NXDomain");
 }
 
+/// CoreDNS walks whether a name of the cluster's is denied by the cluster or by whoever it falls through to.
+#[tokio::test]
+async fn the_search_path_is_walked_where_names_fall_through() {
+    let resolver = Resolver::start(Behaviour::Answer).await;
+    let failing = Resolver::start(Behaviour::Fail(hickory_proto::op::ResponseCode::ServFail)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let running = |at: SocketAddr| {
+        let text = format!(
+            "[cluster]\nfallthrough = [\"cluster.local\"]\n[[zone]]\nname = \".\"\nforward = {{ to = [\"{at}\"] }}\n\
+             [zone.hosts]\n\"nothing.example\" = \"192.0.2.7\"\n"
+        );
+        start(&config(file(dir.path(), &format!("{}.toml", at.port()), &text)))
+    };
+    let (on, broken) = (running(resolver.address), running(failing.address));
+    let searched = |stem: &str| format!("{stem}.shop.svc.cluster.local.");
+    let (host, known, nowhere) =
+        (searched("nothing.example"), searched("www.example"), searched("nothing.at.all"));
+    let table = [
+        // Denied upstream with the first three domains, and known as it is.
+        (&on, &host, format!("NoError {host} nothing.example. nothing.example. 192.0.2.7")),
+        // The same out of the cache.
+        (&on, &host, format!("NoError {host} nothing.example. nothing.example. 192.0.2.7")),
+        // The first name exists upstream: nothing to walk.
+        (&on, &known, format!("NoError {known} 192.0.2.1")),
+        (&on, &nowhere, "NXDomain".to_owned()),
+        // Nobody can tell whether the first name exists.
+        (&broken, &host, "ServFail".to_owned()),
+    ];
+    for (server, name, wanted) in table {
+        assert_eq!(ask(server.address, name, RecordType::A).await, wanted, "{name}");
+    }
+    // Three domains and the name itself, each denied once.
+    assert_eq!(resolver.asked(), 3 + 1 + 4);
+}
+
 async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition().await {

@@ -125,11 +125,15 @@ impl Upstream {
             let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
             health.failures = if ended.is_ok() { 0 } else { health.failures.saturating_add(1) };
         }
-        metrics.cache_dropped(self.dropped.swap(0, Ordering::Relaxed));
         let (reused, opened) = self.connections.take_counts();
         metrics.forward_connections(&self.label, reused, opened);
         metrics.forward_response(&self.label, ended.as_ref().ok().map(|found| found.code), began.elapsed());
         ended
+    }
+
+    /// Replies since the last time that were not remembered, since they do not answer the question.
+    pub(super) fn take_dropped(&self) -> u64 {
+        self.dropped.swap(0, Ordering::Relaxed)
     }
 
     async fn ask(&self, key: &Key) -> Result<Found, ExchangeError> {

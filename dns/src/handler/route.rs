@@ -76,13 +76,11 @@ impl Handler {
 
     /// Brings the gauges up to date.
     pub(crate) fn report(&self) {
-        let (mut success, mut denial) = (0, 0);
-        for forwarder in self.routes.iter().filter_map(|route| route.forwarder.as_ref()) {
-            let counted = forwarder.cached();
-            success += counted.0;
-            denial += counted.1;
+        for route in &self.routes {
+            if let Some(forwarder) = &route.forwarder {
+                self.metrics.cache_entries(&route.name.to_ascii(), forwarder.cached());
+            }
         }
-        self.metrics.cache_entries(success, denial);
     }
 }
 
@@ -102,7 +100,13 @@ impl Route {
                 };
                 match former.and_then(|former| former.routes.iter().find_map(same)) {
                     Some(forwarder) => Some(forwarder),
-                    None => Some(Arc::new(Forwarder::new(forward, &settings.cache, listening, metrics)?)),
+                    None => Some(Arc::new(Forwarder::new(
+                        &settings.name,
+                        forward,
+                        &settings.cache,
+                        listening,
+                        metrics,
+                    )?)),
                 }
             }
         };
