@@ -16,6 +16,7 @@ mod responder;
 mod rewrite;
 mod server;
 mod settings;
+mod standby;
 mod wire;
 pub mod zone;
 
@@ -32,6 +33,7 @@ pub use metrics::Metrics;
 pub use responder::Responder;
 pub use server::Server;
 pub use settings::Problem;
+pub use standby::{StandbyConfig, StandbyError, run_beside_standby, serve_as_standby};
 
 /// Serves DNS at every address of `config.listen`, over UDP and TCP, until `shutdown`; then answers what has arrived
 /// and returns. Before the first list of everything it answers SERVFAIL for the cluster's zone, and forwards.

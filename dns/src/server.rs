@@ -12,6 +12,7 @@ mod tcp;
 mod udp;
 
 use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -115,13 +116,25 @@ impl Server {
     /// # Errors
     /// When an address cannot be listened at, the configuration contradicts itself, or the settings make no sense.
     pub fn bind(config: &DnsConfig) -> Result<Self, DnsError> {
+        Self::bind_among(config, Vec::new())
+    }
+
+    /// The same, with the sockets that a former server has left where they listen at one of the addresses.
+    pub(crate) fn bind_among(config: &DnsConfig, left: Vec<OwnedFd>) -> Result<Self, DnsError> {
         if config.listen.is_empty() {
             return Err(DnsError::NoListenAddress);
         }
         let settings = settings::load(config)?;
         let zone = Zone::new(&settings.config)?;
-        let bound = config.listen.iter().map(|&address| socket::bind(address, config.sockets.max(1)));
+        let mut left = socket::Left::of(left);
+        let sockets = config.sockets.max(1);
+        let bound = config.listen.iter().map(|&address| socket::bind(address, sockets, &mut left));
         Ok(Self { config: config.clone(), settings, zone, bound: bound.collect::<Result<_, _>>()? })
+    }
+
+    /// All its sockets.
+    pub(crate) fn sockets(&self) -> Vec<BorrowedFd<'_>> {
+        self.bound.iter().flat_map(socket::Bound::sockets).collect()
     }
 
     /// The addresses that are listened at.

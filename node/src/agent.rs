@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cni::Network;
 use crate::config::{NodeConfig, Overlay};
-use crate::dns::dns_config;
+use crate::dns::{self, dns_config};
 use crate::events::Recorder;
 use crate::http;
 use crate::kubelet::{self, Kubelet};
@@ -88,8 +88,10 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     for path in std::iter::once(config.state_dir.clone()).chain(pods_dir) {
         std::fs::create_dir_all(&path).map_err(|source| NodeError::Directory { path, source })?;
     }
-    let client = client(&config).await?;
     let registry = Registry::new();
+    let dns_metrics = config.dns.then(|| seaway_dns::Metrics::new(&registry)).transpose();
+    let dns_metrics = dns_metrics.map_err(|source| NodeError::Metrics { part: "dns", source })?;
+    let client = client(&config, dns_metrics.clone()).await?;
     let recorder = Recorder::new(client.clone(), &config.name);
     let watched = seaway_watch::Options {
         metrics: Some(seaway_watch::Metrics::new(&registry)),
@@ -109,6 +111,7 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
         dns_up: watch::Sender::new(false),
         pods: watch::Sender::new(BTreeMap::new()),
         proxy: seaway_proxy::StatusHandle::default(),
+        dns_metrics,
         proxy_metrics: config.proxy.then(|| seaway_proxy::Metrics::new(&registry)),
         recorder,
         registry,
@@ -134,7 +137,10 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     Ok(())
 }
 
-async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
+async fn client(
+    config: &NodeConfig,
+    metrics: Option<seaway_dns::Metrics>,
+) -> Result<kube::Client, NodeError> {
     let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
     let url = config.api_server.as_deref().map(api_server).transpose()?;
     let mut loaded = if !config.kubeconfig.as_os_str().is_empty() {
@@ -150,7 +156,11 @@ async fn client(config: &NodeConfig) -> Result<kube::Client, NodeError> {
     if let Some(url) = url {
         loaded.cluster_url = url;
     }
-    kube::Client::try_from(named(loaded)).map_err(|e| bad(e.to_string()))
+    let client = match metrics {
+        None => kube::Client::try_from(named(loaded)),
+        Some(metrics) => seaway_watch::observed_client(named(loaded), dns::counting_requests(metrics)),
+    };
+    client.map_err(|e| bad(e.to_string()))
 }
 
 fn api_server(url: &str) -> Result<::http::Uri, NodeError> {
@@ -183,6 +193,7 @@ pub(crate) struct Agent {
     pods: watch::Sender<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>>,
     proxy: seaway_proxy::StatusHandle,
     proxy_metrics: Option<seaway_proxy::Metrics>,
+    pub(crate) dns_metrics: Option<seaway_dns::Metrics>,
     recorder: Recorder,
     pub(crate) shutdown: CancellationToken,
     /// Ends the watch and the service proxy, last of all: pods that asked this node's DNS have to be led to another one's.
@@ -271,8 +282,8 @@ impl Agent {
                 seaway_cni_network::run_with(network, options, metrics, snapshots.clone(), shutdown.clone())
             });
         }
-        if config.dns {
-            self.spawn_dns(tasks)?;
+        if let Some(metrics) = self.dns_metrics.clone() {
+            self.spawn_dns(tasks, metrics);
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The node's DNS server as a part of the agent: what it is told, and in which order it comes and goes.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::agent::{Agent, NodeError};
+use crate::agent::Agent;
 use crate::config::NodeConfig;
 use crate::dns_slices::{self, DnsPlace, Leaving};
 
@@ -25,14 +26,29 @@ pub(crate) fn dns_config(config: &NodeConfig) -> seaway_dns::DnsConfig {
     }
 }
 
+/// Counts a client's requests to the API server, as CoreDNS counts its own.
+pub fn counting_requests(metrics: seaway_dns::Metrics) -> seaway_watch::OnAnswered {
+    Arc::new(move |answered: seaway_watch::Answered<'_>| {
+        metrics.api_request(answered.method, answered.host, answered.code, answered.took);
+    })
+}
+
+/// The process that holds the server's sockets, should the agent die.
+fn standby(config: &NodeConfig) -> seaway_dns::StandbyConfig {
+    let directory = config.state_dir.join("dns");
+    seaway_dns::StandbyConfig {
+        arguments: vec!["dns-standby".into(), "--directory".into(), directory.clone().into()],
+        directory,
+        program: config.self_exe.clone(),
+    }
+}
+
 impl Agent {
     /// The node's DNS server, and its place in the Service. It answers until it has been taken out of there: nobody may be
     /// led to it any more when it ends.
-    pub(crate) fn spawn_dns(&self, tasks: &mut JoinSet<()>) -> Result<(), NodeError> {
+    pub(crate) fn spawn_dns(&self, tasks: &mut JoinSet<()>, metrics: seaway_dns::Metrics) {
         let config = &self.config;
         let dns = dns_config(config);
-        let metrics = seaway_dns::Metrics::new(&self.registry)
-            .map_err(|source| NodeError::Metrics { part: "dns", source })?;
         if config.healthz_port != 0 {
             let health = SocketAddr::new(config.bind_address, config.healthz_port);
             let (metrics, shutdown) = (metrics.clone(), self.shutdown.clone());
@@ -43,9 +59,13 @@ impl Agent {
         }
         let leaving = Leaving::default();
         let (parts, snapshots, leave) = (self.parts.clone(), self.snapshots.clone(), leaving.clone());
+        let standby = standby(config);
         tasks.spawn(async move {
             let end = &leave.withdrawn;
-            let start = || seaway_dns::run(dns.clone(), snapshots.clone(), metrics.clone(), end.clone());
+            let start = || {
+                let (dns, snapshots, metrics) = (dns.clone(), snapshots.clone(), metrics.clone());
+                seaway_dns::run_beside_standby(dns, standby.clone(), snapshots, metrics, end.clone())
+            };
             parts.keep("dns", end, start).await;
             leave.drained.cancel();
         });
@@ -75,6 +95,5 @@ impl Agent {
             // Also where the API server could not be told.
             leaving.withdrawn.cancel();
         });
-        Ok(())
     }
 }

@@ -23,5 +23,7 @@ mod supervise;
 
 pub use agent::{NodeError, cleanup_proxy, initialise_proxy, run};
 pub use config::{NodeConfig, NodePortAddresses, Overlay, PodHandOver, ProxyMode};
+pub use dns::counting_requests;
+pub use seaway_dns::serve_as_standby;
 pub use seaway_proxy::dataplane::userspace::serve_as_worker;
 pub use seaway_proxy::{conntrack, kube_proxy, share_arenas};

@@ -97,6 +97,13 @@ pub enum Command {
         #[arg(long)]
         directory: PathBuf,
     },
+    /// Hold the sockets of a node's DNS server, should its agent die
+    #[command(hide = true)]
+    DnsStandby {
+        /// Where it is found
+        #[arg(long)]
+        directory: PathBuf,
+    },
     /// Run one of the images that this binary carries
     #[command(hide = true)]
     Image {
@@ -137,6 +144,7 @@ impl Command {
                 | Self::Dns(_)
                 | Self::Supervise { .. }
                 | Self::UserspaceWorker { .. }
+                | Self::DnsStandby { .. }
                 | Self::PodShim { .. }
         )
     }

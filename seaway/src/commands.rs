@@ -40,6 +40,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
             seaway_node::serve_as_worker(&directory, env!("CARGO_PKG_VERSION"))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::DnsStandby { directory } => {
+            seaway_node::serve_as_standby(&directory)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Image { image, args } => Ok(seaway_images::run(&image, &args)),
         Command::PodShim { args } => Ok(seaway_node::shim::main(&args)),
         Command::Completions { shell } => {
@@ -90,9 +94,4 @@ fn stop_on_signal(shutdown: CancellationToken) -> Result<()> {
         shutdown.cancel();
     });
     Ok(())
-}
-
-/// A client for a kubeconfig file.
-async fn kube_client(kubeconfig: &std::path::Path) -> Result<kube::Client> {
-    crate::cluster::bringup::client(kubeconfig.to_owned()).await
 }

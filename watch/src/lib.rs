@@ -8,6 +8,7 @@
 pub mod convert;
 mod intake;
 mod metrics;
+mod requests;
 mod source;
 pub mod store;
 pub mod wire;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use intake::OnInvalid;
 use intake::{Intake, Orphans, Reports};
 pub use metrics::Metrics;
+pub use requests::{Answered, OnAnswered, observed_client};
 use source::{Kind, Source};
 use store::Store;
 

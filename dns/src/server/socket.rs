@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -25,12 +25,65 @@ pub(super) struct Bound {
     pub(super) tcp: TcpListener,
 }
 
-/// Binds `count` UDP sockets and a TCP listener.
-pub(super) fn bind(address: SocketAddr, count: usize) -> Result<Bound, DnsError> {
+impl Bound {
+    /// All of them.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.udp.iter().map(AsFd::as_fd).chain([self.tcp.as_fd()])
+    }
+}
+
+/// Sockets that a former server has left open, with what waits in them.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+}
+
+impl Left {
+    /// What of `sockets` can be used as if it had been opened here.
+    pub(super) fn of(sockets: Vec<OwnedFd>) -> Self {
+        let mut left = Self::default();
+        for socket in sockets {
+            let taken = match sockopt::socket_type(&socket) {
+                Ok(SocketType::DGRAM) => reset(socket.into()).map(|socket| left.udp.push(socket)),
+                Ok(_) => {
+                    let listener = TcpListener::from(socket);
+                    listener.set_nonblocking(true).map(|()| left.tcp.push(listener))
+                }
+                Err(errno) => Err(errno.into()),
+            };
+            if let Err(error) = taken {
+                warn!(%error, "a socket of the former server cannot be used");
+            }
+        }
+        left
+    }
+
+    fn udp_at(&mut self, address: SocketAddr) -> Vec<UdpSocket> {
+        self.udp.extract_if(.., |socket| socket.local_addr().ok() == Some(address)).collect()
+    }
+
+    fn tcp_at(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let at = self.tcp.iter().position(|socket| socket.local_addr().ok() == Some(address))?;
+        Some(self.tcp.swap_remove(at))
+    }
+}
+
+/// Undoes what its server may have been about when it died.
+fn reset(socket: UdpSocket) -> io::Result<UdpSocket> {
+    socket.set_nonblocking(false)?;
+    // An error says that nothing was kept out.
+    socket2::SockRef::from(&socket).detach_filter().ok();
+    Ok(socket)
+}
+
+/// Binds `count` UDP sockets and a TCP listener, but for those that are `left`: these go on, all of them, since each may have
+/// something waiting in it.
+pub(super) fn bind(address: SocketAddr, count: usize, left: &mut Left) -> Result<Bound, DnsError> {
     let mut last = None;
     let tries = if address.port() == 0 { FREE_PORT_TRIES } else { 1 };
     for _ in 0..tries {
-        match bind_once(address, count) {
+        match bind_once(address, count, left) {
             Ok(bound) => return Ok(bound),
             Err(error) => last = Some(error),
         }
@@ -38,17 +91,26 @@ pub(super) fn bind(address: SocketAddr, count: usize) -> Result<Bound, DnsError>
     Err(last.unwrap_or(DnsError::NoListenAddress))
 }
 
-fn bind_once(address: SocketAddr, count: usize) -> Result<Bound, DnsError> {
+fn bind_once(address: SocketAddr, count: usize, left: &mut Left) -> Result<Bound, DnsError> {
     let failed = |protocol| move |source| DnsError::Listen { protocol, address, source };
-    let first = udp(address).map_err(failed("UDP"))?;
-    let address = first.local_addr().map_err(failed("UDP"))?;
-    let mut sockets = vec![first];
-    for _ in 1..count {
-        sockets.push(udp(address).map_err(failed("UDP"))?);
+    let mut sockets = left.udp_at(address);
+    let mut address = address;
+    while sockets.len() < count {
+        let socket = udp(address).map_err(failed("UDP"))?;
+        address = socket.local_addr().map_err(failed("UDP"))?;
+        sockets.push(socket);
     }
-    let tcp = open(address, SocketType::STREAM).map_err(failed("TCP"))?;
-    rustix::net::listen(&tcp, BACKLOG).map_err(|errno| failed("TCP")(errno.into()))?;
-    Ok(Bound { address, udp: sockets, tcp: tcp.into() })
+    let tcp = match left.tcp_at(address) {
+        Some(listener) => listener,
+        None => listen(address).map_err(failed("TCP"))?,
+    };
+    Ok(Bound { address, udp: sockets, tcp })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = open(address, SocketType::STREAM)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn udp(address: SocketAddr) -> io::Result<UdpSocket> {

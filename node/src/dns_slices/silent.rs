@@ -178,7 +178,7 @@ mod tests {
             ports: Arc::default(),
         };
         let endpoints = led_to.iter().map(|node| endpoint(node)).collect();
-        let set = Arc::new(EndpointSet { endpoints, ..EndpointSet::default() });
+        let set = Arc::new(EndpointSet { endpoints });
         snapshot.endpoints.insert(ServiceKey::new(NAMESPACE, SERVICE), set);
         snapshot
     }
@@ -200,7 +200,9 @@ mod tests {
                 turns.entry(duty.node).or_default().push(duty.turn);
             }
         }
-        turns.values_mut().for_each(|turns| turns.sort_unstable());
+        for turns in turns.values_mut() {
+            turns.sort_unstable();
+        }
         let wanted = ["gone", "quiet"].map(|node| (Arc::from(node), vec![0, 1, 2]));
         assert_eq!(
             turns,

@@ -201,12 +201,17 @@ async fn nodes_ready(client: &Client, spec: &ClusterSpec) -> Result<Progress> {
 
 /// A client of the cluster whose administrator's credentials lie in `kubeconfig`.
 pub async fn client(kubeconfig: PathBuf) -> Result<Client> {
-    let read = Kubeconfig::read_from(&kubeconfig)
-        .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    Ok(Client::try_from(client_config(&kubeconfig).await?)?)
+}
+
+/// What such a client is made of.
+pub async fn client_config(kubeconfig: &Path) -> Result<Config> {
+    let read =
+        Kubeconfig::read_from(kubeconfig).with_context(|| format!("cannot read {}", kubeconfig.display()))?;
     let mut config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await?;
     let agent = HeaderValue::from_static(concat!("seaway/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }
 
 enum Progress {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use seaway_dns::DnsConfig;
 use tokio_util::sync::CancellationToken;
 
-use super::{install_crypto, kube_client, serve};
+use super::{install_crypto, serve};
 use crate::cli::Dns;
 
 const WORKER_THREADS: usize = 2;
@@ -33,15 +33,16 @@ async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
         file: args.config,
         ..DnsConfig::default()
     };
-    let client = kube_client(&args.kubeconfig).await?;
+    let registry = prometheus::Registry::new();
+    let metrics = seaway_dns::Metrics::new(&registry)?;
+    let credentials = crate::cluster::bringup::client_config(&args.kubeconfig).await?;
+    let client = seaway_watch::observed_client(credentials, seaway_node::counting_requests(metrics.clone()))?;
     let watched = seaway_watch::Options {
         all_pods: config.wants_all_pods() || config.wants_autopath(),
         namespaces: true,
         ..seaway_watch::Options::default()
     };
     let (snapshots, watching) = seaway_watch::spawn_for(client, watched, shutdown.clone());
-    let registry = prometheus::Registry::new();
-    let metrics = seaway_dns::Metrics::new(&registry)?;
     let serve = seaway_dns::run(config, snapshots, metrics.clone(), shutdown.clone());
     let done = match args.http {
         // Its end is the server's: a probe is to see that it is draining.

@@ -47,9 +47,20 @@ fn assert_answered(probe: Child, count: u64) {
     assert_eq!((&result["failed"], &result["good"]), (&json!(0), &json!(count)), "{result}");
 }
 
+/// How many questions were not answered.
+fn failed(probe: Child) -> u64 {
+    let output = probe.wait_with_output().unwrap();
+    serde_json::from_slice::<Value>(&output.stdout).unwrap()["failed"].as_u64().unwrap()
+}
+
+/// What the agent of a node counts.
+fn metrics(cluster: &Cluster, node: &str) -> String {
+    run(&mut cluster.in_netns(node, &["curl", "-sS", "http://127.0.0.1:10249/metrics"])).ok()
+}
+
 /// How many questions of this type the server of a node has been asked over UDP.
 fn asked(cluster: &Cluster, node: &str) -> f64 {
-    let page = run(&mut cluster.in_netns(node, &["curl", "-sS", "http://127.0.0.1:10249/metrics"])).ok();
+    let page = metrics(cluster, node);
     let counts = page.lines().filter(|line| {
         line.starts_with("coredns_dns_requests_total{")
             && line.contains(r#"proto="udp""#)
@@ -101,6 +112,8 @@ fn pods_are_answered_on_their_node_and_by_another_one_while_theirs_is_down() {
         asked(&cluster, &client.node) >= own_before + 50.0
     });
     assert!(asked(&cluster, other) < other_before + 50.0, "questions have left the node");
+    let page = metrics(&cluster, other);
+    assert!(page.contains(r#"coredns_kubernetes_rest_client_requests_total{code="200","#), "{page}");
 
     // While questions are asked, the agent ends. Nobody starts it again.
     let agent = cluster.pid(&client.node).unwrap();
@@ -123,6 +136,69 @@ fn pods_are_answered_on_their_node_and_by_another_one_while_theirs_is_down() {
         assert_answered(client.ask(&cluster, 10), 10);
         before.is_some_and(|before| asked(&cluster, other) < before + 10.0)
     });
+}
+
+/// The process ids of the processes that hold the sockets of the nodes' DNS servers.
+fn standbys(cluster: &Cluster) -> Vec<String> {
+    let place = cluster.dir().display().to_string();
+    let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap());
+    let is_standby = |path: std::path::PathBuf| {
+        let words = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        words.contains(" dns-standby ") && words.contains(&place)
+    };
+    let found = processes.filter(|entry| is_standby(entry.path()));
+    found.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn pods_are_answered_while_their_agent_is_dead() {
+    let cluster = Cluster::up("e2e-standby", &["--nodes", "2"]);
+    let client = Client::of(&cluster);
+    let other = if client.node == "node1" { "node2" } else { "node1" };
+    assert_answered(client.ask(&cluster, 10), 10);
+    assert_eq!(standbys(&cluster).len(), 2, "one for each node");
+
+    // Nobody has told the Service, and nobody starts the agent again: its stand-by hands on what its pods ask.
+    let agent = cluster.pid(&client.node).unwrap();
+    let paused = Paused::supervisor(&cluster);
+    let probe = client.ask(&cluster, 100);
+    signal("-9", agent);
+    eventually("the agent has ended", 15, || has_ended(agent));
+    assert!(failed(probe) <= 1, "only what the agent had in hand is lost");
+    assert_eq!(led_to(&cluster, &client.node), "true true");
+    let other_before = asked(&cluster, other);
+    assert_answered(client.ask(&cluster, 100), 100);
+    eventually("the other node's server has answered them", 10, || {
+        asked(&cluster, other) >= other_before + 100.0
+    });
+
+    // The next agent takes the sockets over, while questions are asked.
+    let probe = client.ask(&cluster, 250);
+    drop(paused);
+    eventually("the node's own server answers again", 30, || {
+        let back = cluster.pid(&client.node).is_some_and(|pid| pid != agent);
+        let before = back.then(|| asked(&cluster, other));
+        assert_answered(client.ask(&cluster, 10), 10);
+        before.is_some_and(|before| asked(&cluster, other) < before + 10.0)
+    });
+    assert_answered(probe, 250);
+    eventually("the former stand-by has ended", 10, || standbys(&cluster).len() == 2);
+
+    // Both at once: then the node has none, until its agent is back.
+    for standby in standbys(&cluster) {
+        signal("-9", standby.parse().unwrap());
+    }
+    cluster.kill(&client.node);
+    eventually("the node's own server is back", 30, || asked_ok(client.ask(&cluster, 1)));
+    cluster.seaway(&["down"]).ok();
+    assert_eq!(standbys(&cluster), Vec::<String>::new());
+}
+
+/// Whether the one question of a probe that has ended was answered.
+fn asked_ok(probe: Child) -> bool {
+    let output = probe.wait_with_output().unwrap();
+    serde_json::from_slice::<Value>(&output.stdout).is_ok_and(|result| result["good"] == 1)
 }
 
 /// What the Service is told of the DNS servers of a node: whether they are ready, one word per family.
