@@ -173,8 +173,12 @@ async fn note_peers(
 ) -> std::convert::Infallible {
     let mut written = None;
     loop {
-        let peers = Peers::of(&snapshots.borrow_and_update(), &config.service, &config.listen);
-        if written.as_ref() != Some(&peers) {
+        let (synced, peers) = {
+            let snapshot = snapshots.borrow_and_update();
+            (snapshot.synced, Peers::of(&snapshot, &config.service, &config.listen))
+        };
+        // What a former server knew is better than nothing.
+        if synced && written.as_ref() != Some(&peers) {
             match peers.write(&directory.join(PEERS)) {
                 Ok(()) => written = Some(peers),
                 Err(error) => warn!(%error, "the other nodes' DNS servers cannot be written down"),
