@@ -1,4 +1,4 @@
-//! Other people's rules about forwarded packets. What is handed over between pods passes these rules by, so it is handed
+//! Other people's rules about forwarded packets. What is handed over to and from pods passes these rules by, so it is handed
 //! over only while there are none.
 //!
 //! [`judge`] decides, from a list of the chains that packets enter. [`watch`] keeps that list: nftables gives notice of
@@ -25,7 +25,7 @@ const OWN: &str = "seaway-";
 const REST: Duration = Duration::from_millis(100);
 const REST_PER_LOOK: u32 = 20;
 
-/// Whether packets between pods may be handed over, past the node's stack and its firewall.
+/// Whether packets to and from pods may be handed over, past the node's stack and its firewall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PodHandOver {
     /// While nobody else filters or changes forwarded packets.
@@ -38,7 +38,7 @@ pub enum PodHandOver {
 /// The chains that packets enter in this network namespace. `Err`: they could not be read, or not yet.
 pub type Rulesets = Result<Arc<[BaseChain]>, String>;
 
-/// Which way packets between pods go.
+/// Which way packets of pods go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PodPath {
     /// They are handed over from link to link.

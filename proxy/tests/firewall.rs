@@ -87,20 +87,6 @@ impl Bed {
         assert!(output.status.success(), "{command:?}: {output:?}");
     }
 
-    /// How many packets the node's stack has forwarded.
-    fn forwarded(&self) -> u64 {
-        let (v4, v6) = self.world.net.within("node", || {
-            let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
-            (read("snmp"), read("snmp6"))
-        });
-        let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
-        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-        let mut both = names.split(' ').zip(values.split(' '));
-        let (_, v4) = both.find(|(name, _)| *name == "ForwDatagrams").unwrap();
-        let v6 = v6.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams")).unwrap().trim();
-        v4.parse::<u64>().unwrap() + v6.parse::<u64>().unwrap()
-    }
-
     /// What another node's pod says to this node's.
     fn ask(&self, v6: bool) -> std::io::Result<String> {
         self.world.try_ask("pod", Protocol::Tcp, at(REMOTE[usize::from(v6)], 8080))
@@ -109,9 +95,9 @@ impl Bed {
     /// Waits until the two talk past this node's stack, or through it.
     fn await_path(&self, v6: bool, direct: bool) {
         eventually(if direct { "the short way" } else { "the stack" }, || {
-            let before = self.forwarded();
+            let before = self.world.net.forwarded();
             let answer = self.ask(v6).map_err(|error| error.to_string())?;
-            if (self.forwarded() == before) == direct { Ok(()) } else { Err(answer) }
+            if (self.world.net.forwarded() == before) == direct { Ok(()) } else { Err(answer) }
         });
     }
 

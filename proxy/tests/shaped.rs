@@ -18,7 +18,7 @@ const REQUESTS: u64 = 5;
 const BUCKET: &str = "tc qdisc add dev swpod root tbf rate 100mbit burst 100kb latency 25ms";
 const NO_BUCKET: &str = "tc qdisc del dev swpod root";
 
-/// A node that serves, and a counter of what its stack forwards.
+/// A node that serves.
 struct Bed {
     world: World,
     running: Running,
@@ -31,16 +31,7 @@ impl Bed {
         let mut config = ProxyConfig::new("node", &place.cgroup, &place.bpffs);
         config.pod_link_prefixes = vec!["swpod".into()];
         let running = world.serve_with(config, cluster());
-        let bed = Self { world, running, _place: place };
-        for command in [
-            "add table inet probe",
-            "add counter inet probe seen",
-            "add chain inet probe forward { type filter hook forward priority 0; }",
-            "add rule inet probe forward counter name seen",
-        ] {
-            bed.run(&format!("nft {command}"));
-        }
-        bed
+        Self { world, running, _place: place }
     }
 
     /// Runs a program on the node, by words. Returns what it prints.
@@ -64,9 +55,9 @@ impl Bed {
 
     /// Whether what is asked from outside is forwarded by the node's stack, as opposed to handed over to the pod.
     fn is_forwarded(&self, protocol: Protocol, v6: bool) -> bool {
-        self.run("nft reset counter inet probe seen");
+        let before = self.world.net.forwarded();
         self.world.ask("client", protocol, node_port(1, v6));
-        !self.run("nft reset counter inet probe seen").contains("packets 0 ")
+        self.world.net.forwarded() > before
     }
 
     /// Waits until it is so, or not, for all that is asked.

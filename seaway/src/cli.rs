@@ -212,7 +212,8 @@ pub struct Balance {
     /// not say it
     #[arg(long, value_enum, default_value_t = Forwarding::Snat, value_name = "HOW")]
     pub north_south: Forwarding,
-    /// Whether packets between pods may pass the node's stack, and with it its firewall, by (ebpf)
+    /// Whether packets of pods, between each other and from and to clients outside, may pass the node's stack, and with it
+    /// its firewall, by (ebpf)
     #[arg(long, value_enum, default_value_t = HandOver::Auto, value_name = "WHEN")]
     pub pod_hand_over: HandOver,
     /// Count connections, packets and bytes per Service and backend, for /metrics (mode ebpf)

@@ -9,7 +9,7 @@ pub const CONFIG_STATS: u32 = 1;
 /// its.
 pub const CONFIG_TAKING_OVER: u32 = 1 << 1;
 
-/// [`Config::flags`]: packets between pods go past this node's stack, thus past its firewall, too.
+/// [`Config::flags`]: packets to and from pods go past this node's stack, thus past its firewall, too.
 pub const CONFIG_HAND_OVER: u32 = 1 << 2;
 
 /// Answers to refused packets per second and CPU, if [`Config::rejects_per_s`] is 0.

@@ -26,8 +26,8 @@ pub struct NodeConfig {
     pub stats: bool,
     /// Another mode served until now: TCP connections of which the programs have not seen the beginning are left to it.
     pub taking_over: bool,
-    /// Packets between pods go past the node's stack (and its firewall) to a pod whose link runs the programs, and out
-    /// to other nodes.
+    /// Packets to and from pods whose links run the programs go past the node's stack, and its firewall: between pods,
+    /// and from and to clients outside.
     pub hand_over: bool,
     /// Answers to refused packets (RST, ICMP) per second and CPU; 0: ten thousand.
     pub rejects_per_s: u32,

@@ -14,7 +14,7 @@ mod world;
 
 use node::{Node, external};
 use outside::{ACK, FAMILIES, Family, PASS, REDIRECT, UNTOUCHED, each_family_and_protocol, packet};
-use seaway_ebpf_loader::{Counter, Direction, Protocol, Role, ServiceEntry, ServiceMaps};
+use seaway_ebpf_loader::{Counter, Direction, NodeConfig, Protocol, Role, ServiceEntry, ServiceMaps};
 use wire::{TCP, UDP, frame, icmp, ip, read, tcp, udp};
 use world::{ask_tcp, ask_udp, at, ready};
 
@@ -152,12 +152,18 @@ fn the_backends_node_takes_the_option_out_and_answers_as_the_frontend() {
             run(&node, Direction::Ingress, &told(f, protocol, (f.local, 8080), (f.vip, 80)));
         let plain = packet(protocol, (f.client, 4000), (f.local, 8080));
         assert_eq!((verdict, given), (PASS, plain), "the packet as it would be without any option");
+        // At the link of a pod that may answer past the stack, too.
+        let link = [("up0".to_owned(), Role::Pod)];
+        assert!(node.dataplane.attach_devices(&link).unwrap().is_empty());
+        let config = NodeConfig { hand_over: true, ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
         for direction in [Direction::Egress, Direction::PodIngress] {
             let reply = packet(protocol, (f.local, 8080), (f.client, 4000));
             let (verdict, answered) = run(&node, direction, &reply);
             assert_ne!(verdict, UNTOUCHED, "{direction:?}");
             assert_eq!(read(&answered).ends(), format!("{} 80 > {} 4000", f.vip, f.client), "{direction:?}");
         }
+        node.dataplane.attach_devices(&[]).unwrap();
         // Later packets carry no option.
         let later = frame(&match protocol {
             Protocol::Tcp => ip(f.client, f.local, TCP, tcp(4000, 8080, ACK, 1001, 1, b"x")),

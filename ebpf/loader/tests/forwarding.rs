@@ -84,6 +84,14 @@ fn packets_of_clients_and_pods_with_programs_at_their_links_pass_the_stack_by() 
             }
         }
     };
+    let mut hand_over = |on: bool| {
+        let config = NodeConfig { hand_over: on, ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
+    };
+    let before = forwarded();
+    ask();
+    assert!(forwarded() > before + 20, "a firewall of the node has its say");
+    hand_over(true);
     let before = forwarded();
     ask();
     assert_eq!(forwarded(), before, "straight to the pod and straight back");
@@ -162,6 +170,8 @@ fn a_narrow_way_back_to_the_client_is_found_out_by_the_pod() {
     node.dataplane.attach_devices(&devices.map(|(name, role)| (name.to_owned(), role))).unwrap();
     world.ip("a", "link set up0 mtu 1400");
     world.ip("client", "link set c0 mtu 1400");
+    let config = NodeConfig { hand_over: true, ..node.maps.config().unwrap() };
+    node.maps.set_config(&config).unwrap();
     for f in &FAMILIES {
         node.service(external(f.vip, 80, Protocol::Udp), &[(f.pod, 8080, true)], |_| {});
         // As much as the pod's link takes, but not the client's: it is told, and fragments the answer to the next.

@@ -76,10 +76,10 @@ fn while_another_mode_is_being_followed_only_what_begins_is_translated() {
             }
             assert!(node.maps.connections().unwrap().is_empty());
             for flags in [SYN, ACK] {
-                assert_ne!(run(&node, 4001, flags).0, UNTOUCHED, "{direction:?} {flags:#x}");
+                assert!(!run(&node, 4001, flags).1, "{direction:?} {flags:#x}");
             }
             node.maps.set_config(&config).unwrap();
-            assert_ne!(run(&node, 4000, ACK).0, UNTOUCHED, "afterwards");
+            assert!(!run(&node, 4000, ACK).1, "afterwards");
         }
     }
 }

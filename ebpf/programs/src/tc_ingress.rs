@@ -7,9 +7,10 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, Backend, CLIENT_ADDRESS, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD,
-    FLOW_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL,
-    SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service, select,
+    Addr, AffinityKey, Backend, CLIENT_ADDRESS, CONFIG_HAND_OVER, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR,
+    FLOW_POD, FLOW_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES,
+    SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES,
+    Service, select,
 };
 
 use crate::balance::{choose, service};
@@ -31,7 +32,11 @@ fn sw_ingress(ctx: TcContext) -> i32 {
 /// At the host's end of a pod's link.
 #[classifier]
 fn sw_pod_ingress(ctx: TcContext) -> i32 {
-    verdict(from_pod(Skb(ctx.skb.skb)))
+    match verdict(from_pod(Skb(ctx.skb.skb))) {
+        // Filters of others at this link have their turn, such as one that limits what the pod sends.
+        TC_ACT_OK => TC_ACT_UNSPEC,
+        other => other,
+    }
 }
 
 #[inline(always)]
@@ -276,7 +281,8 @@ fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: boo
 /// From a client outside to a backend of this node: straight to its pod, if the pod's answers come straight back.
 #[inline(always)]
 fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
-    let shortcut = may_hop(&scratch.packet)
+    let shortcut = hands_over()
+        && may_hop(&scratch.packet)
         && matches!(way(skb, scratch, flow), Way::Open)
         && pod_link(scratch.fib.ifindex).is_some();
     if !shortcut {
@@ -287,11 +293,17 @@ fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dr
     Ok(hand_over(&scratch.fib))
 }
 
+/// Whether packets of pods may go past this node's stack.
+#[inline(always)]
+fn hands_over() -> bool {
+    config().is_some_and(|config| config.flags & CONFIG_HAND_OVER != 0)
+}
+
 /// An answer of a pod to a client outside: translated here and sent straight out. What only the stack can send is
 /// translated where it leaves.
 #[inline(always)]
 fn answer(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
-    if !may_hop(&scratch.packet) {
+    if !may_hop(&scratch.packet) || !hands_over() || pod_link(skb.ifindex()).is_none() {
         return Ok(TC_ACT_UNSPEC);
     }
     match way(skb, scratch, flow) {

@@ -24,6 +24,20 @@ static NETS: AtomicU32 = AtomicU32::new(0);
 const NAMES: [&str; 5] = ["lan", "client", "node", "other", "pod"];
 
 impl Net {
+    /// How many packets the node's stack has forwarded.
+    pub(crate) fn forwarded(&self) -> u64 {
+        let (v4, v6) = self.within("node", || {
+            let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+            (read("snmp"), read("snmp6"))
+        });
+        let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let mut both = names.split(' ').zip(values.split(' '));
+        let (_, v4) = both.find(|(name, _)| *name == "ForwDatagrams").unwrap();
+        let v6 = v6.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams")).unwrap().trim();
+        v4.parse::<u64>().unwrap() + v6.parse::<u64>().unwrap()
+    }
+
     pub(crate) fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root: it makes network namespaces");
         let prefix = format!("swp{}x{}", std::process::id(), NETS.fetch_add(1, Ordering::Relaxed));
