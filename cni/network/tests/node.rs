@@ -2,6 +2,7 @@
 //! the snapshot whatever happens to it.
 #![allow(clippy::unwrap_used, reason = "test helpers")]
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -175,6 +176,63 @@ fn pods_reach_each_other_across_nodes(overlay: Overlay) {
         assert!(node.netlink().unwrap().link("seaway-vxlan").unwrap().is_none());
     }
     assert!(tcp_exchange(&a.namespace, &b.namespace, b.addresses[0], 100).is_err());
+}
+
+/// All network sysctls of the calling thread's namespace that can be read, but those that count.
+fn sysctls() -> BTreeMap<PathBuf, String> {
+    let mut held = BTreeMap::new();
+    let mut directories = vec![PathBuf::from("/proc/sys/net")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if !path.ends_with("nf_conntrack_count")
+                && let Ok(value) = std::fs::read_to_string(&path)
+            {
+                held.insert(path, value);
+            }
+        }
+    }
+    held
+}
+
+/// What `all` and `default` say stays as its owner wants it, and so does what the uplink says: a Kubernetes node forwards
+/// before we come, and where it does not, forwarding is all that is switched on.
+#[test]
+fn sysctls_are_set_for_links_of_its_own_only() {
+    let lab = Lab::new(2).unwrap();
+    let forwarding = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+    for (node, forwards) in lab.nodes().iter().zip([true, false]) {
+        let set = |key: &str| seaway_cni_network::netns::sysctl::write(key, "1").unwrap();
+        node.run(|| forwarding.iter().filter(|_| forwards).for_each(|key| set(key)));
+        let before = node.run(sysctls);
+        let agent = Agent::start(node, config(node, VXLAN), snapshot(&lab, &[1, 2], true));
+        wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+        let pod = add_pod(&lab, if forwards { 1 } else { 2 }, 5);
+        let after = node.run(sysctls);
+        let changed: Vec<String> = before
+            .iter()
+            .filter(|(path, value)| after.get(*path) != Some(value))
+            .map(|(path, _)| path.strip_prefix("/proc/sys").unwrap().display().to_string())
+            .collect();
+        if forwards {
+            assert_eq!(changed, [""; 0]);
+        } else {
+            let about_forwarding = |key: &String| key.ends_with("forwarding") || key.ends_with("ip_forward");
+            // A host takes redirects and router advertisements, a router does not: the kernel keeps these in step.
+            let follows = |key: &String| key.ends_with("/accept_redirects") || key.ends_with("/accept_ra");
+            assert!(changed.iter().all(|key| about_forwarding(key) || follows(key)), "{changed:?}");
+            assert!(forwarding.iter().all(|key| changed.iter().any(|changed| changed == key)), "{changed:?}");
+        }
+        let new = after.keys().filter(|path| !before.contains_key(*path));
+        let own = |path: &PathBuf| {
+            let mut names = path.iter().map(|name| name.to_string_lossy());
+            names.any(|name| name == "seaway-vxlan" || name.starts_with("sw"))
+        };
+        assert!(new.clone().count() > 0 && new.clone().all(own), "{:?}", new.collect::<Vec<_>>());
+        drop((agent, pod));
+    }
 }
 
 #[test]
