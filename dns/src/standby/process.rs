@@ -91,6 +91,8 @@ impl Standby {
     async fn run(&mut self) -> io::Result<()> {
         let mut server: Option<UnixStream> = None;
         let mut relay: Option<Relay> = None;
+        // What is still under way of the questions that were handed on.
+        let mut left = None;
         let mut alone_since = Instant::now();
         loop {
             tokio::select! {
@@ -102,7 +104,12 @@ impl Standby {
                         tell(server.as_ref(), Word::Sockets, &sockets).await.ok();
                     }
                     Ok(Some((Word::Hold, sockets))) => self.held = sockets,
-                    Ok(Some((Word::Release, _))) => return Ok(()),
+                    Ok(Some((Word::Release, _))) => {
+                        if let Some(left) = left {
+                            left.await;
+                        }
+                        return Ok(());
+                    }
                     Ok(Some((Word::Sockets | Word::Busy, _)) | None) | Err(_) => {
                         (server, alone_since) = (None, Instant::now());
                         if self.held.is_empty() || !self.is_current() {
@@ -117,7 +124,7 @@ impl Standby {
                         tell(Some(&stream), Word::Busy, &[]).await.ok();
                     } else {
                         // What arrives from now on waits for the server.
-                        relay = None;
+                        left = relay.take().map(Relay::stop);
                         server = Some(stream);
                     }
                 }

@@ -29,6 +29,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// Servers that are asked for one question, and how long each has. Clients wait for 5 s by default.
 const ATTEMPTS: usize = 3;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// No question takes longer.
+const QUESTION_MAX: Duration = Duration::from_secs(4);
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 /// Longer packets are no questions, and no answers over UDP that anybody asks for.
 const PACKET_BYTES_MAX: usize = 4096;
@@ -36,7 +38,8 @@ const HEADER_BYTES: usize = 12;
 
 /// What hands on. It stops reading when it is dropped; what is under way comes to its end.
 pub(super) struct Relay {
-    _readers: JoinSet<()>,
+    readers: JoinSet<()>,
+    questions: Arc<Semaphore>,
 }
 
 /// What the readers of one address share.
@@ -69,7 +72,17 @@ impl Relay {
                 warn!(%error, "a socket is not read");
             }
         }
-        Self { _readers: readers }
+        Self { readers, questions }
+    }
+
+    /// Stops reading. The future ends when the questions that are under way are answered, or will not be any more.
+    pub(super) fn stop(mut self) -> impl Future<Output = ()> {
+        self.readers.abort_all();
+        async move {
+            let all = u32::try_from(QUESTIONS_MAX).unwrap_or(u32::MAX);
+            // However it ends, there is no more to wait for.
+            timeout(QUESTION_MAX, self.questions.acquire_many(all)).await.ok();
+        }
     }
 }
 
