@@ -232,10 +232,17 @@ impl Computation {
             // What is compiled waits for nobody, what is claimed for all before it: a core each.
             std::thread::scope(|scope| {
                 let (ahead, steps_to_take) = sync_channel(STEPS_AHEAD);
-                let services = &services;
-                // The receiver goes when this thread panics; then there is no more to do.
-                scope.spawn(move || steps(sides, services).try_for_each(|step| ahead.send(step)).ok());
-                for step in steps_to_take {
+                let mut steps = steps(sides, &services);
+                scope.spawn(move || {
+                    loop {
+                        let some: Vec<Step<'_>> = steps.by_ref().take(STEPS_AT_ONCE).collect();
+                        // The receiver goes when its thread panics; then there is no more to do.
+                        if some.is_empty() || ahead.send(some).is_err() {
+                            return;
+                        }
+                    }
+                });
+                for step in steps_to_take.into_iter().flatten() {
                     self.take(step, &mut changed);
                 }
             });
@@ -299,8 +306,10 @@ impl Computation {
 
 /// From so many Services on, two cores share the work.
 const MANY: usize = 2048;
-/// How many Services the one that compiles may be ahead.
-const STEPS_AHEAD: usize = 1024;
+/// How many Services the one that compiles passes on at once: neither wakes the other for every single one.
+const STEPS_AT_ONCE: usize = 128;
+/// How often it may do so before the other has begun.
+const STEPS_AHEAD: usize = 8;
 
 /// A Service on its way from one snapshot to the next.
 struct Step<'a> {
