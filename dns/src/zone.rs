@@ -274,7 +274,7 @@ impl Zone {
         }
     }
 
-    fn find(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceRecords>> {
+    fn find(&self, namespace: &str, name: &str) -> Option<&ServiceRecords> {
         self.services.get(namespace, name)
     }
 
@@ -455,7 +455,7 @@ impl Zone {
 
     fn name_of_owner(&self, owner: &Owner, addr: IpAddr) -> Option<Name> {
         let ServiceKey { namespace, name } = &owner.service;
-        let headless = self.find(namespace, name).is_some_and(|records| records.is_headless());
+        let headless = self.find(namespace, name).is_some_and(ServiceRecords::is_headless);
         match &owner.hostname {
             Some(hostname) => self.name_of(&owner.service, Some(hostname)),
             None if headless => self.name_of(&owner.service, Some(&service::dashed(addr))),

@@ -1,7 +1,8 @@
 //! Services by namespace and name.
 //!
-//! Questions touch as little memory as can be: one table, one hash over both names. A change leaves readers what they
-//! have: the table is cut into parts by hash, and whoever changes a Service copies the list of parts and its one part.
+//! Questions touch as little memory as can be, since most of it has to be fetched from far: one table, one hash over both
+//! names, and in its place all that is told of a Service, with its name. A change leaves readers what they have: the table
+//! is cut into parts by hash, and whoever changes a Service copies the list of parts and its one part.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -9,17 +10,20 @@ use std::sync::Arc;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use imbl::OrdMap;
 use seaway_model::ServiceKey;
+use smallvec::SmallVec;
 
 use super::service::ServiceRecords;
 
-/// With 50,000 Services a part has a hundred, which are copied in a few microseconds.
-const PARTS: usize = 512;
+/// With 50,000 Services a part has fifty, which are copied in a few microseconds.
+const PARTS: usize = 1024;
 
 #[derive(Debug, Clone)]
 struct Entry {
-    /// Kept, since to compute it again takes names that lie elsewhere.
+    /// Kept, since to compute it again takes a name that lies elsewhere.
     hash: u64,
-    records: Arc<ServiceRecords>,
+    /// Most names of Services are no longer.
+    name: SmallVec<[u8; 24]>,
+    records: ServiceRecords,
 }
 
 /// The Services. A clone shares its parts.
@@ -43,7 +47,7 @@ impl Default for Index {
 }
 
 impl Index {
-    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceRecords>> {
+    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<&ServiceRecords> {
         let hash = self.hash(namespace, name);
         let entry = self.parts[part(hash)].find(hash, |entry| is(entry, hash, namespace, name))?;
         Some(&entry.records)
@@ -59,12 +63,12 @@ impl Index {
         let ServiceKey { namespace, name } = &records.key;
         let hash = self.hash(namespace, name);
         *self.namespaces.entry(Arc::clone(namespace)).or_insert(0) += 1;
-        let entry = Entry { hash, records: Arc::new(records) };
+        let entry = Entry { hash, name: name.as_bytes().into(), records };
         self.part_mut(hash).insert_unique(hash, entry, |entry| entry.hash);
     }
 
     /// Takes a Service out.
-    pub(super) fn remove(&mut self, key: &ServiceKey) -> Option<Arc<ServiceRecords>> {
+    pub(super) fn remove(&mut self, key: &ServiceKey) -> Option<ServiceRecords> {
         self.get(&key.namespace, &key.name)?;
         let hash = self.hash(&key.namespace, &key.name);
         let entries = self.part_mut(hash);
@@ -87,8 +91,7 @@ impl Index {
 }
 
 fn is(entry: &Entry, hash: u64, namespace: &str, name: &str) -> bool {
-    let key = &entry.records.key;
-    entry.hash == hash && *key.name == *name && *key.namespace == *namespace
+    entry.hash == hash && *entry.name == *name.as_bytes() && *entry.records.key.namespace == *namespace
 }
 
 /// By bits that the tables themselves make little use of.

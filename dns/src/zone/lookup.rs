@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 use seaway_model::Protocol;
@@ -111,7 +110,7 @@ impl Zone {
                 Some(records) => port_of(records, fourth, fifth),
             },
             (6, "svc") if self.settings.zonal && fourth == "_zone" => {
-                let headless = |records: &&Arc<ServiceRecords>| records.exists() && records.is_headless();
+                let headless = |records: &&ServiceRecords| records.exists() && records.is_headless();
                 let (zone, known) = (sixth.to_owned(), matches!(fifth, "pin" | "prefer"));
                 match self.find(second, third).filter(headless).filter(|_| known) {
                     Some(records) => Node::Part(records, Part { zone, prefer: fifth == "prefer" }),

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::lookup::{Part, Port};
 
 /// A Service, prepared for questions. Endpoints are shared with the snapshot, not copied.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ServiceRecords {
     pub(super) key: ServiceKey,
     kind: Kind,
@@ -26,7 +26,7 @@ pub(super) struct ServiceRecords {
 /// One of each family, beside the rest: who asks for them has no second place to fetch.
 type ClusterIps = SmallVec<[IpAddr; 2]>;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Kind {
     ClusterIp {
         addrs: ClusterIps,
@@ -40,7 +40,7 @@ enum Kind {
 }
 
 /// A port, with its name beside the rest, for the same reason.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct PortRecord {
     name: SmallVec<[u8; 15]>,
     protocol: Protocol,
