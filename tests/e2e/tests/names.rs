@@ -201,12 +201,12 @@ fn asked_ok(probe: Child) -> bool {
     serde_json::from_slice::<Value>(&output.stdout).is_ok_and(|result| result["good"] == 1)
 }
 
-/// What the Service is told of the DNS servers of a node: whether they are ready, one word per family.
+/// What the Service is told of the DNS servers of a node: whether they are ready, one word per family, if any.
 fn led_to(cluster: &Cluster, node: &str) -> String {
     let of = |family| {
         let slice = format!("endpointslice/kube-dns-{node}-{family}");
         let path = "jsonpath={.endpoints[*].conditions.ready}";
-        cluster.kubectl(&["get", "-n", "kube-system", &slice, "-o", path]).ok()
+        cluster.kubectl(&["get", "-n", "kube-system", "--ignore-not-found", &slice, "-o", path]).ok()
     };
     format!("{} {}", of("ipv4"), of("ipv6"))
 }
