@@ -54,6 +54,31 @@ fn what_is_left_for_later_leads_nowhere_and_is_in_nobodys_way() {
     assert_eq!(runtime.in_kernel(), (0, 0));
 }
 
+/// A runtime may keep a namespace and give it to another container as soon as DEL has answered.
+#[test]
+fn another_container_follows_at_once_in_the_same_namespace() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let _agent = busy(&runtime);
+    let mut pod = Sandbox::new("pod-a");
+    for next in ["pod-b", "pod-c"] {
+        runtime.add(&pod);
+        // While it is in use, it is nobody else's.
+        let former = std::mem::replace(&mut pod.id, next.to_owned());
+        let refused = runtime.call("ADD", &pod, json!({})).unwrap_err();
+        assert!(refused.to_string().contains("interface eth0 exists"), "{refused}");
+        pod.id = former;
+        runtime.del(&pod);
+        assert_eq!((runtime.held(), runtime.retired()), (0, 1));
+        next.clone_into(&mut pod.id);
+    }
+    let given = runtime.add(&pod);
+    assert_eq!(runtime.call("CHECK", &pod, json!({ "prevResult": given })), Ok(Value::Null));
+    tcp_exchange(lab.node(0).namespace(), &pod.namespace, addresses(&given)[0], 10).unwrap();
+    runtime.del(&pod);
+    assert_eq!((runtime.held(), routes_to_pods(&runtime)), (0, 0));
+}
+
 #[test]
 fn collection_takes_what_is_left_for_later() {
     let lab = Lab::new(1).unwrap();

@@ -74,9 +74,7 @@ impl Attachment {
 
     /// Removes what an ADD that was cut short has left, or a DEL; what is in use stays, and is the error.
     fn make_room(&self, outer: &mut Netlink, pod: &Namespace) -> Result<(), WireError> {
-        let stale = outer.link(&self.host_link())?;
-        self.refuse_if_taken(stale.as_ref(), pod)?;
-        if let Some(stale) = stale {
+        for stale in self.in_the_way(outer, pod)? {
             delete_if_there(outer, stale.index)?;
         }
         Ok(())
@@ -84,24 +82,32 @@ impl Attachment {
 
     /// Fails as [`Self::wire`] would because the interface is there and in use. Changes nothing.
     pub fn ensure_free(&self, pod: &Namespace) -> Result<(), WireError> {
-        let host = Netlink::open()?.link(&self.host_link())?;
-        self.refuse_if_taken(host.as_ref(), pod)
+        self.in_the_way(&mut Netlink::open()?, pod).map(drop)
     }
 
-    fn refuse_if_taken(&self, host: Option<&Link>, pod: &Namespace) -> Result<(), WireError> {
-        let there = Netlink::open_in(pod)?.link(&self.ifname)?;
-        let replaceable = |there: &Link| host.is_some_and(|host| self.is_replaceable(host, there));
-        if there.is_some_and(|there| !replaceable(&there)) {
+    /// The node's ends that are in the way and may go: one of this name, and that of the pod's interface, which may be
+    /// another container's in the same namespace. It is an error if the interface is in use.
+    fn in_the_way(&self, outer: &mut Netlink, pod: &Namespace) -> Result<Vec<Link>, WireError> {
+        let own = outer.link(&self.host_link())?;
+        let Some(there) = Netlink::open_in(pod)?.link(&self.ifname)? else {
+            return Ok(own.into_iter().collect());
+        };
+        let former = match there.peer {
+            Some(index) => outer.link_by_index(index)?.filter(|host| is_end_of(host, &there)),
+            None => None,
+        };
+        let half_made = |host: &Link| host.name == self.host_link() && self.is_half_made(host);
+        let Some(former) = former.filter(|host| is_retired(host) || half_made(host)) else {
             let netns = pod.path().display().to_string();
             return Err(WireError::InterfaceExists { ifname: self.ifname.clone(), netns });
-        }
-        Ok(())
+        };
+        let own = own.filter(|own| own.index != former.index);
+        Ok(own.into_iter().chain([former]).collect())
     }
 
-    /// Whether an interface in the pod is the other end of what is half-made or done with.
-    fn is_replaceable(&self, host: &Link, there: &Link) -> bool {
-        let half_made = host.alias.is_none() && self.alias().len() <= MAX_ALIAS;
-        there.peer == Some(host.index) && (half_made || is_retired(host))
+    /// Whether an ADD ended before it wrote its remark, the last that it does.
+    fn is_half_made(&self, host: &Link) -> bool {
+        host.alias.is_none() && self.alias().len() <= MAX_ALIAS
     }
 
     /// Sets up the pod's end. The calling thread is in the pod's namespace.
@@ -152,6 +158,11 @@ impl Wiring {
     fn has_v6(&self) -> bool {
         self.addresses.iter().any(IpAddr::is_ipv6)
     }
+}
+
+/// Whether `host` is the other end of the pod's interface. Indices are of a namespace each: both have to say so.
+fn is_end_of(host: &Link, there: &Link) -> bool {
+    there.peer == Some(host.index) && host.peer == Some(there.index)
 }
 
 /// Sets up the node's end.
