@@ -89,15 +89,18 @@ impl Attachment {
     /// another container's in the same namespace. It is an error if the interface is in use.
     fn in_the_way(&self, outer: &mut Netlink, pod: &Namespace) -> Result<Vec<Link>, WireError> {
         let own = outer.link(&self.host_link())?;
-        let Some(there) = Netlink::open_in(pod)?.link(&self.ifname)? else {
-            return Ok(own.into_iter().collect());
-        };
+        let mut inner = Netlink::open_in(pod)?;
+        let Some(there) = inner.link(&self.ifname)? else { return Ok(own.into_iter().collect()) };
         let former = match there.peer {
             Some(index) => outer.link_by_index(index)?.filter(|host| is_end_of(host, &there)),
             None => None,
         };
         let half_made = |host: &Link| host.name == self.host_link() && self.is_half_made(host);
         let Some(former) = former.filter(|host| is_retired(host) || half_made(host)) else {
+            // Whoever deletes what is done with may have come between the two looks.
+            if inner.link_by_index(there.index)?.is_none() {
+                return Ok(own.into_iter().collect());
+            }
             let netns = pod.path().display().to_string();
             return Err(WireError::InterfaceExists { ifname: self.ifname.clone(), netns });
         };
