@@ -1,7 +1,7 @@
 //! What a packet between two pods takes: on one node and between two, by routes and in VXLAN. Ours as an agent and its
 //! service proxy set it up, beside the same by hand, and beside bridge. By hand there are two pairs of nodes: on one,
 //! nothing but links and routes; on the other, what pods' packets are masqueraded with when they leave the cluster. For
-//! that the kernel tracks every connection, which packets between pods pay for, too.
+//! that the kernel tracks every connection that passes its stack.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -198,8 +198,11 @@ fn limited(row: Row, case: &str, peer: &str) -> Row {
         ("vxlan", "veth") => {
             row.limited_by("a packet in VXLAN passes two more devices; by hand it takes the same")
         }
-        (_, "veth" | "vxlan by hand") => {
-            row.limited_by("for masquerading the kernel tracks connections; see the pair by hand that does")
+        ("vxlan", "vxlan by hand") => {
+            row.limited_by("the outer packets are tracked for masquerading; see the pair by hand that does")
+        }
+        (_, "veth") => {
+            row.limited_by("both ends share two cores: one pair differs by a fifth between blocks")
         }
         _ => row,
     }
