@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a former server's stand-by goes on while the first list of everything is on its way.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 /// The other nodes' servers are written down no more often.
-const PEERS_INTERVAL: Duration = Duration::from_secs(1);
+const PEERS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How a stand-by is found, and started.
 #[derive(Debug, Clone)]

@@ -151,6 +151,18 @@ fn standbys(cluster: &Cluster) -> Vec<String> {
     found.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Whether each of them, of two nodes, has been told of the other node's server, at both its addresses.
+fn know_each_other(standbys: &[String]) -> bool {
+    let peers = |pid: &String| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let directory = words.split('\0').rfind(|word| !word.is_empty()).unwrap_or_default();
+        std::fs::read_to_string(std::path::Path::new(directory).join("peers")).unwrap_or_default()
+    };
+    let ready = |pid: &String| peers(pid).lines().filter(|line| line.ends_with(" ready")).count();
+    standbys.len() == 2 && standbys.iter().all(|pid| ready(pid) == 2)
+}
+
 #[test]
 fn pods_are_answered_while_their_agent_is_dead() {
     let cluster = Cluster::up("e2e-standby", &["--nodes", "2"]);
@@ -158,6 +170,7 @@ fn pods_are_answered_while_their_agent_is_dead() {
     let other = if client.node == "node1" { "node2" } else { "node1" };
     assert_answered(client.ask(&cluster, 10), 10);
     assert_eq!(standbys(&cluster).len(), 2, "one for each node");
+    eventually("they know of each other's servers", 10, || know_each_other(&standbys(&cluster)));
 
     // Nobody has told the Service, and nobody starts the agent again: its stand-by hands on what its pods ask.
     let agent = cluster.pid(&client.node).unwrap();
