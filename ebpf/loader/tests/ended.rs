@@ -18,6 +18,14 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const SYN_ACK: u8 = 0x12;
 
+/// A client, a load balancer's address and a backend, of each family.
+const ENDS: [(&str, &str, &str); 2] =
+    [("203.0.113.7", "172.30.0.200", "10.244.1.5"), ("2001:db8::7", "fd00:10:30::c0", "fd00:244:1::5")];
+
+fn segment(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+    frame(&ip(from.0, to.0, TCP, tcp(from.1, to.1, flags, 1000, 0, b"")))
+}
+
 fn run(node: &Node, direction: Direction, packet: &[u8]) -> (i32, Vec<u8>) {
     let run = node.dataplane.run_packet(direction, packet, node.uplink(), 1).unwrap();
     (run.verdict, run.packet)
@@ -25,12 +33,7 @@ fn run(node: &Node, direction: Direction, packet: &[u8]) -> (i32, Vec<u8>) {
 
 #[test]
 fn a_client_that_reaches_a_backend_directly_under_the_port_of_an_ended_connection_is_answered_by_it() {
-    for (client, vip, backend) in
-        [("203.0.113.7", "172.30.0.200", "10.244.1.5"), ("2001:db8::7", "fd00:10:30::c0", "fd00:244:1::5")]
-    {
-        let segment = |from: (&str, u16), to: (&str, u16), flags| {
-            frame(&ip(from.0, to.0, TCP, tcp(from.1, to.1, flags, 1000, 0, b"")))
-        };
+    for (client, vip, backend) in ENDS {
         let mut node = Node::new("ended").with_uplink();
         node.service(external(vip, 80, Protocol::Tcp), &[(backend, 8080, true)], |_| {});
         let answer = segment((backend, 8080), (client, 4000), SYN_ACK);
@@ -59,12 +62,7 @@ fn a_client_that_reaches_a_backend_directly_under_the_port_of_an_ended_connectio
 
 #[test]
 fn a_client_that_is_seen_to_turn_to_the_backend_itself_is_answered_by_it_at_once() {
-    for (client, vip, backend) in
-        [("203.0.113.7", "172.30.0.200", "10.244.1.5"), ("2001:db8::7", "fd00:10:30::c0", "fd00:244:1::5")]
-    {
-        let segment = |from: (&str, u16), to: (&str, u16), flags| {
-            frame(&ip(from.0, to.0, TCP, tcp(from.1, to.1, flags, 1000, 0, b"")))
-        };
+    for (client, vip, backend) in ENDS {
         let mut node = Node::new("direct").with_uplink();
         node.service(external(vip, 80, Protocol::Tcp), &[(backend, 8080, true)], |_| {});
         let answer = segment((backend, 8080), (client, 4000), SYN_ACK);

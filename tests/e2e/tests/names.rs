@@ -130,11 +130,16 @@ fn pods_are_answered_on_their_node_and_by_another_one_while_theirs_is_down() {
 
     // It comes back, and the node is on its own again.
     drop(paused);
+    await_own_server(&cluster, &client, agent, other);
+}
+
+/// Waits until a new agent is there in the place of `former`, and the other node is asked no more.
+fn await_own_server(cluster: &Cluster, client: &Client, former: u32, other: &str) {
     eventually("the node's own server answers again", 30, || {
-        let back = cluster.pid(&client.node).is_some_and(|pid| pid != agent);
-        let before = back.then(|| asked(&cluster, other));
-        assert_answered(client.ask(&cluster, 10), 10);
-        before.is_some_and(|before| asked(&cluster, other) < before + 10.0)
+        let back = cluster.pid(&client.node).is_some_and(|pid| pid != former);
+        let before = back.then(|| asked(cluster, other));
+        assert_answered(client.ask(cluster, 10), 10);
+        before.is_some_and(|before| asked(cluster, other) < before + 10.0)
     });
 }
 
@@ -189,12 +194,7 @@ fn pods_are_answered_while_their_agent_is_dead() {
     // The next agent takes the sockets over, while questions are asked.
     let probe = client.ask(&cluster, 250);
     drop(paused);
-    eventually("the node's own server answers again", 30, || {
-        let back = cluster.pid(&client.node).is_some_and(|pid| pid != agent);
-        let before = back.then(|| asked(&cluster, other));
-        assert_answered(client.ask(&cluster, 10), 10);
-        before.is_some_and(|before| asked(&cluster, other) < before + 10.0)
-    });
+    await_own_server(&cluster, &client, agent, other);
     assert_answered(probe, 250);
     eventually("the former stand-by has ended", 10, || standbys(&cluster).len() == 2);
 

@@ -2,10 +2,11 @@
 //! that most addresses that are no pod's need no look-up.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::iter::successors;
 
 use ipnet::IpNet;
 use seaway_ebpf_loader as loader;
+use seaway_model::Family;
 
 /// What is in no trie yet, and what is in it and has to go.
 pub(super) struct Difference {
@@ -34,30 +35,23 @@ pub(super) fn read(held: &[loader::PodNet]) -> BTreeSet<IpNet> {
 
 /// `config` with the least networks that hold all of `nets`.
 pub(super) fn around(nets: &BTreeSet<IpNet>, config: loader::NodeConfig) -> loader::NodeConfig {
-    let v4 = least(nets.iter().filter_map(|net| match net {
-        IpNet::V4(net) => Some((u128::from(net.network().to_bits()) << 96, net.prefix_len())),
-        IpNet::V6(_) => None,
-    }));
-    let v6 = least(nets.iter().filter_map(|net| match net {
-        IpNet::V6(net) => Some((net.network().to_bits(), net.prefix_len())),
-        IpNet::V4(_) => None,
-    }));
-    let first_word = |bits: u128| u32::try_from(bits >> 96).unwrap_or(0);
-    loader::NodeConfig {
-        pods_v4: v4.map(|(bits, prefix)| (Ipv4Addr::from_bits(first_word(bits)), prefix)),
-        pods_v6: v6.map(|(bits, prefix)| (Ipv6Addr::from_bits(bits), prefix)),
-        ..config
+    let (mut pods_v4, mut pods_v6) = (None, None);
+    for family in Family::ALL {
+        match least(nets.iter().filter(|net| Family::of(net.addr()) == family)) {
+            Some(IpNet::V4(net)) => pods_v4 = Some((net.network(), net.prefix_len())),
+            Some(IpNet::V6(net)) => pods_v6 = Some((net.network(), net.prefix_len())),
+            None => {}
+        }
     }
+    loader::NodeConfig { pods_v4, pods_v6, ..config }
 }
 
-/// The network around networks that are given by their bits, the first one highest, and their prefix length.
-fn least(nets: impl Iterator<Item = (u128, u8)>) -> Option<(u128, u8)> {
-    let joined = nets.reduce(|(a, prefix), (b, other)| {
-        let common = u8::try_from((a ^ b).leading_zeros()).unwrap_or(u8::MAX);
-        (a, prefix.min(other).min(common))
+/// The network around networks of one family. One that holds every address tells nothing: there is none then.
+fn least<'a>(nets: impl Iterator<Item = &'a IpNet>) -> Option<IpNet> {
+    let joined = nets.copied().reduce(|held, net| {
+        successors(Some(held), IpNet::supernet).find(|wider| wider.contains(&net)).unwrap_or(held)
     });
-    let mask = |prefix: u8| u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-    joined.map(|(bits, prefix)| (bits & mask(prefix), prefix))
+    joined.filter(|net| net.prefix_len() > 0)
 }
 
 #[cfg(test)]
@@ -76,7 +70,7 @@ mod tests {
             ("10.244.0.0/24 10.244.1.0/24", "10.244.0.0/23 none"),
             ("10.244.1.0/24 10.244.2.0/24 fd00:1::/64", "10.244.0.0/22 fd00:1::/64"),
             ("10.244.0.0/16 10.244.1.0/24", "10.244.0.0/16 none"),
-            ("10.0.0.0/24 192.168.0.0/24", "0.0.0.0/0 none"),
+            ("10.0.0.0/24 192.168.0.0/24", "none none"),
             ("10.244.1.7/32", "10.244.1.7/32 none"),
             ("fd00:1::/64 fd00:1:0:8000::/64 fd00:1:0:1::/64", "none fd00:1::/48"),
         ];
