@@ -73,16 +73,12 @@ mod tests {
 
     #[test]
     fn the_other_servers_of_the_service() {
+        let ports: Arc<[EndpointPort]> =
+            [EndpointPort { name: "dns".into(), protocol: Protocol::Udp, port: 10053 }].into();
         let endpoint = |addr: &str, ready: bool| Endpoint {
-            addr: addr.parse().unwrap(),
-            hostname: None,
-            node: None,
-            zone: None,
             ready,
             serving: ready,
-            terminating: false,
-            hints: None,
-            ports: [EndpointPort { name: "dns".into(), protocol: Protocol::Udp, port: 10053 }].into(),
+            ..Endpoint::new(addr.parse().unwrap(), Arc::clone(&ports))
         };
         let endpoints =
             ["192.0.2.1", "192.0.2.2", "2001:db8::2"].map(|addr| endpoint(addr, true)).into_iter();
