@@ -1,7 +1,7 @@
 //! What to do so that the kernel holds what is desired: a pure difference of two values.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -35,10 +35,19 @@ pub struct Host {
     pub pod_links: BTreeSet<Device>,
     /// Those of them that limit or filter packets: nothing may go past that.
     pub shaped_links: BTreeSet<Device>,
-    /// The pod subnets of all nodes, for the same backends.
-    pub pods: Arc<BTreeSet<IpNet>>,
+    /// What is in the cluster, for the same backends.
+    pub cluster: Arc<ClusterNets>,
     /// Packets between pods are handed over, past the node's stack.
     pub hand_over: bool,
+}
+
+/// Whose addresses are in the cluster: who has none of these is outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterNets {
+    /// The pod subnets of all nodes.
+    pub pods: BTreeSet<IpNet>,
+    /// The addresses of all nodes.
+    pub nodes: BTreeSet<IpAddr>,
 }
 
 /// A link of this node.

@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use seaway_model::{Node, ServiceKey, Snapshot};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -28,11 +27,11 @@ use crate::links::{self, Link};
 use crate::metrics::SyncEnd;
 use crate::monitor::Monitor;
 use crate::notices::{self, MaglevOffer, Notices};
-use crate::plan::{Actual, Host, Plan, diff, diff_of};
+use crate::plan::{Actual, ClusterNets, Host, Plan, diff, diff_of};
 use crate::sockets::View;
 use crate::{Metrics, Mode, ProxyConfig, stale};
 
-use site::{IP_FAMILIES, ip_families, pods, tunnels};
+use site::{IP_FAMILIES, cluster, ip_families, tunnels};
 pub use site::{host, view};
 
 /// How often the links are looked at where the kernel tells of their changes, and where it does not.
@@ -57,7 +56,7 @@ pub struct Reconciler {
     links: Vec<Link>,
     serves_pod_links: bool,
     /// The pod subnets of all nodes.
-    pods: Arc<BTreeSet<IpNet>>,
+    cluster: Arc<ClusterNets>,
     /// Other people's rules about packets between pods.
     rulesets: watch::Receiver<Rulesets>,
     /// Which way these go, as last decided.
@@ -105,7 +104,7 @@ impl Reconciler {
             metrics,
             computation: Computation::default(),
             serves_pod_links: false,
-            pods: Arc::default(),
+            cluster: Arc::default(),
             rulesets: watch::Sender::new(firewall::unread()).subscribe(),
             pod_path: None,
             dataplane: None,
@@ -272,7 +271,7 @@ impl Reconciler {
         let mut host = host(&self.config, self.node.as_deref(), &self.links);
         if self.serves_pod_links {
             host.uplinks.extend(tunnels(&self.config, &self.links));
-            host.pods = Arc::clone(&self.pods);
+            host.cluster = Arc::clone(&self.cluster);
             host.hand_over = self.hands_over(&host);
         } else {
             host.pod_links.clear();
@@ -291,7 +290,7 @@ impl Reconciler {
         };
         let changes = snapshot.changes_since(&self.former);
         if !changes.nodes.is_empty() {
-            self.pods = pods(snapshot);
+            self.cluster = cluster(snapshot);
         }
         let host = self.host();
         self.pending.append(&mut self.computation.update(snapshot, &view));

@@ -16,7 +16,7 @@ use seaway_proxy::dataplane::ebpf::{Ebpf, Loaded};
 use seaway_proxy::dataplane::faulty::Faulty;
 use seaway_proxy::dataplane::{Applied, Dataplane, DataplaneError};
 use seaway_proxy::desired::{Desired, NodeView, desired};
-use seaway_proxy::plan::{Actual, Host, Plan, diff};
+use seaway_proxy::plan::{Actual, ClusterNets, Host, Plan, diff};
 
 /// Loading takes the verifier a while: one data plane serves all cases of a test, and is emptied in between.
 #[derive(Clone)]
@@ -94,7 +94,9 @@ fn a_successor_adopts_what_is_pinned() {
     };
     let wanted = desired(&snapshot, &view);
     let pods = ["10.244.1.0/24", "10.244.7.0/24", "fd00:10:244:1::/64"].map(|net| net.parse().unwrap());
-    let host = Host { pods: Arc::new(pods.into()), ..Host::default() };
+    let nodes = ["172.30.0.11", "172.30.0.12", "fd00:10:30::b"].map(|addr| addr.parse().unwrap());
+    let cluster = ClusterNets { pods: pods.into(), nodes: nodes.into() };
+    let host = Host { cluster: Arc::new(cluster), ..Host::default() };
     let mut dataplane = first.clone();
     let plan = diff(&wanted, &host, &dataplane.read().unwrap());
     assert!(dataplane.apply(&plan).unwrap().failed.is_empty());
@@ -102,7 +104,8 @@ fn a_successor_adopts_what_is_pinned() {
     let plan = diff(&wanted, &host, &successor.read().unwrap());
     assert!(plan.is_empty(), "{plan:?}");
     // A node has gone.
-    let host = Host { pods: Arc::new(pods[..1].iter().copied().collect()), ..host };
+    let cluster = ClusterNets { pods: [pods[0]].into(), nodes: [nodes[0]].into() };
+    let host = Host { cluster: Arc::new(cluster), ..host };
     let plan = diff(&wanted, &host, &successor.read().unwrap());
     successor.apply(&plan).unwrap();
     assert_eq!(successor.read().unwrap().host, host);

@@ -23,8 +23,8 @@ pub struct Config {
     pub node_v4: Addr,
     /// The same for IPv6.
     pub node_v6: Addr,
-    /// The least network that holds all [`PodNetKey`]s of IPv4, and its mask: what is not in it is no pod's, without a
-    /// look-up. All zero: unknown.
+    /// The least network that holds all pod subnets of IPv4 ([`ClusterNetKey`]), and its mask: what is not in it is no
+    /// pod's, without a look-up. All zero: unknown.
     pub pods_v4: Addr,
     /// See [`Config::pods_v4`]; the first 96 bits are set.
     pub pods_v4_mask: Addr,
@@ -63,15 +63,21 @@ impl Config {
     }
 }
 
-/// A pod subnet of a node. LPM: the prefix covers the address's bits (IPv4: 96 more than its own prefix).
+/// A pod subnet or an address of a node. LPM: the prefix covers the address's bits (IPv4: 96 more than its own prefix).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PodNetKey {
+pub struct ClusterNetKey {
     /// Prefix length of the address in its 16-byte form.
     pub prefix_len: u32,
     /// The network's address, as [`Addr::words`] has it.
     pub words: [u32; 4],
 }
+
+/// What a [`ClusterNetKey`] stands for: a pod subnet of a node.
+pub const CLUSTER_NET_PODS: u32 = 1;
+
+/// What a [`ClusterNetKey`] stands for: an address of a node.
+pub const CLUSTER_NET_NODE: u32 = 2;
 
 /// A link whose host end runs the programs for pods, so that packets may go straight to its far end, and answers of
 /// the pod straight out.
@@ -88,5 +94,5 @@ pub const POD_LINK_TRANSLATES: u32 = 1;
 const _: () = {
     assert!(size_of::<Config>() == 120);
     assert!(size_of::<PodLink>() == 4);
-    assert!(size_of::<PodNetKey>() == 20);
+    assert!(size_of::<ClusterNetKey>() == 20);
 };

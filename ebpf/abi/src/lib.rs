@@ -34,8 +34,8 @@ mod stats;
 
 pub use addr::Addr;
 pub use config::{
-    CONFIG_HAND_OVER, CONFIG_STATS, CONFIG_TAKING_OVER, Config, POD_LINK_TRANSLATES, PodLink, PodNetKey,
-    REJECTS_PER_S,
+    CLUSTER_NET_NODE, CLUSTER_NET_PODS, CONFIG_HAND_OVER, CONFIG_STATS, CONFIG_TAKING_OVER, ClusterNetKey,
+    Config, POD_LINK_TRANSLATES, PodLink, REJECTS_PER_S,
 };
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{

@@ -25,8 +25,9 @@ pub const STATS: &str = "sw_stats_1";
 pub const CONFIG: &str = "sw_config_2";
 /// Pods' links whose host end runs the programs: index of the link -> [`crate::PodLink`], hash. User space writes it.
 pub const POD_LINKS: &str = "sw_pod_links_1";
-/// The nodes' pod subnets: [`crate::PodNetKey`] -> 1 (u32), LPM trie. Written by user space.
-pub const POD_NETS: &str = "sw_pod_nets_1";
+/// The nodes' pod subnets and addresses: [`crate::ClusterNetKey`] -> `CLUSTER_NET_*` (u32), LPM trie. Written by user
+/// space.
+pub const CLUSTER_NETS: &str = "sw_cluster_nets_1";
 
 /// All maps that are pinned.
 pub const ALL: [&str; 13] = [
@@ -42,7 +43,7 @@ pub const ALL: [&str; 13] = [
     STATS,
     CONFIG,
     POD_LINKS,
-    POD_NETS,
+    CLUSTER_NETS,
 ];
 
 /// Entries that a map takes unless the user says otherwise. What user space writes begins small and is exchanged for
@@ -68,6 +69,6 @@ pub mod capacity {
     pub const FRAGMENTS: u32 = 8_192;
     /// Links of pods: more than a node has pods. Elements are allocated as they come.
     pub const POD_LINKS: u32 = 4_096;
-    /// Pod subnets, a few per node. Elements are allocated as they come.
-    pub const POD_NETS: u32 = 65_536;
+    /// Pod subnets and addresses, a few per node. Elements are allocated as they come.
+    pub const CLUSTER_NETS: u32 = 65_536;
 }

@@ -315,7 +315,7 @@ fn open_maps(pin: Pins<'_>) -> Result<Maps, LoadError> {
         stats: open(names::STATS)?,
         config: open(names::CONFIG)?,
         pod_links: open(names::POD_LINKS)?,
-        pod_nets: open(names::POD_NETS)?,
+        cluster_nets: open(names::CLUSTER_NETS)?,
         cpus,
         csum_flags_v6: csum_flags_v6(),
     })

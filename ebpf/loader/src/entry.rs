@@ -240,29 +240,48 @@ impl SourceRange {
     }
 }
 
-/// A pod subnet of a node.
+/// What of a node a [`ClusterNet`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodNet {
+pub enum ClusterNetKind {
+    /// A subnet of its pods.
+    Pods,
+    /// An address of its own.
+    Node,
+}
+
+/// A pod subnet or an address of a node: who is in none of them is outside of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterNet {
     /// The network's address.
     pub addr: IpAddr,
     /// The prefix length in the address's own family.
     pub prefix: u8,
+    /// What it is.
+    pub kind: ClusterNetKind,
 }
 
-impl PodNet {
-    pub(crate) fn key(&self) -> abi::PodNetKey {
+impl ClusterNet {
+    pub(crate) fn key(&self) -> abi::ClusterNetKey {
         let mapped = if self.addr.is_ipv4() { 96 } else { 0 };
-        abi::PodNetKey {
+        abi::ClusterNetKey {
             prefix_len: mapped + u32::from(self.prefix),
             words: abi::Addr::from(self.addr).words,
         }
     }
 
-    pub(crate) fn from_key(key: &abi::PodNetKey) -> Self {
+    pub(crate) fn value(&self) -> u32 {
+        match self.kind {
+            ClusterNetKind::Pods => abi::CLUSTER_NET_PODS,
+            ClusterNetKind::Node => abi::CLUSTER_NET_NODE,
+        }
+    }
+
+    pub(crate) fn from_entry(key: &abi::ClusterNetKey, value: u32) -> Self {
+        let kind = if value == abi::CLUSTER_NET_NODE { ClusterNetKind::Node } else { ClusterNetKind::Pods };
         let addr = abi::Addr { words: key.words };
         let mapped = if addr.is_v4() { 96 } else { 0 };
         let prefix = u8::try_from(key.prefix_len.saturating_sub(mapped)).unwrap_or(u8::MAX);
-        Self { addr: addr.into(), prefix }
+        Self { addr: addr.into(), prefix, kind }
     }
 }
 
@@ -527,9 +546,10 @@ mod tests {
         }
 
         #[test]
-        fn pod_subnets_round_trip(addr in addr(), prefix in 0..=32_u8) {
-            let net = PodNet { addr, prefix };
-            prop_assert_eq!(PodNet::from_key(&net.key()), net);
+        fn what_is_in_the_cluster_round_trips(addr in addr(), prefix in 0..=32_u8, node in any::<bool>()) {
+            let kind = if node { ClusterNetKind::Node } else { ClusterNetKind::Pods };
+            let net = ClusterNet { addr, prefix, kind };
+            prop_assert_eq!(ClusterNet::from_entry(&net.key(), net.value()), net);
         }
 
         #[test]

@@ -6,8 +6,8 @@ use seaway_ebpf_abi::maps as names;
 
 use crate::maps::check_slice;
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, MaglevTable, MapError, MapUsage, NodeConfig,
-    PodNet, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
+    Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, MaglevTable, MapError, MapUsage,
+    NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// In-memory [`ServiceMaps`]. Connections, sockets and affinities are what the test puts there.
@@ -22,7 +22,7 @@ pub struct FakeMaps {
     /// Source ranges as written.
     pub source_ranges: BTreeSet<SourceRange>,
     /// Pod subnets.
-    pub pod_nets: BTreeSet<PodNet>,
+    pub cluster_nets: BTreeSet<ClusterNet>,
     /// Connections that the programs would have remembered.
     pub connections: Vec<Connection>,
     /// Sockets that the programs would have remembered.
@@ -47,7 +47,7 @@ impl FakeMaps {
             backends: vec![None; backend_capacity as usize],
             maglev: vec![Vec::new(); 1024],
             source_ranges: BTreeSet::new(),
-            pod_nets: BTreeSet::new(),
+            cluster_nets: BTreeSet::new(),
             connections: Vec::new(),
             socket_flows: Vec::new(),
             affinities: Vec::new(),
@@ -161,17 +161,19 @@ impl ServiceMaps for FakeMaps {
         Ok(())
     }
 
-    fn pod_nets(&self) -> Result<Vec<PodNet>, MapError> {
-        Ok(self.pod_nets.iter().copied().collect())
+    fn cluster_nets(&self) -> Result<Vec<ClusterNet>, MapError> {
+        Ok(self.cluster_nets.iter().copied().collect())
     }
 
-    fn put_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError> {
-        self.pod_nets.extend(nets);
+    fn put_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError> {
+        self.remove_cluster_nets(nets)?;
+        self.cluster_nets.extend(nets);
         Ok(())
     }
 
-    fn remove_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError> {
-        self.pod_nets.retain(|net| !nets.contains(net));
+    fn remove_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError> {
+        let keys: BTreeSet<_> = nets.iter().map(|net| (net.addr, net.prefix)).collect();
+        self.cluster_nets.retain(|net| !keys.contains(&(net.addr, net.prefix)));
         Ok(())
     }
 

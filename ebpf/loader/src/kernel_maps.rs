@@ -12,8 +12,8 @@ use seaway_ebpf_abi::maps as names;
 use crate::maps::check_slice;
 use crate::sys::{self, Plain};
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, LoadError, MaglevTable, MapError, MapUsage,
-    NodeConfig, PodNet, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
+    Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, LoadError, MaglevTable, MapError,
+    MapUsage, NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// Elements per call.
@@ -76,7 +76,7 @@ pub(crate) struct Maps {
     pub(crate) stats: KernelMap,
     pub(crate) config: KernelMap,
     pub(crate) pod_links: KernelMap,
-    pub(crate) pod_nets: KernelMap,
+    pub(crate) cluster_nets: KernelMap,
     /// Values of a per-CPU element.
     pub(crate) cpus: usize,
     /// [`abi::Config::csum_flags_v6`] for this kernel.
@@ -216,7 +216,7 @@ impl KernelMap {
 
 pub(crate) const NO_KEY: abi::ServiceKey =
     abi::ServiceKey { addr: abi::Addr::NONE, port_be: 0, proto: 0, scope: 0, pad: 0 };
-const NO_POD_NET: abi::PodNetKey = abi::PodNetKey { prefix_len: 0, words: [0; 4] };
+const NO_CLUSTER_NET: abi::ClusterNetKey = abi::ClusterNetKey { prefix_len: 0, words: [0; 4] };
 pub(crate) const NO_RANGE: abi::SourceRangeKey =
     abi::SourceRangeKey { prefix_len: 0, service: 0, addr: abi::Addr::NONE };
 const NO_CLIENT: abi::AffinityKey = abi::AffinityKey { client: abi::Addr::NONE, service: 0, kind: 0 };
@@ -305,18 +305,18 @@ impl ServiceMaps for KernelMaps {
         self.now().services.capacity
     }
 
-    fn pod_nets(&self) -> Result<Vec<PodNet>, MapError> {
-        let elements = self.now().pod_nets.all((NO_POD_NET, 0_u32))?;
-        Ok(elements.iter().map(|(key, _)| PodNet::from_key(key)).collect())
+    fn cluster_nets(&self) -> Result<Vec<ClusterNet>, MapError> {
+        let elements = self.now().cluster_nets.all((NO_CLUSTER_NET, 0_u32))?;
+        Ok(elements.iter().map(|(key, value)| ClusterNet::from_entry(key, *value)).collect())
     }
 
-    fn put_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError> {
-        let keys: Vec<abi::PodNetKey> = nets.iter().map(PodNet::key).collect();
-        self.now().pod_nets.put(&keys, &vec![1_u32; keys.len()])
+    fn put_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError> {
+        let keys: Vec<abi::ClusterNetKey> = nets.iter().map(ClusterNet::key).collect();
+        self.now().cluster_nets.put(&keys, &nets.iter().map(ClusterNet::value).collect::<Vec<_>>())
     }
 
-    fn remove_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError> {
-        self.now().pod_nets.remove(&nets.iter().map(PodNet::key).collect::<Vec<_>>())
+    fn remove_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError> {
+        self.now().cluster_nets.remove(&nets.iter().map(ClusterNet::key).collect::<Vec<_>>())
     }
 
     fn source_range_capacity(&self) -> u32 {

@@ -41,8 +41,8 @@ mod traffic;
 pub use capacities::Capacities;
 pub use dataplane::{Attached, Dataplane, Direction, PacketRun, netns_cookie, remove_all};
 pub use entry::{
-    Affinity, AffinityClient, BackendEntry, Connection, Frontend, PodNet, Protocol, Scope, ServiceEntry,
-    SocketFlow, SourceRange,
+    Affinity, AffinityClient, BackendEntry, ClusterNet, ClusterNetKind, Connection, Frontend, Protocol,
+    Scope, ServiceEntry, SocketFlow, SourceRange,
 };
 pub use error::LoadError;
 pub use fake::FakeMaps;

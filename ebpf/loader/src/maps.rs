@@ -6,7 +6,7 @@ use seaway_ebpf_abi::maps as names;
 use thiserror::Error;
 
 use crate::{
-    Affinity, BackendEntry, Connection, Counter, Frontend, NodeConfig, PodNet, ServiceEntry, SocketFlow,
+    Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, NodeConfig, ServiceEntry, SocketFlow,
     SourceRange, Traffic,
 };
 
@@ -125,12 +125,12 @@ pub trait ServiceMaps: Send {
     /// Removes source ranges.
     fn remove_source_ranges(&mut self, ranges: &[SourceRange]) -> Result<(), MapError>;
 
-    /// The nodes' pod subnets.
-    fn pod_nets(&self) -> Result<Vec<PodNet>, MapError>;
-    /// Adds pod subnets.
-    fn put_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError>;
-    /// Removes pod subnets.
-    fn remove_pod_nets(&mut self, nets: &[PodNet]) -> Result<(), MapError>;
+    /// The nodes' pod subnets and addresses.
+    fn cluster_nets(&self) -> Result<Vec<ClusterNet>, MapError>;
+    /// Adds some; what is there already becomes what it is said to be.
+    fn put_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError>;
+    /// Removes some, whatever they are.
+    fn remove_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError>;
 
     /// The connections from outside that are remembered; two elements each, one per direction.
     fn connections(&self) -> Result<Vec<Connection>, MapError>;

@@ -17,7 +17,7 @@ pub struct NodeConfig {
     /// Cookie of the node's network namespace ([`crate::netns_cookie`]); 0: no NodePort is protected from binds, and
     /// host-only services are served to nobody.
     pub netns_cookie: u64,
-    /// The least network that holds all IPv4 pod subnets ([`crate::ServiceMaps::pod_nets`]): what is not in it is no
+    /// The least network that holds all IPv4 pod subnets ([`crate::ServiceMaps::cluster_nets`]): what is not in it is no
     /// pod's, without a look-up.
     pub pods_v4: Option<(std::net::Ipv4Addr, u8)>,
     /// The same for IPv6.

@@ -38,7 +38,7 @@ unsafe impl Plain for seaway_ebpf_abi::Backend {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::SourceRangeKey {}
 // SAFETY: see above.
-unsafe impl Plain for seaway_ebpf_abi::PodNetKey {}
+unsafe impl Plain for seaway_ebpf_abi::ClusterNetKey {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::FlowTuple {}
 // SAFETY: as above.

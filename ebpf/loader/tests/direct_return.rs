@@ -100,6 +100,36 @@ fn a_remote_backend_sees_the_client_and_its_node_is_told_the_frontend() {
     });
 }
 
+/// Who is in the cluster may be on the backend's node, whose stack answers it then and does not ask the programs.
+#[test]
+fn a_client_in_the_cluster_is_answered_the_way_it_came() {
+    each_family_and_protocol(|f, protocol| {
+        let mut node = Node::new("dsr-inside").with_uplink();
+        node.service(external(f.vip, 80, protocol), &[(f.remote, 8080, false)], dsr);
+        let other = if f.is_v4() { "192.168.0.2" } else { "fd01::2" };
+        let (verdict, sent) = run(&node, Direction::Ingress, &packet(protocol, (other, 4000), (f.vip, 80)));
+        let seen = read(&sent);
+        assert_eq!((verdict, seen.src.to_string().as_str()), (REDIRECT, f.node));
+        assert_eq!(seen.dst.to_string(), f.remote);
+    });
+}
+
+/// The backend's node would not believe it.
+#[test]
+fn a_node_port_at_an_address_that_is_not_known_for_a_nodes_is_answered_the_way_it_came() {
+    each_family_and_protocol(|f, protocol| {
+        let mut node = Node::new("dsr-unlisted").with_uplink();
+        let direct = |entry: &mut ServiceEntry| (entry.dsr, entry.node_port) = (true, true);
+        for (addr, seen_by_backend) in [(f.node, f.client), (f.vip, f.node)] {
+            node.service(external(addr, 30_080, protocol), &[(f.remote, 8080, false)], direct);
+            let (verdict, sent) =
+                run(&node, Direction::Ingress, &packet(protocol, (f.client, 4000), (addr, 30_080)));
+            let sent = if addr == f.node { without_option(f, &sent).0 } else { sent };
+            assert_eq!((verdict, read(&sent).src.to_string().as_str()), (REDIRECT, seen_by_backend));
+        }
+    });
+}
+
 #[test]
 fn one_client_port_to_two_frontends_of_one_backend_gets_another_source_for_the_second() {
     each_family_and_protocol(|f, protocol| {
@@ -199,11 +229,14 @@ fn an_option_that_this_node_would_not_have_written_is_not_believed() {
         let mut node = Node::new("dsr-forged").with_uplink();
         node.service(external(f.vip, 80, protocol), &[(f.local, 8080, true), (f.remote, 8080, false)], dsr);
         node.service(external(f.vip, 81, protocol), &[(f.local, 8080, true)], |_| {});
+        let node_port = |entry: &mut ServiceEntry| (entry.dsr, entry.node_port) = (true, true);
+        node.service(external(f.node, 30_080, protocol), &[(f.local, 8080, true)], node_port);
         for (backend, frontend) in [
-            ((f.local, 8080), (f.vip, 81)),       // without direct return
-            ((f.local, 8081), (f.vip, 80)),       // no backend of it
-            ((f.remote, 8080), (f.vip, 80)),      // not here
-            ((f.local, 8080), (f.other_vip, 80)), // no frontend
+            ((f.local, 8080), (f.vip, 81)),        // without direct return
+            ((f.local, 8081), (f.vip, 80)),        // no backend of it
+            ((f.remote, 8080), (f.vip, 80)),       // not here
+            ((f.local, 8080), (f.other_vip, 80)),  // no frontend
+            ((f.local, 8080), (f.client, 30_080)), // at no node
         ] {
             let packet = told(f, protocol, backend, frontend);
             assert_eq!(

@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use node::external;
-use seaway_ebpf_loader::{Counter, NodeConfig, PodNet, Protocol, Role, ServiceMaps};
+use seaway_ebpf_loader::{ClusterNet, ClusterNetKind, Counter, NodeConfig, Protocol, Role, ServiceMaps};
 use world::{FAMILIES, ask_tcp, ask_udp, at, ready};
 
 #[test]
@@ -138,8 +138,12 @@ fn pods_talk_past_the_stack_of_their_node() {
             NodeConfig { pods_v4: Some(v4), pods_v6: Some(v6), hand_over: on, ..node.maps.config().unwrap() };
         node.maps.set_config(&config).unwrap();
         let nets = [("10.244.1.0", 24), ("10.244.2.0", 24), ("fd00:244:1::", 64), ("fd00:244:2::", 64)];
-        let nets = nets.map(|(addr, prefix)| PodNet { addr: addr.parse().unwrap(), prefix });
-        node.maps.put_pod_nets(&nets).unwrap();
+        let nets = nets.map(|(addr, prefix)| ClusterNet {
+            addr: addr.parse().unwrap(),
+            prefix,
+            kind: ClusterNetKind::Pods,
+        });
+        node.maps.put_cluster_nets(&nets).unwrap();
     };
     let ask = || {
         for (f, own) in FAMILIES.iter().zip(["10.244.1.6", "fd00:244:1::6"]) {

@@ -9,7 +9,9 @@ mod node;
 mod wire;
 
 use node::{NODE_V4, NODE_V6, Node, external, internal};
-use seaway_ebpf_loader::{Counter, Direction, NodeConfig, PodNet, Protocol, Role, ServiceMaps};
+use seaway_ebpf_loader::{
+    ClusterNet, ClusterNetKind, Counter, Direction, NodeConfig, Protocol, Role, ServiceMaps,
+};
 use wire::{TCP, UDP, frame, icmp, ip, read, read_ip, tcp, udp};
 
 const UNTOUCHED: i32 = -1;
@@ -86,8 +88,12 @@ fn with_pods(node: &mut Node) {
     node.maps.set_config(&config).unwrap();
     // The second nodes' subnets of these, and this node's: not all that lies between is a pod's.
     let nets = [("10.244.1.0", 24), ("10.244.2.0", 24), ("fd00:244:1::", 64), ("fd00:244:2::", 64)];
-    let nets = nets.map(|(addr, prefix)| PodNet { addr: addr.parse().unwrap(), prefix });
-    node.maps.put_pod_nets(&nets).unwrap();
+    let nets = nets.map(|(addr, prefix)| ClusterNet {
+        addr: addr.parse().unwrap(),
+        prefix,
+        kind: ClusterNetKind::Pods,
+    });
+    node.maps.put_cluster_nets(&nets).unwrap();
 }
 
 #[test]

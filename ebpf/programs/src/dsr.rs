@@ -5,12 +5,12 @@ use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET}
 use aya_ebpf::helpers::generated::bpf_skb_adjust_room;
 use seaway_ebpf_abi::packet::{DESTINATION_OPTIONS, ETHERNET, Position, TCP_ACK, TCP_SYN};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowTuple, FlowValue, SCOPE_EXTERNAL,
-    SERVICE_DSR, SERVICE_NODE_PORT, Service, TCP, checksum, dsr,
+    Addr, BACKEND_LOCAL, CLUSTER_NET_NODE, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowTuple, FlowValue,
+    SCOPE_EXTERNAL, SERVICE_DSR, SERVICE_NODE_PORT, Service, TCP, checksum, dsr,
 };
 
 use crate::balance::{member, service};
-use crate::maps::{FLOWS, Scratch, config, now_s};
+use crate::maps::{FLOWS, Scratch, cluster_net, config, now_s};
 use crate::parse::Packet;
 use crate::skb::{Dropped, Skb};
 
@@ -95,8 +95,11 @@ fn told(skb: Skb, packet: &Packet) -> Option<(Addr, u16)> {
 
 /// The service at a NodePort: the address that a client reached is another node's then, the port is all nodes'.
 #[inline(always)]
-fn node_port(v4: bool, port_be: u16, proto: u8) -> Option<&'static Service> {
-    let config = config()?;
+fn node_port(addr: &Addr, port_be: u16, proto: u8) -> Option<&'static Service> {
+    if cluster_net(addr) != CLUSTER_NET_NODE {
+        return None;
+    }
+    let (config, v4) = (config()?, addr.is_v4());
     let own = if v4 { config.node_v4 } else { config.node_v6 };
     service(&own, port_be, proto, SCOPE_EXTERNAL).filter(|found| found.flags & SERVICE_NODE_PORT != 0)
 }
@@ -109,9 +112,7 @@ pub(crate) fn accept(skb: Skb, scratch: &mut Scratch) -> Dropped<()> {
     let flow = scratch.packet.flow;
     let proto = flow.proto as u8;
     let asked = service(&addr, port_be, proto, SCOPE_EXTERNAL);
-    let Some(found) = asked.or_else(|| node_port(scratch.packet.is_v4(), port_be, proto)) else {
-        return Ok(());
-    };
+    let Some(found) = asked.or_else(|| node_port(&addr, port_be, proto)) else { return Ok(()) };
     let here = found.flags & SERVICE_DSR != 0
         && member(found, &flow.dst, flow.dst_port_be)
             .is_some_and(|backend| backend.flags & BACKEND_LOCAL != 0);

@@ -4,14 +4,15 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
-    Addr, BACKEND_LOCAL, Backend, CONFIG_TAKING_OVER, Counter, FLOW_CLOSING, FLOW_DSR, FLOW_POD, FLOW_REPLY,
-    FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, SERVICE_MASQUERADE, Service, TCP,
+    Addr, BACKEND_LOCAL, Backend, CLUSTER_NET_NODE, CONFIG_TAKING_OVER, Counter, FLOW_CLOSING, FLOW_DSR,
+    FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, SERVICE_MASQUERADE,
+    SERVICE_NODE_PORT, Service, TCP,
 };
 
 use crate::balance::is_node_port;
 use crate::count::count;
 use crate::dsr;
-use crate::maps::{FLOWS, Scratch, config, now_s};
+use crate::maps::{FLOWS, Scratch, cluster_net, config, now_s};
 use crate::parse::Packet;
 use crate::repeat::{END, GO_ON, repeat};
 use crate::skb::Dropped;
@@ -151,10 +152,17 @@ fn node_address(v4: bool) -> Dropped<Addr> {
     if addr.same(&Addr::NONE) || config.snat_port_max == 0 { Err(Counter::NoNodeAddress) } else { Ok(addr) }
 }
 
-/// Whether a backend on another node is to see the client and to answer it directly.
+/// Whether a backend on another node is to see the client and to answer it directly. Not where the client is in the
+/// cluster: to the backend's node it may be its own, which it answers without any program's help. And not where that
+/// node could not know what was asked: it believes in NodePorts at addresses of nodes only.
 #[inline(always)]
 fn direct(packet: &Packet, service: &Service, backend: &Backend, pod: bool) -> bool {
-    service.flags & SERVICE_DSR != 0 && backend.flags & BACKEND_LOCAL == 0 && !pod && dsr::can_tell(packet)
+    service.flags & SERVICE_DSR != 0
+        && backend.flags & BACKEND_LOCAL == 0
+        && !pod
+        && dsr::can_tell(packet)
+        && cluster_net(&packet.flow.src) == 0
+        && (service.flags & SERVICE_NODE_PORT == 0 || cluster_net(&packet.flow.dst) == CLUSTER_NET_NODE)
 }
 
 /// Makes the entries of a new connection; returns that of its own direction. `pod`: its client is a pod of this node,

@@ -6,9 +6,9 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, Backend, COUNTERS as COUNTER_SLOTS, Config, FlowTuple, FlowValue,
-    FragmentKey, FragmentValue, MaglevChunk, PodLink, Service, ServiceKey, SocketKey, SocketValue, Stats,
-    StatsKey,
+    Addr, AffinityKey, AffinityValue, Backend, CLUSTER_NET_PODS, COUNTERS as COUNTER_SLOTS, Config,
+    FlowTuple, FlowValue, FragmentKey, FragmentValue, MaglevChunk, PodLink, Service, ServiceKey, SocketKey,
+    SocketValue, Stats, StatsKey,
 };
 
 use crate::parse::Packet;
@@ -59,9 +59,9 @@ pub(crate) static POD_LINKS: HashMap<u32, PodLink> =
     HashMap::with_max_entries(capacity::POD_LINKS, BPF_F_NO_PREALLOC);
 
 /// The key's data is the address.
-#[map(name = "sw_pod_nets_1")]
-pub(crate) static POD_NETS: LpmTrie<[u32; 4], u32> =
-    LpmTrie::with_max_entries(capacity::POD_NETS, BPF_F_NO_PREALLOC);
+#[map(name = "sw_cluster_nets_1")]
+pub(crate) static CLUSTER_NETS: LpmTrie<[u32; 4], u32> =
+    LpmTrie::with_max_entries(capacity::CLUSTER_NETS, BPF_F_NO_PREALLOC);
 
 /// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
 /// its own at most once at a time.
@@ -115,7 +115,13 @@ pub(crate) fn pod_link(ifindex: u32) -> Option<&'static mut PodLink> {
 /// Whether an address is in a pod subnet.
 #[inline(always)]
 pub(crate) fn is_pod(addr: &Addr) -> bool {
-    POD_NETS.get(Key::new(128, addr.words)).is_some()
+    cluster_net(addr) == CLUSTER_NET_PODS
+}
+
+/// What in the cluster an address belongs to: one of `CLUSTER_NET_*`, or 0: it is outside.
+#[inline(always)]
+pub(crate) fn cluster_net(addr: &Addr) -> u32 {
+    CLUSTER_NETS.get(Key::new(128, addr.words)).copied().unwrap_or(0)
 }
 
 /// Seconds of `CLOCK_MONOTONIC`, as of its last tick: reading the clock itself is dear.

@@ -166,16 +166,10 @@ mod tests {
             };
             snapshot.nodes.insert(name.into(), Arc::new(node));
         }
+        let addr = "192.0.2.1".parse().unwrap();
         let endpoint = |node: &str| seaway_model::Endpoint {
-            addr: "192.0.2.1".parse().unwrap(),
-            hostname: None,
             node: Some(node.into()),
-            zone: None,
-            ready: true,
-            serving: true,
-            terminating: false,
-            hints: None,
-            ports: Arc::default(),
+            ..seaway_model::Endpoint::new(addr, Arc::default())
         };
         let endpoints = led_to.iter().map(|node| endpoint(node)).collect();
         let set = Arc::new(EndpointSet { endpoints });

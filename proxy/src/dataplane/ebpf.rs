@@ -5,10 +5,10 @@
 //! half-written one. All knowledge about the maps is rebuilt from the maps at start; nothing is flushed.
 
 mod alloc;
+mod cluster;
 mod codec;
 mod kernel;
 mod layout;
-mod pods;
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -119,16 +119,16 @@ impl<K: Kernel> Ebpf<K> {
         for (held, role) in held {
             held.retain(|device| attached.contains(&(device.name.to_string(), role)));
         }
-        let pods = pods::read(&self.kernel.maps().pod_nets().map_err(map_error)?);
+        let cluster = cluster::read(&self.kernel.maps().cluster_nets().map_err(map_error)?);
         // What a crash has left half-written is not there.
-        let whole = pods::around(&pods, config.clone()) == config;
+        let whole = cluster::around(&cluster.pods, config.clone()) == config;
         Ok(Host {
             node_v4: config.node_v4,
             node_v6: config.node_v6,
             uplinks: self.uplinks.clone(),
             pod_links: self.pod_links.clone(),
             shaped_links: self.shaped_links.clone(),
-            pods: Arc::new(if whole { pods } else { BTreeSet::new() }),
+            cluster: if whole { Arc::new(cluster) } else { Arc::default() },
             hand_over: config.hand_over,
         })
     }
@@ -210,12 +210,12 @@ impl<K: Kernel> Ebpf<K> {
         let held = self.kernel.maps().config().map_err(map_error)?;
         let (node_v4, node_v6, hand_over) = (host.node_v4, host.node_v6, host.hand_over);
         let config = self.own_settings(loader::NodeConfig { node_v4, node_v6, hand_over, ..held });
-        let config = pods::around(&host.pods, config);
+        let config = cluster::around(&host.cluster.pods, config);
         let maps = self.kernel.maps();
-        let nets = pods::difference(&maps.pod_nets().map_err(map_error)?, &host.pods);
-        maps.put_pod_nets(&nets.add).map_err(map_error)?;
+        let nets = cluster::difference(&maps.cluster_nets().map_err(map_error)?, &host.cluster);
+        maps.put_cluster_nets(&nets.add).map_err(map_error)?;
         maps.set_config(&config).map_err(map_error)?;
-        maps.remove_pod_nets(&nets.remove).map_err(map_error)?;
+        maps.remove_cluster_nets(&nets.remove).map_err(map_error)?;
         let held = (&self.uplinks, &self.pod_links, &self.shaped_links);
         if held == (&host.uplinks, &host.pod_links, &host.shaped_links) {
             return Ok(());

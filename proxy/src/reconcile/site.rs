@@ -10,7 +10,7 @@ use seaway_model::{Family, Node, Snapshot};
 use crate::ProxyConfig;
 use crate::desired::NodeView;
 use crate::links::Link;
-use crate::plan::{Device, Host};
+use crate::plan::{ClusterNets, Device, Host};
 
 /// What CNI plugins that route to each pod (Seaway's, Calico) give the node's ends of links, as all are gateways.
 const POD_LINK_MAC: [u8; 6] = [0xee; 6];
@@ -55,9 +55,13 @@ pub fn view(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> NodeVi
     }
 }
 
-/// The pod subnets of all nodes.
-pub(super) fn pods(snapshot: &Snapshot) -> Arc<BTreeSet<IpNet>> {
-    Arc::new(snapshot.nodes.values().flat_map(|node| &node.pod_cidrs).map(IpNet::trunc).collect())
+/// The pod subnets and addresses of all nodes.
+pub(super) fn cluster(snapshot: &Snapshot) -> Arc<ClusterNets> {
+    let nodes = || snapshot.nodes.values();
+    Arc::new(ClusterNets {
+        pods: nodes().flat_map(|node| &node.pod_cidrs).map(IpNet::trunc).collect(),
+        nodes: nodes().flat_map(|node| &node.addresses).map(|address| address.addr).collect(),
+    })
 }
 
 /// The tunnels to other nodes that there are.
@@ -96,6 +100,6 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
         shaped_links: pod_links().filter(|link| link.shaped).map(Link::device).collect(),
         // Only the rules of others tell.
         hand_over: false,
-        pods: Arc::default(),
+        cluster: Arc::default(),
     }
 }

@@ -96,11 +96,12 @@ fn every_row_passes_with_dsr_and_backends_elsewhere_see_the_client() {
     let there: BTreeSet<&str> = there.lines().collect();
     assert!(!there.is_empty(), "no backend on node2");
     let addrs = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}";
-    for node in cluster.kubectl(&["get", "node", "node1", "-o", addrs]).ok().split_whitespace() {
+    let addrs = cluster.kubectl(&["get", "node", "node1", "-o", addrs]).ok();
+    for node in addrs.split_whitespace() {
         let host = if node.contains(':') { format!("[{node}]") } else { node.to_owned() };
+        let url = format!("http://{host}:30080/json");
         let mut answered = BTreeSet::new();
         eventually("a backend on node2 answers what node1 was asked", 20, || {
-            let url = format!("http://{host}:30080/json");
             let curl = ["curl", "-sS", "--max-time", "5", "-w", "\\n%{local_ip}", &url];
             let said = run(&mut cluster.in_netns("client", &curl)).ok();
             let (page, own) = said.rsplit_once('\n').unwrap();
@@ -112,6 +113,13 @@ fn every_row_passes_with_dsr_and_backends_elsewhere_see_the_client() {
             assert_eq!(client.ip().to_canonical().to_string(), own, "{pod} through {node}");
             answered.insert(pod);
             elsewhere && answered.len() > 1
+        });
+        // To the backend's own node this answer would be one to itself.
+        eventually("a backend on node2 answers what node2 asks at node1", 20, || {
+            let curl = ["curl", "-sS", "--max-time", "2", &url];
+            let page = run(&mut cluster.in_netns("node2", &curl)).ok();
+            let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+            there.contains(page["pod"].as_str().unwrap())
         });
     }
     assert_eq!(failing(&cluster), BTreeSet::new());

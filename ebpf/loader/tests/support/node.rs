@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use seaway_ebpf_loader::{
-    BackendEntry, Capacities, Counter, Dataplane, Frontend, KernelMaps, NodeConfig, Protocol, Scope,
-    ServiceEntry, ServiceMaps, remove_all,
+    BackendEntry, Capacities, ClusterNet, ClusterNetKind, Counter, Dataplane, Frontend, KernelMaps,
+    NodeConfig, Protocol, Scope, ServiceEntry, ServiceMaps, remove_all,
 };
 
 /// The node's addresses.
@@ -123,7 +123,18 @@ impl Node {
             ..NodeConfig::default()
         };
         node.maps.set_config(&config).unwrap();
+        node.knows_nodes(&[NODE_V4, NODE_V6, "192.168.0.2", "fd01::2"]);
         node
+    }
+
+    /// Tells the programs addresses of nodes.
+    pub fn knows_nodes(&mut self, addrs: &[&str]) {
+        let net = |text: &&str| {
+            let addr: IpAddr = text.parse().unwrap();
+            let prefix = if addr.is_ipv4() { 32 } else { 128 };
+            ClusterNet { addr, prefix, kind: ClusterNetKind::Node }
+        };
+        self.maps.put_cluster_nets(&addrs.iter().map(net).collect::<Vec<_>>()).unwrap();
     }
 
     /// The uplink's index.

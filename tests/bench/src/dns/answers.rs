@@ -1,11 +1,11 @@
 //! Packet to packet, without sockets: CPU time of this thread per answer. A miss beside a hit, and a large zone beside a small
 //! one, in turn.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use rustix::time::{ClockId, clock_gettime};
 use seaway_dns::{DnsConfig, Metrics, Responder};
 
 use super::Effort;
@@ -17,6 +17,8 @@ const MISS_TARGET: f64 = 1.1;
 const SIZE_TARGET: f64 = 1.05;
 /// Different questions of one measurement.
 const PACKETS: usize = 512;
+/// So many turns have all sides in one measurement.
+const TURNS: usize = 16;
 
 /// A server without sockets, and questions for it.
 struct Side {
@@ -31,9 +33,9 @@ pub fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let mut beside_hit = vec![[const { Pairs::new() }; 2]; sides.len()];
     let mut beside_small = vec![[const { Pairs::new() }; 4]; sides.len()];
     // What is measured first finds everything cold.
-    sides.iter().try_for_each(|side| side.costs(effort.answers / 10).map(drop))?;
+    costs(&sides, effort.answers / 10)?;
     for _ in 0..3 * effort.rounds {
-        let costs = sides.iter().map(|side| side.costs(effort.answers)).collect::<Result<Vec<_>>>()?;
+        let costs = costs(&sides, effort.answers)?;
         for (at, cost) in costs.iter().enumerate() {
             for (pairs, miss) in beside_hit[at].iter_mut().zip([1, 2]) {
                 pairs.push(cost[miss], cost[0]);
@@ -72,26 +74,38 @@ impl Side {
         Ok(Self { responder, packets })
     }
 
-    /// CPU time per answer, in microseconds, of each kind of question.
-    fn costs(&self, answers: usize) -> Result<Vec<f64>> {
+    /// CPU time of `answers` answers to one kind of question, in nanoseconds.
+    fn cost_ns(&self, case: usize, round: usize, answers: usize) -> Result<u64> {
         let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut reply = Vec::new();
-        let mut costs = Vec::new();
-        for packets in &self.packets {
-            let began = cpu_ns()?;
-            for packet in packets.iter().cycle().take(answers) {
-                if !self.responder.respond(std::hint::black_box(packet), client, &mut reply) {
-                    bail!("no answer");
-                }
+        let began_ns = cpu_ns();
+        for packet in self.packets[case].iter().cycle().skip(round * answers % PACKETS).take(answers) {
+            if !self.responder.respond(std::hint::black_box(packet), client, &mut reply) {
+                bail!("no answer");
             }
-            costs.push((cpu_ns()? - began) / 1e3 / answers as f64);
         }
-        Ok(costs)
+        Ok(cpu_ns() - began_ns)
     }
 }
 
+/// CPU time per answer, in microseconds, of each side and each kind of question. All take turns of a few milliseconds, so
+/// that none of them meets a slower machine than the others.
+fn costs(sides: &[Side], answers: usize) -> Result<Vec<[f64; Case::ALL.len()]>> {
+    let turn = answers.div_ceil(TURNS);
+    let mut spent_ns = vec![[0; Case::ALL.len()]; sides.len()];
+    for round in 0..TURNS {
+        for (case, _) in Case::ALL.iter().enumerate() {
+            for (side, spent_ns) in sides.iter().zip(&mut spent_ns) {
+                spent_ns[case] += side.cost_ns(case, round, turn)?;
+            }
+        }
+    }
+    let each_us = |spent_ns: u64| spent_ns as f64 / 1e3 / (turn * TURNS) as f64;
+    Ok(spent_ns.into_iter().map(|cases| cases.map(each_us)).collect())
+}
+
 /// What this thread has run, in nanoseconds.
-fn cpu_ns() -> Result<f64> {
-    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
-    Ok(text.split(' ').next().context("an empty schedstat")?.parse()?)
+fn cpu_ns() -> u64 {
+    let spent = clock_gettime(ClockId::ThreadCPUTime);
+    spent.tv_sec.unsigned_abs() * 1_000_000_000 + spent.tv_nsec.unsigned_abs()
 }
