@@ -39,6 +39,19 @@ pub const fn update(field: u16, from: u64, to: u64) -> u16 {
     !fold(total)
 }
 
+/// The checksum field after the sum of the words that it covers grew by `difference` (in one's complement).
+#[inline(always)]
+pub const fn add(field: u16, difference: u64) -> u16 {
+    !fold((!field) as u64 + difference)
+}
+
+/// Whether a transport checksum is none yet, but the sum of the pseudo-header: the sender has left the rest to its
+/// device, and between virtual devices it stays so. One in 65,536 whole ones looks like that.
+#[inline(always)]
+pub const fn may_be_partial(field: u16, pseudo: u64) -> bool {
+    field == fold(pseudo)
+}
+
 /// The part of the pseudo-header that is not an address, for a segment of `len` bytes.
 #[inline(always)]
 pub const fn pseudo(proto: u8, len: u16) -> u64 {
@@ -75,6 +88,22 @@ mod tests {
         #[test]
         fn full_matches_the_definition(words in prop::collection::vec(any::<u32>(), 0..64)) {
             prop_assert_eq!(u16::from_be(finish(sum(&words))), reference(&bytes(&words)));
+        }
+
+        #[test]
+        fn a_difference_that_is_added_is_that_of_the_words(
+            words in prop::collection::vec(any::<u32>(), 1..64), new in any::<u32>(),
+        ) {
+            let before = finish(sum(&words));
+            let after = add(before, u64::from(!words[0]) + u64::from(new));
+            prop_assert_eq!(canonical(after), canonical(update(before, words[0].into(), new.into())));
+        }
+
+        #[test]
+        fn a_checksum_that_its_sender_left_to_a_device_is_known(words in prop::collection::vec(1..u32::MAX, 1..16)) {
+            prop_assert!(may_be_partial(fold(sum(&words)), sum(&words)));
+            let data = u64::from(0xabcd_u16);
+            prop_assert!(!may_be_partial(finish(sum(&words) + data), sum(&words)) || fold(2 * sum(&words) + data) == 0xffff);
         }
 
         #[test]

@@ -69,6 +69,9 @@ counters! {
     RejectLimited = "reject_limited",
     /// Packets between pods that passed this node's stack by.
     HandedOver = "handed_over",
+    /// Packets between clients outside and backends on other nodes that the XDP program sent on. They are also counted as
+    /// translated.
+    XdpForwarded = "xdp_forwarded",
 }
 
 /// Number of slots of the counter map, with room to grow.
@@ -93,6 +96,7 @@ impl DropReason {
             | Counter::SnatCollision
             | Counter::SocketMapFull
             | Counter::HandedOver
+            | Counter::XdpForwarded
             | Counter::StatsFull => None,
             reason => Some(Self(reason)),
         }

@@ -31,6 +31,7 @@ pub mod packet;
 pub mod select;
 mod service;
 mod stats;
+mod xdp;
 
 pub use addr::Addr;
 pub use config::{
@@ -49,6 +50,7 @@ pub use service::{
     SERVICE_SOURCE_RANGES, Service, ServiceKey, SourceRangeKey,
 };
 pub use stats::{Stats, StatsKey};
+pub use xdp::{XDP_LINK_ACCEPTS, XDP_LINK_ANSWERS, XdpLink};
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;

@@ -28,9 +28,11 @@ pub const POD_LINKS: &str = "sw_pod_links_1";
 /// The nodes' pod subnets and addresses: [`crate::ClusterNetKey`] -> `CLUSTER_NET_*` (u32), LPM trie. Written by user
 /// space.
 pub const CLUSTER_NETS: &str = "sw_cluster_nets_1";
+/// Uplinks that the XDP program runs at: index of the link -> [`crate::XdpLink`], hash. User space writes it.
+pub const XDP_LINKS: &str = "sw_xdp_links_1";
 
 /// All maps that are pinned.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     SERVICES,
     BACKENDS,
     MAGLEV,
@@ -44,6 +46,7 @@ pub const ALL: [&str; 13] = [
     CONFIG,
     POD_LINKS,
     CLUSTER_NETS,
+    XDP_LINKS,
 ];
 
 /// Entries that a map takes unless the user says otherwise. What user space writes begins small and is exchanged for
@@ -71,4 +74,6 @@ pub mod capacity {
     pub const POD_LINKS: u32 = 4_096;
     /// Pod subnets and addresses, a few per node. Elements are allocated as they come.
     pub const CLUSTER_NETS: u32 = 65_536;
+    /// Uplinks: more than a node has.
+    pub const XDP_LINKS: u32 = 256;
 }

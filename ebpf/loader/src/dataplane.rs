@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 
-use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use seaway_ebpf_abi::maps as names;
 
 use crate::kernel_maps::{KernelMap, KernelMaps, Maps, PodLinkEntry};
 use crate::links::{self, Hook, Kind, Role};
-use crate::{Capacities, LoadError, exchange, migrate, mounts, object, sys};
+use crate::xdp::{XdpDevice, XdpMode};
+use crate::{Capacities, LoadError, exchange, migrate, mounts, object, sys, xdp};
 
 /// Where a program is attached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +35,8 @@ pub struct Attached {
 /// What a packet program did with a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacketRun {
-    /// `TC_ACT_*`: -1 not touched, 0 passed on translated, 2 dropped, 7 sent elsewhere.
+    /// `TC_ACT_*`: -1 not touched, 0 passed on translated, 2 dropped, 7 sent elsewhere. Of [`Direction::Xdp`]: `XDP_*`: 1
+    /// dropped, 2 passed on, 3 sent back by the same device, 4 sent elsewhere.
     pub verdict: i32,
     /// The packet afterwards.
     pub packet: Vec<u8>,
@@ -53,6 +55,9 @@ pub enum Direction {
     PodIngress,
     /// Packets that go to a pod.
     PodEgress,
+    /// Packets that arrive on an uplink, before the kernel has made buffers of them. Only with the program attached to the
+    /// device, natively.
+    Xdp,
 }
 
 /// The programs and maps of one node.
@@ -62,6 +67,10 @@ pub struct Dataplane {
     object: Cow<'static, [u8]>,
     ebpf: Ebpf,
     maps: KernelMaps,
+    xdp_mode: XdpMode,
+    /// The uplinks, and what they run of XDP.
+    uplinks: Vec<(String, u32)>,
+    xdp: Vec<XdpDevice>,
 }
 
 /// Where each map is pinned.
@@ -97,16 +106,18 @@ impl Dataplane {
         let former = migrate::Former::find(&pins)?;
         let capacities = former.at_least(capacities);
         let pin = |name: &'static str| pins.join(name);
-        let ebpf = load(bpffs, &capacities, &object, &pin)?;
+        let mut ebpf = load(bpffs, &capacities, &object, &pin)?;
         let maps = open_maps(&pin)?;
         let carried = former.convert(&maps)?;
         maps.note_kernel()?;
         if carried {
             // Whoever is attached goes over to the new maps; then nobody needs the former ones.
-            links::update_all(bpffs, &|hook| program_fd(&ebpf, hook))?;
+            replace_attached(bpffs, &mut ebpf)?;
             former.remove()?;
         }
-        Ok(Self { bpffs: bpffs.into(), object, ebpf, maps: KernelMaps::new(Arc::new(maps)) })
+        let (maps, xdp_mode) = (KernelMaps::new(Arc::new(maps)), XdpMode::Off);
+        let (uplinks, xdp) = (Vec::new(), Vec::new());
+        Ok(Self { bpffs: bpffs.into(), object, ebpf, maps, xdp_mode, uplinks, xdp })
     }
 
     /// Exchanges the maps that user space writes for ones with at least so many entries, where they have fewer:
@@ -127,9 +138,9 @@ impl Dataplane {
         let pin = |name: &'static str| {
             if grown.contains(&name) { exchange::fresh(&pins, name) } else { pins.join(name) }
         };
-        let ebpf = load(&self.bpffs, wanted, &self.object, &pin)?;
+        let mut ebpf = load(&self.bpffs, wanted, &self.object, &pin)?;
         let maps = open_maps(&pin)?;
-        links::update_all(&self.bpffs, &|hook| program_fd(&ebpf, hook))?;
+        replace_attached(&self.bpffs, &mut ebpf)?;
         self.ebpf = ebpf;
         self.maps.exchange(Arc::new(maps));
         exchange::settle(&pins, &grown)?;
@@ -146,7 +157,7 @@ impl Dataplane {
         let directory = std::fs::File::open(cgroup).map_err(|e| LoadError::io("open", cgroup, e))?;
         // A cgroup's id is its directory's inode.
         let id = directory.metadata().map_err(|e| LoadError::io("inspect", cgroup, e))?.ino();
-        for hook in Hook::ALL.iter().filter(|hook| hook.kind != Kind::Packet) {
+        for hook in Hook::ALL.iter().filter(|hook| hook.role.is_none()) {
             let target = links::Target::Cgroup { fd: directory.as_raw_fd().cast_unsigned(), id };
             links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(|source| {
                 LoadError::Attach { program: hook.program, target: cgroup.display().to_string(), source }
@@ -179,13 +190,43 @@ impl Dataplane {
         maps.retain_pod_links(&pods)?;
         links::detach_devices_except(&self.bpffs, &indices)?;
         maps.add_pod_links(&pods)?;
+        let uplinks =
+            devices.iter().filter(|(device, role)| *role == Role::Uplink && !missing.contains(device));
+        self.uplinks =
+            uplinks.filter_map(|(device, _)| Some((device.clone(), sys::ifindex(device)?))).collect();
+        self.renew_xdp()?;
         Ok(missing)
+    }
+
+    /// Whether uplinks are to carry the XDP program as well, from the next [`Dataplane::attach_devices`] on.
+    pub fn set_xdp(&mut self, mode: XdpMode) {
+        self.xdp_mode = mode;
+    }
+
+    /// What the uplinks run of XDP. Empty: it is switched off.
+    pub fn xdp(&self) -> &[XdpDevice] {
+        &self.xdp
+    }
+
+    /// Looks anew at what XDP the uplinks can and may run, and has them run that: drivers, the far ends of virtual links
+    /// and other people's programs change. What a device cannot is no error: the other programs do it all.
+    pub fn renew_xdp(&mut self) -> Result<(), LoadError> {
+        let maps = self.maps.now();
+        let Some(hook) = self.xdp_mode.hook() else {
+            maps.set_xdp_links(&[])?;
+            self.xdp.clear();
+            return xdp::detach(&self.bpffs);
+        };
+        let program = load_xdp(&mut self.ebpf, hook).and_then(|()| program_fd(&self.ebpf, hook));
+        self.xdp = xdp::attach(&self.bpffs, &self.uplinks, (self.xdp_mode, hook), program)?;
+        Ok(maps.set_xdp_links(&xdp::links(&self.xdp))?)
     }
 
     /// Attaches the programs of `role`. Returns whether it had them.
     fn attach_device(&self, device: &str, ifindex: u32, role: Role) -> Result<bool, LoadError> {
         let mut had_programs = false;
-        for hook in Hook::ALL.iter().filter(|hook| hook.role == Some(role.programs())) {
+        let of_role = |hook: &&Hook| hook.kind == Kind::Packet && hook.role == Some(role.programs());
+        for hook in Hook::ALL.iter().filter(of_role) {
             let target = links::Target::Device { ifindex };
             had_programs |= links::attach(&self.bpffs, hook, program_fd(&self.ebpf, hook)?, target).map_err(
                 |source| LoadError::Attach { program: hook.program, target: device.to_owned(), source },
@@ -218,12 +259,41 @@ impl Dataplane {
             Direction::Egress => &Hook::EGRESS,
             Direction::PodIngress => &Hook::POD_INGRESS,
             Direction::PodEgress => &Hook::POD_EGRESS,
+            Direction::Xdp => &Hook::XDP,
         };
+        let context = context(hook, packet, ifindex);
         let (verdict, packet, duration_ns) =
-            sys::test_run(program_fd(&self.ebpf, hook)?, packet, ifindex, repeat)
+            sys::test_run(program_fd(&self.ebpf, hook)?, packet, &context, repeat)
                 .map_err(|source| LoadError::Run { program: hook.program, source })?;
         Ok(PacketRun { verdict, packet, duration_ns })
     }
+}
+
+/// What a packet program is given beside the packet, of which only a few members may be set.
+fn context(hook: &Hook, packet: &[u8], ifindex: u32) -> Vec<u32> {
+    if hook.kind == Kind::Xdp {
+        // struct xdp_md { data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex }
+        return vec![0, u32::try_from(packet.len()).unwrap_or(u32::MAX), 0, ifindex, 0, 0];
+    }
+    // struct __sk_buff: ifindex is the eleventh word.
+    let mut context = vec![0; 48];
+    context[10] = ifindex;
+    context
+}
+
+/// Lets everything that is attached run the programs of `ebpf`.
+fn replace_attached(bpffs: &Path, ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    for (hook, _) in links::pinned(bpffs, Kind::Xdp)? {
+        load_xdp(ebpf, hook)?;
+    }
+    links::update_all(bpffs, &|hook| program_fd(ebpf, hook))
+}
+
+/// Loads an XDP program, unless that is done: most nodes have no use for one.
+fn load_xdp(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), LoadError> {
+    let missing = LoadError::Missing { kind: "program", name: hook.program };
+    let program = ebpf.program_mut(hook.program).ok_or(missing)?;
+    if program.fd().is_ok() { Ok(()) } else { load_program(program, hook) }
 }
 
 /// Creates the maps that are not pinned yet, and loads the programs.
@@ -247,7 +317,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let mut waiting: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
     std::thread::scope(|scope| {
         let mut running = Vec::new();
-        for hook in &Hook::ALL {
+        for hook in Hook::ALL.iter().filter(|hook| hook.kind != Kind::Xdp) {
             let missing = LoadError::Missing { kind: "program", name: hook.program };
             let program = waiting.remove(hook.program).ok_or(missing)?;
             running.push(scope.spawn(move || load_program(program, hook)));
@@ -279,6 +349,7 @@ fn try_load(program: &mut Program, hook: &Hook) -> Result<(), LoadError> {
         Kind::Address => <&mut CgroupSockAddr>::try_from(program).and_then(CgroupSockAddr::load),
         Kind::Socket => <&mut CgroupSock>::try_from(program).and_then(CgroupSock::load),
         Kind::Packet => <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load),
+        Kind::Xdp => <&mut Xdp>::try_from(program).and_then(Xdp::load),
     };
     loaded.map_err(|source| LoadError::Program { program: hook.program, source: Box::new(source) })
 }
@@ -288,6 +359,7 @@ fn program_fd<'a>(ebpf: &'a Ebpf, hook: &Hook) -> Result<BorrowedFd<'a>, LoadErr
         Some(Program::CgroupSockAddr(program)) => program.fd(),
         Some(Program::CgroupSock(program)) => program.fd(),
         Some(Program::SchedClassifier(program)) => program.fd(),
+        Some(Program::Xdp(program)) => program.fd(),
         Some(_) | None => return Err(LoadError::Missing { kind: "program", name: hook.program }),
     };
     fd.map(AsFd::as_fd)
@@ -316,6 +388,7 @@ fn open_maps(pin: Pins<'_>) -> Result<Maps, LoadError> {
         config: open(names::CONFIG)?,
         pod_links: open(names::POD_LINKS)?,
         cluster_nets: open(names::CLUSTER_NETS)?,
+        xdp_links: open(names::XDP_LINKS)?,
         cpus,
         csum_flags_v6: csum_flags_v6(),
     })

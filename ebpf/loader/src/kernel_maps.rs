@@ -77,6 +77,7 @@ pub(crate) struct Maps {
     pub(crate) config: KernelMap,
     pub(crate) pod_links: KernelMap,
     pub(crate) cluster_nets: KernelMap,
+    pub(crate) xdp_links: KernelMap,
     /// Values of a per-CPU element.
     pub(crate) cpus: usize,
     /// [`abi::Config::csum_flags_v6`] for this kernel.
@@ -258,6 +259,16 @@ impl Maps {
     pub(crate) fn pod_link_indices(&self) -> Result<Vec<u32>, MapError> {
         let held = self.pod_links.all((0_u32, abi::PodLink::default()))?;
         Ok(held.into_iter().map(|(index, _)| index).collect())
+    }
+
+    /// Lets the XDP program use exactly these links.
+    pub(crate) fn set_xdp_links(&self, links: &[(u32, abi::XdpLink)]) -> Result<(), MapError> {
+        let held = self.xdp_links.all((0_u32, abi::XdpLink::default()))?;
+        let gone = held.into_iter().map(|(index, _)| index);
+        let gone: Vec<u32> = gone.filter(|index| !links.iter().any(|(kept, _)| kept == index)).collect();
+        self.xdp_links.remove(&gone)?;
+        let (keys, values): (Vec<_>, Vec<_>) = links.iter().copied().unzip();
+        self.xdp_links.put(&keys, &values)
     }
 
     /// `count` elements of the array from `base` on; the batch call continues after a key.

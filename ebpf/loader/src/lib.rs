@@ -33,10 +33,12 @@ pub mod maglev;
 mod maps;
 mod migrate;
 mod mounts;
+mod netdev;
 mod node_config;
 mod object;
 mod sys;
 mod traffic;
+mod xdp;
 
 pub use capacities::Capacities;
 pub use dataplane::{Attached, Dataplane, Direction, PacketRun, netns_cookie, remove_all};
@@ -54,3 +56,4 @@ pub use node_config::NodeConfig;
 pub use seaway_ebpf_abi::{Counter, DropReason};
 pub use sys::{share_arenas, trim_memory};
 pub use traffic::Traffic;
+pub use xdp::{XdpDevice, XdpMode};

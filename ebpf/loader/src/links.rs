@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Socket,
     /// `BPF_PROG_TYPE_SCHED_CLS`.
     Packet,
+    /// `BPF_PROG_TYPE_XDP`, which runs where that is wanted and possible (`xdp`).
+    Xdp,
 }
 
 /// A program and where it goes.
@@ -24,6 +26,8 @@ pub(crate) struct Hook {
     pub(crate) kind: Kind,
     /// `enum bpf_attach_type`.
     attach_type: u32,
+    /// Of `BPF_LINK_CREATE`.
+    flags: u32,
     /// On which devices, of packet programs.
     pub(crate) role: Option<Role>,
 }
@@ -52,11 +56,15 @@ impl Role {
 
 impl Hook {
     const fn new(program: &'static str, kind: Kind, attach_type: u32) -> Self {
-        Self { program, kind, attach_type, role: None }
+        Self { program, kind, attach_type, flags: 0, role: None }
     }
 
     const fn packet(program: &'static str, attach_type: u32, role: Role) -> Self {
-        Self { program, kind: Kind::Packet, attach_type, role: Some(role) }
+        Self { program, kind: Kind::Packet, attach_type, flags: 0, role: Some(role) }
+    }
+
+    const fn xdp(program: &'static str, flags: u32) -> Self {
+        Self { program, kind: Kind::Xdp, attach_type: 37, flags, role: Some(Role::Uplink) }
     }
 
     pub(crate) const INGRESS: Self = Self::packet("sw_ingress", 46, Role::Uplink);
@@ -64,9 +72,14 @@ impl Hook {
     pub(crate) const POD_INGRESS: Self = Self::packet("sw_pod_ingress", 46, Role::Pod);
     pub(crate) const POD_EGRESS: Self = Self::packet("sw_pod_egress", 47, Role::Pod);
 
+    /// `XDP_FLAGS_DRV_MODE`.
+    pub(crate) const XDP: Self = Self::xdp("sw_xdp", 1 << 2);
+    /// `XDP_FLAGS_SKB_MODE`.
+    pub(crate) const XDP_GENERIC: Self = Self::xdp("sw_xdp_generic", 1 << 1);
+
     /// All hooks, in the order in which they are attached: what translates answers comes before what makes them
     /// necessary.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: &'static [Self] = &[
         Self::new("sw_recvmsg4", Kind::Address, 19),
         Self::new("sw_recvmsg6", Kind::Address, 20),
         Self::new("sw_peername4", Kind::Address, 29),
@@ -82,6 +95,8 @@ impl Hook {
         Self::INGRESS,
         Self::POD_EGRESS,
         Self::POD_INGRESS,
+        Self::XDP,
+        Self::XDP_GENERIC,
     ];
 }
 
@@ -128,7 +143,7 @@ pub(crate) fn attach(bpffs: &Path, hook: &Hook, program: BorrowedFd<'_>, target:
         Target::Cgroup { fd, .. } => fd,
         Target::Device { ifindex } => ifindex,
     };
-    let link = sys::create_link(program, to, hook.attach_type)?;
+    let link = sys::create_link(program, to, hook.attach_type, hook.flags)?;
     // A name that nobody else uses, then over the old pin: a link that is not pinned dies with this process.
     let fresh = pin.with_file_name(format!("{}_new", pin.file_name().unwrap_or_default().to_string_lossy()));
     match std::fs::remove_file(&fresh) {
@@ -196,6 +211,27 @@ pub(crate) fn detach_devices_except(bpffs: &Path, keep: &[(u32, Role)]) -> Resul
     Ok(())
 }
 
+/// The hooks of a kind that have pinned links, with their devices.
+pub(crate) fn pinned(bpffs: &Path, kind: Kind) -> Result<Vec<(&'static Hook, u32)>, LoadError> {
+    let hook = |pin: Pin| {
+        let hook = Hook::ALL.iter().find(|hook| hook.kind == kind && hook.program == pin.program)?;
+        Some((hook, pin.ifindex?))
+    };
+    Ok(pins(bpffs)?.into_iter().filter_map(hook).collect())
+}
+
+/// Detaches a program from a device.
+pub(crate) fn detach(bpffs: &Path, hook: &Hook, ifindex: u32) -> Result<(), LoadError> {
+    unpin(&Target::Device { ifindex }.pin(bpffs, hook))
+}
+
+/// Whether a program is attached to a device by a pinned link.
+pub(crate) fn holds(bpffs: &Path, hook: &Hook, ifindex: u32) -> bool {
+    let target = Target::Device { ifindex };
+    let link = sys::open_pin(&target.pin(bpffs, hook));
+    link.and_then(|link| sys::link_info(link.as_fd())).is_ok_and(|info| target.holds(&info))
+}
+
 /// Detaches the socket programs.
 pub(crate) fn detach_cgroup(bpffs: &Path) -> Result<(), LoadError> {
     // In the opposite order: no new translations before their answers are no longer translated.
@@ -216,7 +252,7 @@ pub(crate) fn update_all<'a>(
     program: &dyn Fn(&Hook) -> Result<BorrowedFd<'a>, LoadError>,
 ) -> Result<(), LoadError> {
     let pins = pins(bpffs)?;
-    for hook in &Hook::ALL {
+    for hook in Hook::ALL {
         for pin in pins.iter().filter(|pin| pin.program == hook.program) {
             let link = sys::open_pin(&pin.path).map_err(|e| LoadError::io("open", &pin.path, e))?;
             match sys::update_link(link.as_fd(), program(hook)?) {

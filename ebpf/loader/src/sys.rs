@@ -14,6 +14,7 @@ const MAP_CREATE: libc::c_int = 0;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_TEST_RUN: libc::c_int = 10;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -59,6 +60,8 @@ unsafe impl Plain for seaway_ebpf_abi::FragmentValue {}
 unsafe impl Plain for seaway_ebpf_abi::Config {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::PodLink {}
+// SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::XdpLink {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::MaglevChunk {}
 // SAFETY: as above.
@@ -140,7 +143,7 @@ struct TestRunAttr {
     pad: u32,
 }
 
-/// The first bytes of `struct bpf_link_info`, as far as cgroup and tcx links go.
+/// The first bytes of `struct bpf_link_info`, as far as cgroup, tcx and XDP links go.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LinkInfo {
@@ -148,7 +151,7 @@ pub(crate) struct LinkInfo {
     pub(crate) id: u32,
     pub(crate) prog_id: u32,
     pad: u32,
-    /// cgroup: id (low word); tcx: ifindex.
+    /// cgroup: id (low word); tcx, XDP: ifindex.
     pub(crate) target: u32,
     /// cgroup: id (high word); tcx: attach type.
     pub(crate) target_high: u32,
@@ -306,11 +309,17 @@ pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program to a cgroup directory (by descriptor) or to a device (by index).
-pub(crate) fn create_link(prog: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+pub(crate) fn create_link(
+    prog: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkAttr {
         prog_or_link_fd: raw(prog),
         target,
         attach_type_or_flags: attach_type,
+        flags,
         ..LinkAttr::default()
     };
     owned(call(LINK_CREATE, &mut attr)?)
@@ -335,6 +344,18 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut attr = InfoAttr { fd: raw(link), len, info: std::ptr::from_mut(&mut info) as u64 };
     call(OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// The name of a program that is loaded.
+pub(crate) fn program_name(id: u32) -> io::Result<String> {
+    let program = owned(call(PROG_GET_FD_BY_ID, &mut [id, 0, 0, 0])?)?;
+    // struct bpf_prog_info, of which the name is the bytes from 64 to 80.
+    let mut info = [0_u64; 10];
+    let len = u32::try_from(size_of_val(&info)).unwrap_or_default();
+    let mut attr = InfoAttr { fd: raw(program.as_fd()), len, info: info.as_mut_ptr() as u64 };
+    call(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    let name = [info[8].to_ne_bytes(), info[9].to_ne_bytes()].concat();
+    Ok(String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned())
 }
 
 /// What a map is made of.
@@ -383,17 +404,15 @@ pub(crate) fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
     Ok(MapShape { kind: info[0], key_size: info[2], value_size: info[3], capacity: info[4], flags: info[5] })
 }
 
-/// Runs a packet program on `packet`, `repeat` times; returns verdict, resulting packet and nanoseconds per run.
+/// Runs a packet program on `packet` and its context, `repeat` times; returns verdict, resulting packet and nanoseconds
+/// per run.
 pub(crate) fn test_run(
     prog: BorrowedFd<'_>,
     packet: &[u8],
-    ifindex: u32,
+    context: &[u32],
     repeat: u32,
 ) -> io::Result<(i32, Vec<u8>, u32)> {
     let mut out = vec![0_u8; packet.len() + 512];
-    // struct __sk_buff, of which only a few members may be given: ifindex is the eleventh word.
-    let mut context = [0_u32; 48];
-    context[10] = ifindex;
     let size = |len: usize| u32::try_from(len).unwrap_or_default();
     let mut attr = TestRunAttr {
         prog_fd: raw(prog),
@@ -402,7 +421,7 @@ pub(crate) fn test_run(
         data_in: packet.as_ptr() as u64,
         data_out: out.as_mut_ptr() as u64,
         repeat,
-        ctx_size_in: size(size_of_val(&context)),
+        ctx_size_in: size(size_of_val(context)),
         ctx_in: context.as_ptr() as u64,
         ..TestRunAttr::default()
     };
@@ -472,15 +491,27 @@ pub(crate) fn ifindex(name: &str) -> Option<u32> {
 
 /// Whether a device's packets begin with an Ethernet header (the loopback device's do, tunnels' may not).
 pub(crate) fn is_ethernet(name: &str) -> bool {
-    let Some((socket, mut request)) = device_request(name) else { return false };
+    hardware_address(name)
+        .is_some_and(|(kind, _)| kind == libc::ARPHRD_ETHER || kind == libc::ARPHRD_LOOPBACK)
+}
+
+/// A device's MAC address; the loopback device has none.
+pub(crate) fn mac(name: &str) -> Option<[u8; 6]> {
+    hardware_address(name).filter(|(kind, _)| *kind == libc::ARPHRD_ETHER).map(|(_, mac)| mac)
+}
+
+/// The kind of a device, and its hardware address as far as it may be a MAC address.
+fn hardware_address(name: &str) -> Option<(u16, [u8; 6])> {
+    let (socket, mut request) = device_request(name)?;
     // SAFETY: the call reads the name and fills the hardware address, which is then the union's member in use.
-    let kind = unsafe {
+    let addr = unsafe {
         if libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) != 0 {
-            return false;
+            return None;
         }
-        request.ifr_ifru.ifru_hwaddr.sa_family
+        request.ifr_ifru.ifru_hwaddr
     };
-    kind == libc::ARPHRD_ETHER || kind == libc::ARPHRD_LOOPBACK
+    let bytes = addr.sa_data.first_chunk::<6>()?;
+    Some((addr.sa_family, bytes.map(i8::cast_unsigned)))
 }
 
 /// Whether a device is one of a pair, the other end of which packets can be handed to (`bpf_redirect_peer`).

@@ -9,8 +9,6 @@ mod node;
 mod world;
 
 use std::io::ErrorKind;
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use node::external;
@@ -190,7 +188,7 @@ fn a_narrow_way_back_to_the_client_is_found_out_by_the_pod() {
 fn clients_outside_are_refused_at_once_by_services_and_pods_that_do_not_listen() {
     let (world, mut node) = ready();
     // What the client sends has no checksum yet: the answers made from it must get theirs right all the same.
-    checksum_in_software("up0");
+    node::offload("up0", node::TX_CHECKSUM, false);
     for f in &FAMILIES {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             node.service(external(f.vip, 90, protocol), &[], |_| {});
@@ -206,25 +204,6 @@ fn clients_outside_are_refused_at_once_by_services_and_pods_that_do_not_listen()
         }
     }
     assert_eq!(node.counter(Counter::NoBackend), 8);
-}
-
-/// Makes the kernel compute the checksums of what a device sends, so that the receiver looks at them.
-fn checksum_in_software(device: &str) {
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
-    const ETHTOOL_STXCSUM: u32 = 0x17;
-    #[repr(C)]
-    struct Request {
-        name: [u8; libc::IF_NAMESIZE],
-        data: *mut [u32; 2],
-        room: [u64; 2],
-    }
-    let mut value = [ETHTOOL_STXCSUM, 0];
-    let mut request = Request { name: [0; libc::IF_NAMESIZE], data: &raw mut value, room: [0; 2] };
-    request.name[..device.len()].copy_from_slice(device.as_bytes());
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // SAFETY: the request has the layout of `struct ifreq`, its data that of `struct ethtool_value`.
-    let code = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
-    assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! From a frontend to one of its backends: shared by sockets and packets.
 
+use aya_ebpf::maps::lpm_trie::Key;
 use seaway_ebpf_abi::select::{FIND_STEPS, Search};
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, SCOPE_EXTERNAL, SCOPE_INTERNAL,
-    SERVICE_NODE_PORT, Service, ServiceKey, select,
+    Addr, AffinityKey, AffinityValue, Backend, CHUNK_SLOTS, CLIENT_ADDRESS, Counter, FlowTuple,
+    SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_NODE_PORT, Service, ServiceKey, select,
 };
 
-use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SERVICES, now_s};
+use crate::frame::Dropped;
+use crate::maps::{AFFINITY, BACKENDS, MAGLEV, SERVICES, SOURCE_RANGES, now_s};
 use crate::repeat::{END, GO_ON, repeat};
 
 /// The service at a frontend: its own, or that of all other ports of the address, which is the same from everywhere.
@@ -101,4 +103,26 @@ pub(crate) fn choose(service: &Service, client: &AffinityKey, hash: u32) -> Opti
         let _ = AFFINITY.insert(client, &value, 0);
     }
     Some(backend)
+}
+
+/// Whether a service admits a packet's source.
+#[inline(always)]
+pub(crate) fn admitted(service: &Service, flow: &FlowTuple) -> bool {
+    let [a, b, c, d] = flow.src.words;
+    SOURCE_RANGES.get(Key::new(160, [service.id, a, b, c, d])).is_some()
+}
+
+/// The backend of a packet's flow, which is new.
+#[inline(always)]
+pub(crate) fn balance(found: &Service, wanted: &FlowTuple, scope: u8) -> Dropped<&'static Backend> {
+    let client = AffinityKey { client: wanted.src, service: found.id, kind: CLIENT_ADDRESS };
+    let hash = select::flow_hash(wanted);
+    if let Some(backend) = choose(found, &client, hash) {
+        return Ok(backend);
+    }
+    // The slice is being replaced: the service points to the new one by now.
+    service(&wanted.dst, wanted.dst_port_be, wanted.proto as u8, scope)
+        .filter(|found| found.count > 0)
+        .and_then(|found| choose(found, &client, hash))
+        .ok_or(Counter::StaleSlice)
 }

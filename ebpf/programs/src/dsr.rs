@@ -10,9 +10,10 @@ use seaway_ebpf_abi::{
 };
 
 use crate::balance::{member, service};
+use crate::frame::{Dropped, Frame};
 use crate::maps::{FLOWS, Scratch, cluster_net, config, now_s};
 use crate::parse::Packet;
-use crate::skb::{Dropped, Skb};
+use crate::skb::Skb;
 
 pub(crate) use seaway_ebpf_abi::dsr::{FITS, length};
 

@@ -12,10 +12,10 @@ use seaway_ebpf_abi::{
 use crate::balance::is_node_port;
 use crate::count::count;
 use crate::dsr;
+use crate::frame::Dropped;
 use crate::maps::{FLOWS, Scratch, cluster_net, config, now_s};
 use crate::parse::Packet;
 use crate::repeat::{END, GO_ON, repeat};
-use crate::skb::Dropped;
 
 /// A closed connection's source port may be used again after this time.
 const CLOSED_S: u32 = 10;
@@ -27,13 +27,19 @@ const QUIET_UDP_S: u32 = 180;
 const RESTING_S: u32 = 2;
 const EEXIST: i32 = -17;
 
-/// The entry of a packet's flow, touched.
+/// The entry of a packet's flow, as it is.
 #[inline(always)]
-pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
+pub(crate) fn find(packet: &Packet) -> Option<&'static mut FlowValue> {
     let flow = FLOWS.get_ptr_mut(&packet.flow)?;
     // SAFETY: an LRU element may be reused while it is read: the worst case is a packet that is translated as another
     // flow's and answered with a reset there.
-    let flow = unsafe { &mut *flow };
+    Some(unsafe { &mut *flow })
+}
+
+/// The entry of a packet's flow, touched.
+#[inline(always)]
+pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
+    let flow = find(packet)?;
     let now = now_s();
     if begins_answer_of_closed(packet, flow) {
         if now.wrapping_sub(flow.last_seen_s) < RESTING_S {
@@ -42,6 +48,13 @@ pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
         forget(packet, flow);
         return None;
     }
+    touch_by(packet, flow, now);
+    Some(flow)
+}
+
+/// Notes in the entry of a packet's flow that the packet was seen.
+#[inline(always)]
+pub(crate) fn touch_by(packet: &Packet, flow: &mut FlowValue, now: u32) {
     if flow.last_seen_s != now {
         flow.last_seen_s = now;
         if flow.flags & FLOW_DSR != 0 {
@@ -59,13 +72,12 @@ pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
         flow.flags |= FLOW_SEEN_REPLY;
         mark(flow, FLOW_SEEN_REPLY);
     }
-    Some(flow)
 }
 
 /// Whether a backend begins to answer, while the connection that was translated has ended: unless a straggler of the
 /// former connection has just marked a new one, a client that now reaches the backend directly has got the same port.
 #[inline(always)]
-fn begins_answer_of_closed(packet: &Packet, flow: &FlowValue) -> bool {
+pub(crate) fn begins_answer_of_closed(packet: &Packet, flow: &FlowValue) -> bool {
     packet.flow.proto == TCP as u32
         && flow.flags & (FLOW_REPLY | FLOW_CLOSING) == FLOW_REPLY | FLOW_CLOSING
         && packet.kind as u8 & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
@@ -146,7 +158,7 @@ pub(crate) fn is_anothers(packet: &Packet) -> bool {
 
 /// The address that a remote backend sees as its client.
 #[inline(always)]
-fn node_address(v4: bool) -> Dropped<Addr> {
+pub(crate) fn node_address(v4: bool) -> Dropped<Addr> {
     let Some(config) = config() else { return Err(Counter::NoNodeAddress) };
     let addr = if v4 { config.node_v4 } else { config.node_v6 };
     if addr.same(&Addr::NONE) || config.snat_port_max == 0 { Err(Counter::NoNodeAddress) } else { Ok(addr) }

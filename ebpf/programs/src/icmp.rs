@@ -5,9 +5,10 @@ use seaway_ebpf_abi::packet::{IpHeader, Position, is_icmp_error};
 use seaway_ebpf_abi::{Addr, Counter, FlowTuple, FlowValue, TCP, UDP, checksum};
 
 use crate::count::count;
+use crate::frame::{Dropped, Frame};
 use crate::maps::{FLOWS, Scratch};
 use crate::nat::{family_flags, rewrite_addresses};
-use crate::skb::{Dropped, Skb, diff};
+use crate::skb::{Skb, diff};
 
 /// Words of the quoted packet that are looked at: its IP header (10 in IPv6) and 8 bytes beyond.
 const QUOTED_V4: usize = 7;

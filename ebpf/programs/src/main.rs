@@ -1,6 +1,7 @@
 //! The eBPF programs: one file per attach point, and beside them the datapath logic that they share. Sockets of this
 //! node are translated at the system call (`socket_*`), packets from outside on the uplinks, and those of pods that
-//! the socket programs do not see on the pods' links (`tc_*`).
+//! the socket programs do not see on the pods' links (`tc_*`). What only passes this node may be sent on in the uplink's
+//! driver already (`xdp`).
 //!
 //! What is pure (headers, checksums, choosing) lives in `seaway-ebpf-abi` and is tested on the host.
 #![no_std]
@@ -12,6 +13,7 @@ mod balance;
 mod count;
 mod dsr;
 mod flow;
+mod frame;
 mod icmp;
 mod maps;
 mod nat;
@@ -31,6 +33,8 @@ mod socket_sendmsg;
 mod stats;
 mod tc_egress;
 mod tc_ingress;
+mod xdp;
+mod xdp_buff;
 
 /// What the kernel is told: some helpers (`bpf_fib_lookup`) are for programs under a GPL-compatible licence only, so
 /// this crate may be used under MIT or GPL-2.0 too, beside the project's Apache-2.0.

@@ -8,7 +8,7 @@ use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, Backend, CLUSTER_NET_PODS, COUNTERS as COUNTER_SLOTS, Config,
     FlowTuple, FlowValue, FragmentKey, FragmentValue, MaglevChunk, PodLink, Service, ServiceKey, SocketKey,
-    SocketValue, Stats, StatsKey,
+    SocketValue, Stats, StatsKey, XdpLink,
 };
 
 use crate::parse::Packet;
@@ -63,6 +63,9 @@ pub(crate) static POD_LINKS: HashMap<u32, PodLink> =
 pub(crate) static CLUSTER_NETS: LpmTrie<[u32; 4], u32> =
     LpmTrie::with_max_entries(capacity::CLUSTER_NETS, BPF_F_NO_PREALLOC);
 
+#[map(name = "sw_xdp_links_1")]
+static XDP_LINKS: HashMap<u32, XdpLink> = HashMap::with_max_entries(capacity::XDP_LINKS, BPF_F_NO_PREALLOC);
+
 /// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
 /// its own at most once at a time.
 #[repr(C)]
@@ -110,6 +113,13 @@ pub(crate) fn config() -> Option<&'static Config> {
 pub(crate) fn pod_link(ifindex: u32) -> Option<&'static mut PodLink> {
     // SAFETY: the map is not preallocated: an element that is removed meanwhile stays valid; whoever writes, sets bits.
     POD_LINKS.get_ptr_mut(&ifindex).map(|link| unsafe { &mut *link })
+}
+
+/// The uplink with this index, if the XDP program may use it.
+#[inline(always)]
+pub(crate) fn xdp_link(ifindex: u32) -> Option<&'static XdpLink> {
+    // SAFETY: the map is not preallocated: an element that is replaced meanwhile stays readable.
+    unsafe { XDP_LINKS.get(&ifindex) }
 }
 
 /// Whether an address is in a pod subnet.

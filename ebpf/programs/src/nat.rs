@@ -3,9 +3,10 @@
 use seaway_ebpf_abi::packet::ETHERNET;
 use seaway_ebpf_abi::{Addr, FlowTuple, TCP, checksum};
 
+use crate::frame::{Dropped, Frame};
 use crate::maps::config;
 use crate::parse::Packet;
-use crate::skb::{Dropped, Skb, UDP_SUM, diff};
+use crate::skb::{Skb, UDP_SUM, diff};
 
 /// Checksum flags of the packet's family (see `Config::csum_flags_v6`).
 #[inline(always)]
@@ -43,13 +44,13 @@ fn join((a, b): (&Addr, &Addr)) -> [u32; 8] {
 
 /// Makes the packet one of flow `to`; `hop`: and one that has come a hop further.
 #[inline(always)]
-pub(crate) fn rewrite(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
+pub(crate) fn rewrite<F: Frame>(frame: F, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
     let from = &packet.flow;
     let v4 = packet.is_v4();
     if v4 {
-        addresses_v4(skb, packet, to, hop)?;
+        addresses_v4(frame, packet, to, hop)?;
     } else {
-        addresses_v6(skb, packet, to, hop)?;
+        addresses_v6(frame, packet, to, hop)?;
     }
     if !packet.has_ports() {
         return Ok(());
@@ -57,15 +58,15 @@ pub(crate) fn rewrite(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> D
     let (sum, flags) = if from.proto == TCP as u32 { (packet.l4 + 16, 0) } else { (packet.l4 + 6, UDP_SUM) };
     let (old, new) = (ports(from), ports(to));
     if old != new {
-        skb.data_sum_32(sum, old, new, flags)?;
-        skb.store(packet.l4, &new)?;
+        frame.data_sum_32(sum, old, new, flags)?;
+        frame.store(packet.l4, &new)?;
     }
-    skb.pseudo_sum(sum, address_change(v4, from, to), flags | family_flags(v4))
+    frame.pseudo_sum(sum, address_change(v4, from, to), flags | family_flags(v4))
 }
 
 /// The rest of the header's third word, then both addresses: one write, checksum included.
 #[inline(always)]
-fn addresses_v4(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
+fn addresses_v4<F: Frame>(frame: F, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
     let [ttl, proto, c, d] = packet.hop_word.to_ne_bytes();
     let new_ttl = if hop { ttl.wrapping_sub(1) } else { ttl };
     let covered = |ttl: u8, flow: &FlowTuple| {
@@ -75,15 +76,15 @@ fn addresses_v4(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped
         checksum::update(u16::from_ne_bytes([c, d]), covered(ttl, &packet.flow), covered(new_ttl, to));
     let [c, d] = field.to_ne_bytes();
     let words = [u32::from_ne_bytes([new_ttl, proto, c, d]), to.src.v4_word(), to.dst.v4_word()];
-    skb.store(ETHERNET + 8, &words)
+    frame.store(ETHERNET + 8, &words)
 }
 
 #[inline(always)]
-fn addresses_v6(skb: Skb, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
+fn addresses_v6<F: Frame>(frame: F, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {
     if hop {
-        skb.store_covered(ETHERNET + 7, &(packet.ttl as u8).wrapping_sub(1))?;
+        frame.store_covered(ETHERNET + 7, &(packet.ttl as u8).wrapping_sub(1))?;
     }
-    skb.store(ETHERNET + 8, &join((&to.src, &to.dst)))
+    frame.store(ETHERNET + 8, &join((&to.src, &to.dst)))
 }
 
 /// The difference that a pseudo-header makes when a packet becomes one of flow `to`.

@@ -6,6 +6,7 @@ use seaway_ebpf_abi::packet::{
 };
 use seaway_ebpf_abi::{Addr, FlowTuple, FragmentKey, FragmentValue, ICMP, ICMPV6, TCP, UDP};
 
+use crate::frame::Frame;
 use crate::maps::FRAGMENTS;
 use crate::skb::Skb;
 
@@ -89,11 +90,11 @@ pub(crate) fn destination(skb: Skb) -> Option<Addr> {
 
 /// Reads a packet. False: it is none that a service could have.
 #[inline(always)]
-pub(crate) fn parse(skb: Skb, packet: &mut Packet, words: &mut [u32; 32]) -> bool {
+pub(crate) fn parse<F: Frame>(frame: F, packet: &mut Packet, words: &mut [u32; 32]) -> bool {
     packet.flow.proto = 0;
-    let ip = match u16::from_be(skb.protocol_be()) {
-        ETHERTYPE_V4 => ip_v4(skb, words),
-        ETHERTYPE_V6 => ip_v6(skb, words),
+    let ip = match u16::from_be(frame.protocol_be()) {
+        ETHERTYPE_V4 => ip_v4(frame, words),
+        ETHERTYPE_V6 => ip_v6(frame, words),
         _ => None,
     };
     let Some((ip, v4, hop_word)) = ip else { return false };
@@ -107,38 +108,38 @@ pub(crate) fn parse(skb: Skb, packet: &mut Packet, words: &mut [u32; 32]) -> boo
     packet.kind = 0;
     packet.flow =
         FlowTuple { src: ip.src, dst: ip.dst, src_port_be: 0, dst_port_be: 0, proto: ip.proto as u32 };
-    if !v4 && !skip_extensions(skb, packet) {
+    if !v4 && !skip_extensions(frame, packet) {
         return false;
     }
-    transport(skb, packet)
+    transport(frame, packet)
 }
 
 #[inline(always)]
-fn ip_v4(skb: Skb, words: &mut [u32; 32]) -> Option<(IpHeader, bool, u32)> {
+fn ip_v4<F: Frame>(frame: F, words: &mut [u32; 32]) -> Option<(IpHeader, bool, u32)> {
     let header: &mut [u32; 5] = words.first_chunk_mut()?;
-    if !skb.peek(ETHERNET, header) {
+    if !frame.peek(ETHERNET, header) {
         return None;
     }
     Some((IpHeader::v4(header)?, true, header[2]))
 }
 
 #[inline(always)]
-fn ip_v6(skb: Skb, words: &mut [u32; 32]) -> Option<(IpHeader, bool, u32)> {
+fn ip_v6<F: Frame>(frame: F, words: &mut [u32; 32]) -> Option<(IpHeader, bool, u32)> {
     let header: &mut [u32; 10] = words.first_chunk_mut()?;
-    if !skb.peek(ETHERNET, header) {
+    if !frame.peek(ETHERNET, header) {
         return None;
     }
     Some((IpHeader::v6(header)?, false, header[1]))
 }
 
 #[inline(always)]
-fn skip_extensions(skb: Skb, packet: &mut Packet) -> bool {
+fn skip_extensions<F: Frame>(frame: F, packet: &mut Packet) -> bool {
     for _ in 0..EXTENSIONS {
         if !is_extension(packet.flow.proto as u8) {
             return true;
         }
         let mut words = [0_u32; 2];
-        if !skb.load(packet.l4, &mut words) {
+        if !frame.load(packet.l4, &mut words) {
             return false;
         }
         match extension(packet.flow.proto as u8, &words) {
@@ -162,11 +163,11 @@ fn skip_extensions(skb: Skb, packet: &mut Packet) -> bool {
 }
 
 #[inline(always)]
-fn transport(skb: Skb, packet: &mut Packet) -> bool {
+fn transport<F: Frame>(frame: F, packet: &mut Packet) -> bool {
     if packet.flow.proto != TCP as u32 && packet.flow.proto != UDP as u32 {
         let mut kind = 0_u8;
         let icmp =
-            packet.is_icmp() && packet.position == Position::Whole as u32 && skb.load(packet.l4, &mut kind);
+            packet.is_icmp() && packet.position == Position::Whole as u32 && frame.load(packet.l4, &mut kind);
         packet.kind = kind as u32;
         return icmp;
     }
@@ -183,10 +184,10 @@ fn transport(skb: Skb, packet: &mut Packet) -> bool {
     // Up to the byte with TCP's flags; a word is the least of UDP's header that there is.
     let mut tcp_words = [0_u32; 4];
     let (read, ports) = if tcp {
-        (transport_words(skb, packet, &mut tcp_words), tcp_words[0])
+        (transport_words(frame, packet, &mut tcp_words), tcp_words[0])
     } else {
         let mut word = [0_u32];
-        (transport_words(skb, packet, &mut word), word[0])
+        (transport_words(frame, packet, &mut word), word[0])
     };
     let [a, b, c, d] = ports.to_ne_bytes();
     packet.flow.src_port_be = u16::from_ne_bytes([a, b]);
@@ -197,13 +198,13 @@ fn transport(skb: Skb, packet: &mut Packet) -> bool {
 
 /// The first words of the transport header.
 #[inline(always)]
-fn transport_words<const N: usize>(skb: Skb, packet: &Packet, words: &mut [u32; N]) -> bool {
+fn transport_words<F: Frame, const N: usize>(frame: F, packet: &Packet, words: &mut [u32; N]) -> bool {
     // Constant places first: what stands there is read without a call.
     if packet.l4 == ETHERNET + 20 {
-        skb.peek(ETHERNET + 20, words)
+        frame.peek(ETHERNET + 20, words)
     } else if packet.l4 == ETHERNET + 40 {
-        skb.peek(ETHERNET + 40, words)
+        frame.peek(ETHERNET + 40, words)
     } else {
-        skb.load(packet.l4, words)
+        frame.load(packet.l4, words)
     }
 }

@@ -6,6 +6,7 @@ use seaway_ebpf_abi::packet::{DESTINATION_OPTIONS, ETHERNET, ETHERTYPE_V4, ETHER
 use seaway_ebpf_abi::{Addr, CONFIG_HAND_OVER, Config, Counter, POD_LINK_TRANSLATES};
 
 use crate::count::count;
+use crate::frame::Frame;
 use crate::maps::{Scratch, is_pod, pod_link};
 use crate::route::{Way, hand_over, lower_hops, redirect, route};
 use crate::skb::Skb;

@@ -5,9 +5,10 @@ use aya_ebpf::helpers::generated::{bpf_redirect, bpf_skb_change_tail};
 use seaway_ebpf_abi::packet::{ETHERNET, Position, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::{Counter, FlowTuple, ICMP, ICMPV6, REJECTS_PER_S, TCP, checksum};
 
+use crate::frame::{Dropped, Frame};
 use crate::maps::{Scratch, config, now_s};
 use crate::parse::Packet;
-use crate::skb::{Dropped, Skb};
+use crate::skb::Skb;
 
 const TTL: u8 = 64;
 /// Bytes beyond its IP header that an ICMP error quotes.
@@ -99,7 +100,7 @@ fn ip_header(skb: Skb, v4: bool, flow: &FlowTuple, proto: u8, payload: u16) -> D
 
 /// The pseudo-header's sum: addresses (the direction does not matter), protocol and length.
 #[inline(always)]
-fn pseudo(v4: bool, flow: &FlowTuple, proto: u8, len: u16) -> u64 {
+pub(crate) fn pseudo(v4: bool, flow: &FlowTuple, proto: u8, len: u16) -> u64 {
     let fixed = checksum::pseudo(proto, len);
     if v4 {
         return fixed + flow.src.v4_word() as u64 + flow.dst.v4_word() as u64;

@@ -8,13 +8,14 @@ use aya_ebpf::helpers::generated as helpers;
 use seaway_ebpf_abi::packet::ETHERNET;
 use seaway_ebpf_abi::{Addr, checksum};
 
+use crate::frame::{Dropped, Frame};
 use crate::parse::Packet;
-use crate::skb::{Dropped, Skb};
+use crate::skb::Skb;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// `BPF_FIB_LOOKUP_SKIP_NEIGH`: the neighbour is resolved when the packet leaves.
-const SKIP_NEIGH: u32 = 1 << 2;
+pub(crate) const SKIP_NEIGH: u32 = 1 << 2;
 const FIB_SUCCESS: i64 = 0;
 const FIB_NO_NEIGH: i64 = 7;
 const FIB_FRAG_NEEDED: i64 = 8;
@@ -31,8 +32,8 @@ pub(crate) enum Way {
 
 /// Looks up the way from `src` to `dst`, for the packet as it is, or for one of `size` bytes.
 #[inline(always)]
-pub(crate) fn route(
-    skb: Skb,
+pub(crate) fn route<F: Frame>(
+    frame: F,
     fib: &mut bpf_fib_lookup,
     v4: bool,
     (proto, size): (u8, u16),
@@ -45,7 +46,7 @@ pub(crate) fn route(
     fib.dport = 0;
     fib.__bindgen_anon_1.tot_len = size;
     fib.__bindgen_anon_2.flowinfo = 0;
-    fib.ifindex = skb.ifindex();
+    fib.ifindex = frame.ifindex();
     fib.__bindgen_anon_5.tbid = 0;
     if v4 {
         fib.__bindgen_anon_3.ipv4_src = src.v4_word();
@@ -55,10 +56,12 @@ pub(crate) fn route(
         fib.__bindgen_anon_4.ipv6_dst = dst.words;
     }
     // SAFETY: the helper reads and writes one `bpf_fib_lookup`.
-    let code =
-        unsafe { helpers::bpf_fib_lookup(skb.0.cast(), fib, size_of::<bpf_fib_lookup>() as i32, SKIP_NEIGH) };
+    let code = unsafe {
+        helpers::bpf_fib_lookup(frame.context(), fib, size_of::<bpf_fib_lookup>() as i32, F::ROUTE_FLAGS)
+    };
     match code {
-        FIB_SUCCESS | FIB_NO_NEIGH => Way::Open,
+        FIB_SUCCESS => Way::Open,
+        FIB_NO_NEIGH if F::ROUTE_FLAGS & SKIP_NEIGH != 0 => Way::Open,
         // SAFETY: both members of the union are plain integers.
         FIB_FRAG_NEEDED => Way::TooBig(unsafe { fib.__bindgen_anon_1.mtu_result }),
         _ => Way::Stack,

@@ -9,28 +9,34 @@ use aya_ebpf::helpers::generated::{
 };
 use seaway_ebpf_abi::Counter;
 
+use crate::frame::{Dropped, Frame};
+use crate::route::SKIP_NEIGH;
+
 /// The note of a packet that is translated (16 bits).
 const TRANSLATED: u32 = 0x5377;
-
-/// Why a packet is dropped.
-pub(crate) type Dropped<T> = Result<T, Counter>;
 
 /// A packet buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(pub(crate) *mut __sk_buff);
 
-impl Skb {
-    /// Fills `to` from the packet; false: it ends before.
+impl Frame for Skb {
+    /// The neighbour is resolved when the packet leaves.
+    const ROUTE_FLAGS: u32 = SKIP_NEIGH;
+
     #[inline(always)]
-    pub(crate) fn load<T>(self, offset: u32, to: &mut T) -> bool {
+    fn context(self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    #[inline(always)]
+    fn load<T>(self, offset: u32, to: &mut T) -> bool {
         let to: *mut T = to;
         // SAFETY: the helper writes at most the size of T, and callers use integer types, which take any bytes.
         unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to.cast::<c_void>(), size_of::<T>() as u32) == 0 }
     }
 
-    /// Fills `to` from the packet, without a call where its beginning is in one piece; false: it ends before.
     #[inline(always)]
-    pub(crate) fn peek<const N: usize>(self, offset: u32, to: &mut [u32; N]) -> bool {
+    fn peek<const N: usize>(self, offset: u32, to: &mut [u32; N]) -> bool {
         // SAFETY: the context is valid while the program runs; the verifier admits the reads for the bounds are
         // checked. They are of words wherever these lie: in front of an IP header there is room for that.
         unsafe {
@@ -47,23 +53,47 @@ impl Skb {
         self.load(offset, to)
     }
 
-    /// Writes to the packet.
     #[inline(always)]
-    pub(crate) fn store<T>(self, offset: u32, from: &T) -> Dropped<()> {
+    fn store<T>(self, offset: u32, from: &T) -> Dropped<()> {
         let from: *const T = from;
         // SAFETY: the helper reads at most the size of T.
         check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size_of::<T>() as u32, 0) })
     }
 
-    /// Writes to an IPv6 header, which has no checksum of its own: one over the whole packet is kept right.
     #[inline(always)]
-    pub(crate) fn store_covered<T>(self, offset: u32, from: &T) -> Dropped<()> {
+    fn store_covered<T>(self, offset: u32, from: &T) -> Dropped<()> {
         let from: *const T = from;
         let (size, flags) = (size_of::<T>() as u32, BPF_F_RECOMPUTE_CSUM as u64);
         // SAFETY: the helper reads at most the size of T.
         check(unsafe { bpf_skb_store_bytes(self.0, offset, from.cast::<c_void>(), size, flags) })
     }
 
+    #[inline(always)]
+    fn pseudo_sum(self, offset: u32, diff: u64, flags: u64) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, diff, flags | BPF_F_PSEUDO_HDR as u64) })
+    }
+
+    #[inline(always)]
+    fn data_sum_32(self, offset: u32, from: u32, to: u32, flags: u64) -> Dropped<()> {
+        // SAFETY: the helper checks the offset.
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, from as u64, to as u64, flags | 4) })
+    }
+
+    #[inline(always)]
+    fn protocol_be(self) -> u16 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { read_volatile(&raw const (*self.0).protocol) as u16 }
+    }
+
+    #[inline(always)]
+    fn ifindex(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { read_volatile(&raw const (*self.0).ifindex) }
+    }
+}
+
+impl Skb {
     /// Adjusts the checksum of an IPv4 header by a difference.
     #[inline(always)]
     pub(crate) fn header_sum(self, offset: u32, diff: u64) -> Dropped<()> {
@@ -78,25 +108,11 @@ impl Skb {
         check(unsafe { bpf_l3_csum_replace(self.0, offset, from as u64, to as u64, 2) })
     }
 
-    /// Adjusts a transport checksum by a difference of addresses, which only its pseudo-header has.
-    #[inline(always)]
-    pub(crate) fn pseudo_sum(self, offset: u32, diff: u64, flags: u64) -> Dropped<()> {
-        // SAFETY: the helper checks the offset.
-        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, diff, flags | BPF_F_PSEUDO_HDR as u64) })
-    }
-
     /// Adjusts a transport checksum by a difference of data that it covers.
     #[inline(always)]
     pub(crate) fn data_sum(self, offset: u32, diff: u64, flags: u64) -> Dropped<()> {
         // SAFETY: the helper checks the offset.
         check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, diff, flags) })
-    }
-
-    /// Replaces a word in a transport checksum that covers it.
-    #[inline(always)]
-    pub(crate) fn data_sum_32(self, offset: u32, from: u32, to: u32, flags: u64) -> Dropped<()> {
-        // SAFETY: the helper checks the offset.
-        check(unsafe { bpf_l4_csum_replace(self.0, offset, from as u64, to as u64, flags | 4) })
     }
 
     /// Whether the checksum at `offset` is still to be filled in by the device, so that the field holds no more than
@@ -132,26 +148,12 @@ impl Skb {
         }
     }
 
-    /// EtherType, network byte order.
-    #[inline(always)]
-    pub(crate) fn protocol_be(self) -> u16 {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { read_volatile(&raw const (*self.0).protocol) as u16 }
-    }
-
     /// Whether the packet was sent to this host: a device may also hand over what it overhears.
     #[inline(always)]
     pub(crate) fn is_for_us(self) -> bool {
         const PACKET_HOST: u32 = 0;
         // SAFETY: as above.
         unsafe { read_volatile(&raw const (*self.0).pkt_type) == PACKET_HOST }
-    }
-
-    /// The device that the packet is at.
-    #[inline(always)]
-    pub(crate) fn ifindex(self) -> u32 {
-        // SAFETY: as above.
-        unsafe { read_volatile(&raw const (*self.0).ifindex) }
     }
 }
 

@@ -1,10 +1,13 @@
 //! Counting per service and backend, where the node wants it: one more look-up per packet.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use seaway_ebpf_abi::{Addr, CONFIG_STATS, Counter, Stats, StatsKey};
+use seaway_ebpf_abi::{
+    Addr, CONFIG_STATS, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowValue, Stats, StatsKey,
+};
 
 use crate::count::count;
 use crate::maps::{STATS, config};
+use crate::parse::Packet;
 
 /// What happened.
 #[derive(Clone, Copy)]
@@ -53,5 +56,22 @@ pub(crate) fn note(service: u32, addr: &Addr, port_be: u16, event: Event) {
             stats.packets_out += 1;
             stats.bytes_out += bytes as u64;
         }
+    }
+}
+
+/// What is noted of a packet that is translated.
+#[inline(always)]
+pub(crate) fn account(packet: &Packet, flow: &FlowValue, first: bool) {
+    packet.note_fragment();
+    if flow.flags & FLOW_TRANSPARENT != 0 {
+        // The node that translated it has counted it.
+    } else if flow.flags & FLOW_REPLY != 0 {
+        let from = &packet.flow;
+        note(flow.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
+        count(Counter::Reply);
+    } else {
+        let event = if first { Event::First(packet.total_len) } else { Event::In(packet.total_len) };
+        note(flow.service, &flow.to.dst, flow.to.dst_port_be, event);
+        count(Counter::Forward);
     }
 }

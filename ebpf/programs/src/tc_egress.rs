@@ -7,8 +7,9 @@ use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{Counter, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES};
 
 use crate::count::count;
+use crate::frame::{Dropped, Frame};
 use crate::maps::{Scratch, pod_link, scratch};
-use crate::skb::{Dropped, Skb};
+use crate::skb::Skb;
 use crate::stats::{self, Event};
 use crate::{flow, icmp, nat, parse};
 

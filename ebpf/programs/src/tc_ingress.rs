@@ -4,23 +4,22 @@
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
-use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    Addr, AffinityKey, Backend, CLIENT_ADDRESS, CONFIG_HAND_OVER, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR,
-    FLOW_POD, FLOW_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, POD_LINK_TRANSLATES,
-    SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES,
-    Service, select,
+    Addr, CONFIG_HAND_OVER, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT,
+    FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY,
+    SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service,
 };
 
-use crate::balance::{choose, service};
+use crate::balance::{admitted, balance, service};
 use crate::count::count;
-use crate::maps::{SOURCE_RANGES, Scratch, config, is_pod, pod_link, scratch};
+use crate::frame::{Dropped, Frame};
+use crate::maps::{Scratch, config, is_pod, pod_link, scratch};
 use crate::parse::Packet;
 use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
-use crate::skb::{Dropped, Skb};
-use crate::stats::{self, Event};
+use crate::skb::Skb;
+use crate::stats::account;
 use crate::{dsr, flow, nat, parse, pods};
 
 /// On an uplink.
@@ -166,43 +165,6 @@ fn refuse(skb: Skb, scratch: &mut Scratch, service: &Service) -> Dropped<i32> {
     let verdict = reject(skb, scratch)?;
     count(Counter::NoBackend);
     Ok(verdict)
-}
-
-#[inline(always)]
-fn admitted(service: &Service, flow: &FlowTuple) -> bool {
-    let [a, b, c, d] = flow.src.words;
-    SOURCE_RANGES.get(Key::new(160, [service.id, a, b, c, d])).is_some()
-}
-
-#[inline(always)]
-fn balance(found: &Service, wanted: &FlowTuple, scope: u8) -> Dropped<&'static Backend> {
-    let client = AffinityKey { client: wanted.src, service: found.id, kind: CLIENT_ADDRESS };
-    let hash = select::flow_hash(wanted);
-    if let Some(backend) = choose(found, &client, hash) {
-        return Ok(backend);
-    }
-    // The slice is being replaced: the service points to the new one by now.
-    service(&wanted.dst, wanted.dst_port_be, wanted.proto as u8, scope)
-        .filter(|found| found.count > 0)
-        .and_then(|found| choose(found, &client, hash))
-        .ok_or(Counter::StaleSlice)
-}
-
-/// What is noted of a packet that is translated.
-#[inline(always)]
-fn account(packet: &Packet, flow: &FlowValue, first: bool) {
-    packet.note_fragment();
-    if flow.flags & FLOW_TRANSPARENT != 0 {
-        // The node that translated it has counted it.
-    } else if flow.flags & FLOW_REPLY != 0 {
-        let from = &packet.flow;
-        stats::note(flow.service, &from.src, from.src_port_be, Event::Out(packet.total_len));
-        count(Counter::Reply);
-    } else {
-        let event = if first { Event::First(packet.total_len) } else { Event::In(packet.total_len) };
-        stats::note(flow.service, &flow.to.dst, flow.to.dst_port_be, event);
-        count(Counter::Forward);
-    }
 }
 
 /// The way of a packet once it is translated.

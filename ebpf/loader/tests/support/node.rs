@@ -72,6 +72,30 @@ pub fn batch(commands: &[&str]) {
     assert!(ip.wait().unwrap().success(), "{commands:?}");
 }
 
+/// `ETHTOOL_STXCSUM`: checksums of what a device sends are left to it.
+pub const TX_CHECKSUM: u32 = 0x17;
+/// `ETHTOOL_SGRO`: what a device receives is put together; a virtual one then takes frames as they are.
+pub const GRO: u32 = 0x2c;
+
+/// Switches an offload of a device.
+pub fn offload(device: &str, command: u32, on: bool) {
+    use std::os::fd::AsRawFd;
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IF_NAMESIZE],
+        data: *mut [u32; 2],
+        room: [u64; 2],
+    }
+    let mut value = [command, on.into()];
+    let mut request = Request { name: [0; libc::IF_NAMESIZE], data: &raw mut value, room: [0; 2] };
+    request.name[..device.len()].copy_from_slice(device.as_bytes());
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    // SAFETY: the request has the layout of `struct ifreq`, its data that of `struct ethtool_value`.
+    let code = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
+    assert_eq!(code, 0, "{}", std::io::Error::last_os_error());
+}
+
 /// A test's node.
 pub struct Node {
     pub bpffs: PathBuf,

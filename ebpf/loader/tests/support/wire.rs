@@ -25,7 +25,8 @@ fn octets(addr: IpAddr) -> Vec<u8> {
     }
 }
 
-fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
+/// The pseudo-header of a checksum.
+pub fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
     let len = u32::try_from(len).unwrap().to_be_bytes();
     [octets(src), octets(dst), len.to_vec(), vec![0, 0, 0, proto]].concat()
 }
