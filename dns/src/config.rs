@@ -80,7 +80,7 @@ pub struct DnsConfig {
     pub drain_quiet: Duration,
     /// How long it may take at most until nobody asks.
     pub drain_max: Duration,
-    /// TCP connections that may be open at once, per listen address.
+    /// TCP connections that may be open at once, per listen address. Beyond it the quietest of the source with the most ends.
     pub tcp_connections_max: usize,
     /// How long a TCP connection may be idle.
     pub tcp_idle_timeout: Duration,

@@ -33,6 +33,9 @@ const ATTEMPTS_MIN: usize = 3;
 pub(crate) struct NoAnswer;
 
 type Outcome = Result<Arc<Found>, NoAnswer>;
+type Flight = watch::Receiver<Option<Outcome>>;
+/// A place among the questions under way. The exchange has a share in it, and may last longer than its asker waits.
+pub(crate) type Place = Arc<OwnedSemaphorePermit>;
 
 /// Asks upstreams.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ pub(crate) struct Forwarder {
     upstreams: Vec<Arc<Upstream>>,
     turn: AtomicUsize,
     cache: Cache,
-    flights: Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>,
+    flights: Mutex<HashMap<Key, Flight>>,
     places: Arc<Semaphore>,
     metrics: Metrics,
 }
@@ -135,20 +138,16 @@ impl Forwarder {
         self.cache.settings().serve_stale.as_ref().map_or(Duration::ZERO, |stale| stale.ttl)
     }
 
-    /// Asks anew in the background, if there is a place for it.
+    /// Asks anew in the background, if there is a place for it. What comes of it stands in the cache.
     fn refresh(self: &Arc<Self>, key: &Key) {
-        let Some(place) = self.place() else { return };
-        let (forwarder, key) = (Arc::clone(self), key.clone());
-        tokio::spawn(async move {
-            // What comes of it stands in the cache.
-            drop(forwarder.ask(&key, &[]).await);
-            drop(place);
-        });
+        if let Some(place) = self.place() {
+            drop(self.flight(key, &[], &place));
+        }
     }
 
     /// A place among the questions that may wait for an upstream; `None` where there are too many.
-    pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+    pub(crate) fn place(&self) -> Option<Place> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok().map(Arc::new);
         if place.is_none() {
             self.metrics.forward_rejected();
         }
@@ -156,26 +155,42 @@ impl Forwarder {
     }
 
     /// Asks upstream, or joins whoever asks the same already. `avoid` are addresses that lead back to us.
-    pub(crate) async fn ask(&self, key: &Key, avoid: &[IpAddr]) -> Outcome {
+    pub(crate) async fn ask(self: &Arc<Self>, key: &Key, avoid: &[IpAddr], place: &Place) -> Outcome {
         let verify = self.cache.settings().serve_stale.as_ref().and_then(|stale| stale.verify_timeout);
-        let Some(patience) = verify else { return self.ask_joined(key, avoid).await };
-        match timeout(patience, self.ask_joined(key, avoid)).await {
+        let mut flight = self.flight(key, avoid, place);
+        let Some(patience) = verify else { return landed(&mut flight).await };
+        match timeout(patience, landed(&mut flight)).await {
             Ok(outcome) => outcome,
             Err(_) => match self.last_known(key) {
                 Ok(found) => Ok(found),
-                Err(NoAnswer) => self.ask_joined(key, avoid).await,
+                Err(NoAnswer) => landed(&mut flight).await,
             },
         }
     }
 
-    async fn ask_joined(&self, key: &Key, avoid: &[IpAddr]) -> Outcome {
-        let (sender, receiver) = watch::channel(None);
-        if let Some(mut flight) = self.join(key, receiver) {
-            let Ok(outcome) = flight.wait_for(Option::is_some).await else { return Err(NoAnswer) };
-            return outcome.clone().unwrap_or(Err(NoAnswer));
+    /// The exchange that is under way for `key`, or a new one. It goes on whether or not anybody still waits for it: others
+    /// may have joined, and the cache wants what comes of it.
+    fn flight(self: &Arc<Self>, key: &Key, avoid: &[IpAddr], place: &Place) -> Flight {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(key) {
+            return flight.clone();
         }
-        let landing = Landing { forwarder: self, key };
-        let outcome = match self.ask_upstreams(key, avoid).await {
+        let (sender, flight) = watch::channel(None);
+        flights.insert(key.clone(), flight.clone());
+        drop(flights);
+        let (avoid, place) = (avoid.to_vec(), Arc::clone(place));
+        let landing = Landing { forwarder: Arc::clone(self), key: key.clone() };
+        tokio::spawn(async move {
+            let outcome = landing.forwarder.fetch(&landing.key, &avoid).await;
+            drop((landing, place));
+            // Nobody may have waited so long.
+            sender.send_replace(Some(outcome));
+        });
+        flight
+    }
+
+    async fn fetch(&self, key: &Key, avoid: &[IpAddr]) -> Outcome {
+        match self.ask_upstreams(key, avoid).await {
             Ok(found) => {
                 self.remember(key, &found);
                 Ok(found)
@@ -184,30 +199,12 @@ impl Forwarder {
                 self.remember(key, &Arc::new(Found::code(ResponseCode::ServFail)));
                 self.last_known(key).or_else(|no_answer| unwilling.ok_or(no_answer))
             }
-        };
-        drop(landing);
-        // Nobody may have joined.
-        sender.send_replace(Some(outcome.clone()));
-        outcome
+        }
     }
 
     fn remember(&self, key: &Key, found: &Arc<Found>) {
         let dropped = self.cache.put(key.clone(), found, Instant::now());
         self.metrics.cache_evicted(&self.zone, dropped);
-    }
-
-    /// The exchange that is under way for `key`; where there is none, `receiver` stands for the one that begins.
-    fn join(
-        &self,
-        key: &Key,
-        receiver: watch::Receiver<Option<Outcome>>,
-    ) -> Option<watch::Receiver<Option<Outcome>>> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        let flight = flights.get(key).cloned();
-        if flight.is_none() {
-            flights.insert(key.clone(), receiver);
-        }
-        flight
     }
 
     /// An answer past its time is better than none, and than a refusal.
@@ -277,16 +274,22 @@ impl Forwarder {
     }
 }
 
-/// Takes a question off the list of those under way, also where its asker is dropped half-way.
-struct Landing<'a> {
-    forwarder: &'a Forwarder,
-    key: &'a Key,
+/// Takes a question off the list of those under way, also where asking ends badly.
+struct Landing {
+    forwarder: Arc<Forwarder>,
+    key: Key,
 }
 
-impl Drop for Landing<'_> {
+impl Drop for Landing {
     fn drop(&mut self) {
-        self.forwarder.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(self.key);
+        self.forwarder.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
+}
+
+/// Waits for the end of an exchange.
+async fn landed(flight: &mut Flight) -> Outcome {
+    let Ok(outcome) = flight.wait_for(Option::is_some).await else { return Err(NoAnswer) };
+    outcome.clone().unwrap_or(Err(NoAnswer))
 }
 
 fn random() -> usize {

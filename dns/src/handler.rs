@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::autopath;
 use crate::cache::{Found, Key};
-use crate::forward::{Forwarder, NoAnswer};
+use crate::forward::{Forwarder, NoAnswer, Place};
 use crate::metrics::{Scope, Source};
 use crate::rewrite::{restore, rewritten};
 use crate::wire::{Request, Response};
@@ -70,7 +69,7 @@ pub(crate) struct Pending {
     avoid: Vec<IpAddr>,
     pub(crate) scope: Scope,
     log: bool,
-    _place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 /// What the client asked for, and under which name that is looked up.
@@ -89,6 +88,11 @@ impl Asked<'_> {
         self.instead.as_ref().unwrap_or(&self.name)
     }
 
+    /// The answer with the name that the client knows.
+    fn restored(&self, response: Response) -> Response {
+        restored(response, &self.name, self.instead.as_ref())
+    }
+
     /// The same for as long as it takes.
     fn kept(self) -> Asked<'static> {
         let Self { name, instead, kind, dnssec_ok, checking_disabled, window } = self;
@@ -99,8 +103,10 @@ impl Asked<'_> {
 /// A walk through the search path.
 struct Walk {
     left: std::vec::IntoIter<Name>,
-    /// The name that is looked up at the moment.
+    /// The name of it that is looked up at the moment.
     at: Name,
+    /// Under which one, after rewriting.
+    instead: Option<Name>,
     /// The answer if none of the names exists: what was said of the first one. `None` while that is being asked for.
     denied: Option<(Response, Source)>,
 }
@@ -164,7 +170,7 @@ impl Handler {
             Now::Done(response, scope, source) => {
                 match self.walk_on(zone, &asked, client, response, (scope, source)) {
                     (Now::Done(response, scope, source), _) => {
-                        return self.done((restored(response, &asked), scope, source), log);
+                        return self.done((asked.restored(response), scope, source), log);
                     }
                     (Now::Ask(ask), walk) => (ask, walk),
                 }
@@ -180,10 +186,15 @@ impl Handler {
                 walk,
                 asked: asked.kept(),
                 log,
-                _place: place,
+                place,
             })),
             None => self.done((Response::empty(ResponseCode::Refused), ask.scope, Source::Forward), log),
         }
+    }
+
+    /// The name to look up instead of `name`.
+    fn rewrite(&self, name: &Name) -> Option<Name> {
+        rewritten(&self.route(name)?.rewrites, name)
     }
 
     /// What is known about `name` without asking anybody.
@@ -231,7 +242,7 @@ impl Handler {
         }
         let names = autopath::walk(&asked.name, zone.origin(), zone.namespace_of(client)?, search);
         let at = asked.name.as_ref().clone();
-        (!names.is_empty()).then(|| Walk { left: names.into_iter(), at, denied: None })
+        (!names.is_empty()).then(|| Walk { left: names.into_iter(), at, instead: None, denied: None })
     }
 
     /// Goes on along the search path where the first name of it does not exist, as far as nobody has to be asked.
@@ -259,17 +270,20 @@ impl Handler {
     /// The next name of the walk that exists, or that has to be asked for.
     fn step(&self, zone: &Zone, asked: &Asked<'_>, walk: &mut Walk) -> Option<Now> {
         for name in walk.left.by_ref() {
-            match self.look_up(zone, asked, &name) {
+            // Rules hold for each of the names, as they would if the client asked for it.
+            let instead = self.rewrite(&name);
+            match self.look_up(zone, asked, instead.as_ref().unwrap_or(&name)) {
                 Now::Done(response, scope, source) => match Existence::of(response.code) {
                     Existence::Known => {
                         self.metrics.autopath_success();
+                        let response = restored(response, &name, instead.as_ref());
                         return Some(Now::Done(self.aliased(asked, &name, response), scope, source));
                     }
                     Existence::Denied => {}
                     Existence::Unknown => return None,
                 },
                 ask @ Now::Ask(_) => {
-                    walk.at = name;
+                    (walk.at, walk.instead) = (name, instead);
                     return Some(ask);
                 }
             }
@@ -318,10 +332,10 @@ fn elsewhere(route: Option<&Arc<Route>>, asked: &Asked<'_>, name: Name, aliases:
 impl Pending {
     /// Asks upstream.
     pub(crate) async fn finish(self) -> Answered {
-        let Self { handler, zone, mut ask, mut walk, asked, avoid, scope, log, _place } = self;
+        let Self { handler, zone, mut ask, mut walk, asked, avoid, scope, log, place } = self;
         let mut source = Source::Forward;
         let response = loop {
-            let mut response = match ask.forwarder.ask(&ask.key, &avoid).await {
+            let mut response = match ask.forwarder.ask(&ask.key, &avoid, &place).await {
                 Ok(found) => forwarded(Arc::unwrap_or_clone(found), &ask.name, ask.aliases),
                 Err(NoAnswer) => Response::empty(ResponseCode::ServFail),
             };
@@ -336,6 +350,7 @@ impl Pending {
                 match Existence::of(response.code) {
                     Existence::Known => {
                         handler.metrics.autopath_success();
+                        let response = restored(response, &walking.at, walking.instead.as_ref());
                         break handler.aliased(&asked, &walking.at, response);
                     }
                     Existence::Denied => {}
@@ -357,15 +372,15 @@ impl Pending {
                 }
             }
         };
-        let response = Response { recursion_available: true, ..restored(response, &asked) };
+        let response = Response { recursion_available: true, ..asked.restored(response) };
         Answered { response, scope, source, log }
     }
 }
 
-/// The answer with the name that the client knows.
-fn restored(mut response: Response, asked: &Asked<'_>) -> Response {
-    if let Some(instead) = &asked.instead {
-        restore(&mut response.answers, &asked.name, instead);
+/// The answer with `name`, for which `instead` was looked up.
+fn restored(mut response: Response, name: &Name, instead: Option<&Name>) -> Response {
+    if let Some(instead) = instead {
+        restore(&mut response.answers, name, instead);
     }
     response
 }

@@ -6,6 +6,7 @@ mod exchange;
 mod guard;
 mod limit;
 mod queue;
+mod seats;
 mod socket;
 mod state;
 mod tcp;

@@ -254,6 +254,28 @@ async fn an_old_answer_where_upstream_takes_its_time() {
 }
 
 #[tokio::test]
+async fn who_joins_a_slow_question_gets_the_old_answer_too_and_the_new_one_comes_to_be_known() {
+    let slow = Resolver::start(Behaviour::Late(Duration::from_millis(250))).await;
+    let running = start(&format!(
+        "forward = {{ to = [\"{}\"] }}\ncache = {{ serve-stale = {{ verify-timeout = \"50ms\", ttl = 7 }} }}",
+        slow.address
+    ));
+    ask(&running, "short.example.").await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let joining = async {
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        ask(&running, "short.example.").await
+    };
+    let (old, joined) = tokio::join!(ask(&running, "short.example."), joining);
+    for answer in [old, joined] {
+        assert_eq!(first(&answer), "192.0.2.1");
+        assert_eq!(answer.answers[0].ttl, 7);
+    }
+    // Upstream is always slower than anybody waits.
+    eventually(async || ask(&running, "short.example.").await.answers[0].ttl == 1).await;
+}
+
+#[tokio::test]
 async fn what_is_much_asked_for_never_ends() {
     let resolver = Resolver::start(Behaviour::Answer).await;
     let running = start(&format!(

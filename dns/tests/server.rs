@@ -194,6 +194,34 @@ async fn tcp_takes_several_questions_in_pieces_and_ends_idle_connections() {
 }
 
 #[tokio::test]
+async fn one_client_does_not_keep_all_connections_from_the_others() {
+    let running = start(&DnsConfig {
+        tcp_connections_max: 4,
+        tcp_idle_timeout: Duration::from_secs(60),
+        ..config(&[])
+    });
+    let packet = question_bytes("web.shop.svc.cluster.local.", RecordType::A);
+    let mut other = TcpStream::connect(running.v4).await.unwrap();
+    let mut asked = async || {
+        tcp_send(&mut other, &packet).await;
+        tcp_receive(&mut other).await
+    };
+    asked().await;
+    let mut greedy = Vec::new();
+    for _ in 0..20 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+        greedy.push(socket.connect(running.v4).await.unwrap());
+    }
+    // Those that had to go are closed, and the other's is not.
+    for stream in &mut greedy[..17] {
+        assert_eq!(timeout(Duration::from_secs(5), stream.read(&mut [0; 8])).await.unwrap().unwrap(), 0);
+    }
+    asked().await;
+    timeout(Duration::from_secs(5), over_tcp(running.v4, &packet)).await.unwrap();
+}
+
+#[tokio::test]
 async fn other_names_are_asked_upstream_once_and_remembered() {
     let resolver = Resolver::start(Behaviour::Answer).await;
     let running = start(&config(&[resolver.address]));

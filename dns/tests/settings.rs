@@ -320,6 +320,29 @@ async fn the_search_path_costs_one_question() {
     assert_eq!(ask(off.address, name, RecordType::A).await, "NXDomain");
 }
 
+#[tokio::test]
+async fn rules_hold_along_the_search_path() {
+    let resolver = Resolver::start(Behaviour::Answer).await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[[zone]]\nname = \".\"\nforward = {{ to = [\"{}\"] }}\n\
+         [[zone.rewrite]]\nfrom = \"api.example\"\nto = \"web.shop.svc.cluster.local\"\n\
+         [[zone.rewrite]]\nfrom = \"old.example\"\nto = \"www.example\"\n",
+        resolver.address
+    );
+    let running = start(&config(file(dir.path(), "dns.toml", &text)));
+    for (stem, addr) in
+        [("Api.example.", "10.96.0.1"), ("old.example.", "192.0.2.1"), ("old.example.", "192.0.2.1")]
+    {
+        let name = format!("{stem}shop.svc.cluster.local.");
+        assert_eq!(
+            ask(running.address, &name, RecordType::A).await,
+            format!("NoError {name} {stem} {stem} {addr}")
+        );
+    }
+    assert_eq!(resolver.asked(), 1);
+}
+
 /// CoreDNS walks whether a name of the cluster's is denied by the cluster or by whoever it falls through to.
 #[tokio::test]
 async fn the_search_path_is_walked_where_names_fall_through() {

@@ -31,7 +31,7 @@ pub(super) struct Limiter {
 impl Limiter {
     /// Whether `source` may ask once more, at `rate` questions per second and as many at once.
     pub(super) fn admits(&self, source: IpAddr, rate: u32, now: Instant) -> bool {
-        let (source, rate) = (prefix(source), f64::from(rate));
+        let (source, rate) = (source_of(source), f64::from(rate));
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.young.len() >= SOURCES_MAX {
             table.old = std::mem::take(&mut table.young);
@@ -51,8 +51,8 @@ impl Limiter {
 }
 
 /// What counts as one source: whoever has an IPv6 address has its /64.
-fn prefix(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
+pub(super) fn source_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from(u128::from(addr) & (u128::MAX << 64)).into(),
         v4 @ IpAddr::V4(_) => v4,
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::exchange::{Outcome, View, answer_later, answer_now};
+use super::seats::{Seat, Seats};
 use super::{DRAIN, Shared};
 use crate::metrics::{Meter, Transport};
 
@@ -23,20 +24,21 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Accepts until the server stops.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, meter: Arc<Meter>) {
-    let places = Arc::new(Semaphore::new(shared.tcp_connections_max));
+    let seats = Seats::new(shared.tcp_connections_max);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = shared.close.cancelled() => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, client, place)) => {
-                let connection = Connection::new(Arc::clone(&shared), Arc::clone(&meter), client);
+            Ok((stream, client)) => {
+                let seat = seats.take(client.ip());
+                let connection = Connection::new(Arc::clone(&shared), Arc::clone(&meter), client.ip());
                 connections.spawn(async move {
+                    let given_away = seat.given_away.clone();
                     // A client that breaks off is the client's affair.
-                    connection.serve(stream).await.ok();
-                    drop(place);
+                    given_away.run_until_cancelled(connection.serve(stream, seat)).await;
                 });
             }
             // Out of file descriptors, most likely: give connections time to end.
@@ -47,16 +49,6 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, meter: Arc
     connections.close();
     // What is still open then belongs to clients that do not read.
     timeout(DRAIN, connections.wait()).await.ok();
-}
-
-/// Accepts a connection when there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, IpAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, client) = listener.accept().await?;
-    Ok((stream, client.ip(), place))
 }
 
 struct Connection {
@@ -80,16 +72,18 @@ impl Connection {
         Self { shared, meter, client, view, unread, reply, answers, answered, pending: 0 }
     }
 
-    async fn serve(mut self, mut stream: TcpStream) -> io::Result<()> {
+    async fn serve(mut self, mut stream: TcpStream, mut seat: Seat) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let (stop, idle) = (self.shared.close.clone(), self.shared.tcp_idle_timeout);
         let mut open = true;
         while open || self.pending > 0 {
             let may_read = open && self.pending < PENDING_MAX;
             tokio::select! {
-                read = stream.read_buf(&mut self.unread), if may_read => match read? {
-                    0 => open = false,
-                    _ => self.take_all(&mut stream).await?,
+                read = stream.read_buf(&mut self.unread), if may_read => if read? == 0 {
+                    open = false;
+                } else {
+                    seat.heard();
+                    self.take_all(&mut stream).await?;
                 },
                 answer = self.answers.recv(), if self.pending > 0 => {
                     self.pending -= 1;
