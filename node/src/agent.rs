@@ -304,6 +304,7 @@ impl Agent {
         proxy.maglev = config.maglev;
         proxy.dsr = config.dsr;
         proxy.pod_hand_over = config.pod_hand_over;
+        proxy.xdp = config.xdp;
         if !matches!(config.overlay, Overlay::None) {
             proxy.tunnels = vec![config.vxlan_device.clone()];
         }

@@ -30,7 +30,7 @@ pub enum Overlay {
     },
 }
 
-pub use seaway_proxy::{Mode as ProxyMode, NodePortAddresses, PodHandOver};
+pub use seaway_proxy::{Mode as ProxyMode, NodePortAddresses, PodHandOver, XdpMode};
 
 /// Everything that [`crate::run`] needs to know. [`NodeConfig::new`] fills in the defaults.
 #[derive(Debug, Clone)]
@@ -83,6 +83,8 @@ pub struct NodeConfig {
     pub dsr: bool,
     /// Whether packets between pods may pass the node's stack by.
     pub pod_hand_over: PodHandOver,
+    /// Whether uplinks send packets that only pass this node on before the kernel makes buffers of them.
+    pub xdp: XdpMode,
     /// Count connections, packets and bytes per Service and backend.
     pub traffic_metrics: bool,
     /// Let this node answer for LoadBalancer addresses.
@@ -168,6 +170,7 @@ impl NodeConfig {
             maglev: false,
             dsr: false,
             pod_hand_over: PodHandOver::Auto,
+            xdp: XdpMode::Off,
             traffic_metrics: false,
             announce_load_balancers: true,
             devices: Vec::new(),

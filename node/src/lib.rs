@@ -22,7 +22,7 @@ pub mod shim;
 mod supervise;
 
 pub use agent::{NodeError, cleanup_proxy, initialise_proxy, run};
-pub use config::{NodeConfig, NodePortAddresses, Overlay, PodHandOver, ProxyMode};
+pub use config::{NodeConfig, NodePortAddresses, Overlay, PodHandOver, ProxyMode, XdpMode};
 pub use dns::counting_requests;
 pub use seaway_dns::serve_as_standby;
 pub use seaway_proxy::dataplane::userspace::serve_as_worker;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
 use crate::dataplane::userspace::WorkerConfig;
-use crate::{PodHandOver, Reporter, StatusHandle};
+use crate::{PodHandOver, Reporter, StatusHandle, XdpMode};
 
 /// Which backend programs the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -96,6 +96,9 @@ pub struct ProxyConfig {
     pub own_pod_links: bool,
     /// Whether packets between pods may pass the node's stack by, if the backend can.
     pub pod_hand_over: PodHandOver,
+    /// Whether uplinks send packets between clients outside and backends on other nodes on before the kernel makes buffers
+    /// of them, if the backend can, and the devices.
+    pub xdp: XdpMode,
     /// How often other people's rules are looked at that the kernel tells nothing of.
     pub firewall_interval: Duration,
     /// Which of the node's addresses serve NodePorts.
@@ -144,6 +147,7 @@ impl ProxyConfig {
             devices: Vec::new(),
             pod_link_prefixes: Vec::new(),
             pod_hand_over: PodHandOver::Auto,
+            xdp: XdpMode::Off,
             firewall_interval: Duration::from_secs(30),
             own_pod_links: false,
             node_port_addresses: NodePortAddresses::default(),

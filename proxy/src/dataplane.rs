@@ -22,7 +22,7 @@ use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Plan};
 use crate::sockets::Translation;
 use crate::stale::{Forgotten, Targets};
-use crate::status::{DropCount, RuleCount};
+use crate::status::{DropCount, RuleCount, Xdp};
 use crate::traffic::TrafficTable;
 
 /// Something that packets pass and that can be programmed.
@@ -92,6 +92,11 @@ pub trait Dataplane: Send {
     /// Connections to NodePorts at loopback addresses, where rules count them, as read back last.
     fn localhost_node_ports(&self) -> Option<u64> {
         None
+    }
+
+    /// What XDP does, where it is switched on.
+    fn xdp(&self) -> Xdp {
+        Xdp::default()
     }
 
     /// Packets dropped, by reason.

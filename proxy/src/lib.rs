@@ -40,8 +40,10 @@ pub use firewall::{PodHandOver, PodPath};
 pub use metrics::Metrics;
 pub use modes::cleanup;
 pub use notices::{Allowance, Notice, Reporter};
-pub use seaway_ebpf_loader::share_arenas;
-pub use status::{BackendStatus, DropCount, FrontendStatus, RuleCount, ServiceStatus, Status, StatusHandle};
+pub use seaway_ebpf_loader::{XdpMode, share_arenas};
+pub use status::{
+    BackendStatus, DropCount, FrontendStatus, RuleCount, ServiceStatus, Status, StatusHandle, Xdp, XdpUplink,
+};
 
 use reconcile::Reconciler;
 
@@ -87,6 +89,9 @@ pub async fn run(
     let counted = if config.count_traffic { dataplane.count_traffic() } else { None };
     if config.count_traffic && counted.is_none() {
         tracing::warn!(mode = dataplane.name(), "this mode does not count traffic per backend");
+    }
+    if config.xdp != XdpMode::Off && dataplane.name() != Mode::Ebpf.name() {
+        tracing::warn!(mode = dataplane.name(), "this mode has no XDP program");
     }
     let hands_over = dataplane.serves_pod_links();
     reconciler.begin(dataplane);

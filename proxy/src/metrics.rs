@@ -45,6 +45,7 @@ pub struct Metrics {
     drops: IntGaugeVec,
     announced: IntGauge,
     pods_handed_over: IntGauge,
+    xdp_forwarded: IntGauge,
     announce_replies: IntCounterVec,
     traffic: TrafficCollector,
 }
@@ -120,6 +121,10 @@ impl Metrics {
                 "seaway_proxy_pods_handed_over",
                 "1 while packets between pods pass the node's stack and firewall by",
             ),
+            xdp_forwarded: int_gauge(
+                "seaway_proxy_xdp_forwarded_packets",
+                "Packets between clients outside and backends on other nodes that XDP sent on",
+            ),
             announce_replies: counters(
                 "seaway_proxy_announce_replies_total",
                 "Answers about announced addresses by protocol",
@@ -132,7 +137,7 @@ impl Metrics {
     }
 
     fn register(&self, registry: &Registry) {
-        let all: [Box<dyn Collector>; 22] = [
+        let all: [Box<dyn Collector>; 23] = [
             Box::new(self.conntrack_duration.clone()),
             Box::new(self.invalid_dropped.clone()),
             Box::new(self.localhost_node_ports.clone()),
@@ -153,6 +158,7 @@ impl Metrics {
             Box::new(self.drops.clone()),
             Box::new(self.announced.clone()),
             Box::new(self.pods_handed_over.clone()),
+            Box::new(self.xdp_forwarded.clone()),
             Box::new(self.announce_replies.clone()),
             Box::new(self.traffic.clone()),
         ];
@@ -268,6 +274,10 @@ impl Metrics {
 
     pub(crate) fn pods_handed_over(&self, direct: bool) {
         self.pods_handed_over.set(i64::from(direct));
+    }
+
+    pub(crate) fn xdp_forwarded(&self, packets: u64) {
+        self.xdp_forwarded.set(i64::try_from(packets).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn announce_reply(&self, protocol: &'static str) {

@@ -42,10 +42,11 @@ pub(crate) async fn open(config: &ProxyConfig) -> Result<Box<dyn Dataplane>, Pro
 
 async fn open_one(mode: Mode, config: &ProxyConfig) -> Result<Box<dyn Dataplane>, ProxyError> {
     let (bpffs, cgroup, worker) = (config.bpffs.clone(), config.cgroup.clone(), config.worker.clone());
+    let xdp = config.xdp;
     // Loading programs takes the verifier a while, and tables a process.
     let opened = tokio::task::spawn_blocking(move || -> Result<Box<dyn Dataplane>, DataplaneError> {
         Ok(match mode {
-            Mode::Auto | Mode::Ebpf => Box::new(Ebpf::open(&bpffs, &cgroup)?),
+            Mode::Auto | Mode::Ebpf => Box::new(Ebpf::open(&bpffs, &cgroup)?.with_xdp(xdp)),
             Mode::Nftables => Box::new(Nftables::open()?),
             Mode::Iptables => Box::new(Iptables::open()?),
             Mode::Userspace => match worker {

@@ -29,6 +29,7 @@ use crate::monitor::Monitor;
 use crate::notices::{self, MaglevOffer, Notices};
 use crate::plan::{Actual, ClusterNets, Host, Plan, diff, diff_of};
 use crate::sockets::View;
+use crate::status::{Xdp, XdpUplink};
 use crate::{Metrics, Mode, ProxyConfig, stale};
 
 use site::{IP_FAMILIES, cluster, ip_families, tunnels};
@@ -61,6 +62,8 @@ pub struct Reconciler {
     rulesets: watch::Receiver<Rulesets>,
     /// Which way these go, as last decided.
     pod_path: Option<PodPath>,
+    /// What XDP did when that was last asked.
+    xdp: Xdp,
     /// The snapshot of the last sync.
     former: Snapshot,
     /// UDP flows have to be looked through: an endpoint is gone, or may have gone before this process began.
@@ -107,6 +110,7 @@ impl Reconciler {
             cluster: Arc::default(),
             rulesets: watch::Sender::new(firewall::unread()).subscribe(),
             pod_path: None,
+            xdp: Xdp::default(),
             dataplane: None,
             actual: None,
             pending: BTreeSet::new(),
@@ -498,9 +502,11 @@ impl Reconciler {
 
     async fn read(&mut self) -> Result<Actual, DataplaneError> {
         let read = |dataplane: &mut dyn Dataplane| {
-            (dataplane.read(), dataplane.drops(), dataplane.rule_counts(), dataplane.localhost_node_ports())
+            let (actual, drops, xdp) = (dataplane.read(), dataplane.drops(), dataplane.xdp());
+            (actual, drops, xdp, dataplane.rule_counts(), dataplane.localhost_node_ports())
         };
-        let (actual, drops, rules, localhost) = self.on_thread(read).await?;
+        let (actual, drops, xdp, rules, localhost) = self.on_thread(read).await?;
+        self.tell_xdp(xdp);
         self.metrics.dropped(&drops);
         self.metrics.rules_counted(&rules);
         if let Some(accepted) = localhost {
@@ -512,14 +518,29 @@ impl Reconciler {
     }
 
     async fn apply(&mut self, plan: Plan) -> Result<(Applied, Plan), DataplaneError> {
-        let (applied, rules, plan) = self
+        let (applied, rules, xdp, plan) = self
             .on_thread(move |dataplane| {
                 let applied = dataplane.apply(&plan);
-                (applied, dataplane.rule_counts(), plan)
+                (applied, dataplane.rule_counts(), plan.host.is_some().then(|| dataplane.xdp()), plan)
             })
             .await?;
         self.metrics.rules_counted(&rules);
+        if let Some(xdp) = xdp {
+            self.tell_xdp(xdp);
+        }
         Ok((applied?, plan))
+    }
+
+    /// Tells what uplinks run of XDP, when that has changed.
+    fn tell_xdp(&mut self, xdp: Xdp) {
+        for uplink in xdp.uplinks.iter().filter(|uplink| !self.xdp.uplinks.contains(uplink)) {
+            let XdpUplink { device, mode, note } = uplink;
+            let note = note.as_deref().unwrap_or("it does what it can");
+            tracing::info!(device, mode, "XDP at an uplink: {note}");
+        }
+        self.metrics.xdp_forwarded(xdp.packets);
+        self.config.status.update(|status| status.xdp = xdp.clone());
+        self.xdp = xdp;
     }
 
     /// System calls block: they are made where they hold nobody up.

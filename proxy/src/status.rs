@@ -38,8 +38,30 @@ pub struct Status {
     pub devices: Vec<String>,
     /// Which way packets between pods go; `None`: the backend has nothing to do with them.
     pub pod_path: Option<PodPath>,
+    /// What XDP does here.
+    pub xdp: Xdp,
     /// Dropped packets by reason, since the maps were made.
     pub drops: Vec<DropCount>,
+}
+
+/// What XDP does on a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Xdp {
+    /// The uplinks, where it is switched on.
+    pub uplinks: Vec<XdpUplink>,
+    /// Packets that were sent on, since the maps were made.
+    pub packets: u64,
+}
+
+/// What an uplink runs of XDP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct XdpUplink {
+    /// The link's name.
+    pub device: String,
+    /// `native`, `generic`, or `off`: it runs none.
+    pub mode: &'static str,
+    /// Why it does not, or what it cannot.
+    pub note: Option<String>,
 }
 
 /// Packets dropped for one reason.

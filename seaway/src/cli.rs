@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use seaway_node::{PodHandOver, ProxyMode};
+use seaway_node::{PodHandOver, ProxyMode, XdpMode};
 use tracing_subscriber::EnvFilter;
 
 pub use self::proxy::Proxy;
@@ -216,6 +216,10 @@ pub struct Balance {
     /// its firewall, by (ebpf)
     #[arg(long, value_enum, default_value_t = HandOver::Auto, value_name = "WHEN")]
     pub pod_hand_over: HandOver,
+    /// Whether packets between clients outside and backends on other nodes leave by XDP, before the kernel makes buffers
+    /// of them, past queueing disciplines and packet captures of the uplinks (ebpf)
+    #[arg(long, value_enum, default_value_t = Xdp::Off, value_name = "HOW")]
+    pub xdp: Xdp,
     /// Count connections, packets and bytes per Service and backend, for /metrics (mode ebpf)
     #[arg(long)]
     pub traffic_metrics: bool,
@@ -243,6 +247,26 @@ pub enum HandOver {
     Auto,
     /// Never: every packet passes the stack
     Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// Not at all
+    Off,
+    /// At the uplinks whose drivers can; the others, and what XDP cannot do, go on as without
+    Native,
+    /// At every uplink, after its driver: no faster, for trying out
+    Generic,
+}
+
+impl From<Xdp> for XdpMode {
+    fn from(said: Xdp) -> Self {
+        match said {
+            Xdp::Off => Self::Off,
+            Xdp::Native => Self::Native,
+            Xdp::Generic => Self::Generic,
+        }
+    }
 }
 
 impl From<HandOver> for PodHandOver {

@@ -68,8 +68,8 @@ pub struct Dataplane {
     ebpf: Ebpf,
     maps: KernelMaps,
     xdp_mode: XdpMode,
-    /// The uplinks, and what they run of XDP.
-    uplinks: Vec<(String, u32)>,
+    /// The uplinks, once they are known, and what they run of XDP.
+    uplinks: Option<Vec<(String, u32)>>,
     xdp: Vec<XdpDevice>,
 }
 
@@ -116,7 +116,7 @@ impl Dataplane {
             former.remove()?;
         }
         let (maps, xdp_mode) = (KernelMaps::new(Arc::new(maps)), XdpMode::Off);
-        let (uplinks, xdp) = (Vec::new(), Vec::new());
+        let (uplinks, xdp) = (None, Vec::new());
         Ok(Self { bpffs: bpffs.into(), object, ebpf, maps, xdp_mode, uplinks, xdp })
     }
 
@@ -192,8 +192,8 @@ impl Dataplane {
         maps.add_pod_links(&pods)?;
         let uplinks =
             devices.iter().filter(|(device, role)| *role == Role::Uplink && !missing.contains(device));
-        self.uplinks =
-            uplinks.filter_map(|(device, _)| Some((device.clone(), sys::ifindex(device)?))).collect();
+        let known = |(device, _): &(String, Role)| Some((device.clone(), sys::ifindex(device)?));
+        self.uplinks = Some(uplinks.filter_map(known).collect());
         self.renew_xdp()?;
         Ok(missing)
     }
@@ -212,13 +212,15 @@ impl Dataplane {
     /// and other people's programs change. What a device cannot is no error: the other programs do it all.
     pub fn renew_xdp(&mut self) -> Result<(), LoadError> {
         let maps = self.maps.now();
+        // What a former process has attached stays until it is known what is to run it.
+        let Some(uplinks) = &self.uplinks else { return Ok(()) };
         let Some(hook) = self.xdp_mode.hook() else {
             maps.set_xdp_links(&[])?;
             self.xdp.clear();
             return xdp::detach(&self.bpffs);
         };
         let program = load_xdp(&mut self.ebpf, hook).and_then(|()| program_fd(&self.ebpf, hook));
-        self.xdp = xdp::attach(&self.bpffs, &self.uplinks, (self.xdp_mode, hook), program)?;
+        self.xdp = xdp::attach(&self.bpffs, uplinks, (self.xdp_mode, hook), program)?;
         Ok(maps.set_xdp_links(&xdp::links(&self.xdp))?)
     }
 

@@ -168,6 +168,9 @@ fn connections_go_on_while_nobody_is_there_while_it_is_replaced_and_when_it_is_s
     assert!(go_on(&mut talks, &node) > 10_000);
     // The next one puts its own in place.
     let mut restarted = node::open(&node.bpffs);
+    restarted.set_xdp(XdpMode::Native);
+    restarted.renew_xdp().unwrap();
+    assert!(link("up0").contains("xdp"), "before it knows its uplinks, nothing is taken away");
     attach(&mut restarted, XdpMode::Native);
     let programs = |dataplane: &Dataplane| {
         let attached = dataplane.attached().unwrap();

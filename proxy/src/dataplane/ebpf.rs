@@ -27,7 +27,7 @@ use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
 use crate::plan::{Actual, Device, Host, Plan};
 use crate::stale::{Forgotten, Targets};
-use crate::status::DropCount;
+use crate::status::{DropCount, Xdp};
 use crate::traffic::TrafficTable;
 use layout::{Contents, Layout, Ops};
 
@@ -110,6 +110,7 @@ impl<K: Kernel> Ebpf<K> {
         if config != held {
             self.kernel.maps().set_config(&config).map_err(map_error)?;
         }
+        self.kernel.renew_xdp()?;
         let attached = self.kernel.attached()?;
         let held = [
             (&mut self.uplinks, Role::Uplink),
@@ -324,6 +325,13 @@ impl Ebpf<Loaded> {
         let cookie = kernel::netns_cookie()?;
         Ok(Self::new(kernel, kernel::snat_ports(), cookie))
     }
+
+    /// The same, with the XDP program at uplinks.
+    #[must_use]
+    pub fn with_xdp(mut self, mode: loader::XdpMode) -> Self {
+        self.kernel.set_xdp(mode);
+        self
+    }
 }
 
 impl<K: Kernel> Dataplane for Ebpf<K> {
@@ -421,6 +429,10 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
 
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {
         self.kernel.sockets()
+    }
+
+    fn xdp(&self) -> Xdp {
+        self.kernel.xdp()
     }
 
     fn drops(&self) -> Vec<DropCount> {

@@ -73,6 +73,9 @@ fn node(spec: &ClusterSpec, layout: &Layout, index: u8) -> Component {
     if spec.never_hand_over {
         args.extend(flag("--pod-hand-over", "never"));
     }
+    if spec.xdp != "off" {
+        args.extend(flag("--xdp", &spec.xdp));
+    }
     if spec.traffic_metrics {
         args.push("--traffic-metrics".into());
     }
@@ -215,5 +218,8 @@ mod tests {
         let never = ClusterSpec { never_hand_over: true, ..ClusterSpec::default() };
         assert!(said(&never).contains("--pod-hand-over never"));
         assert!(!said(&ClusterSpec::default()).contains("--pod-hand-over"));
+        let native = ClusterSpec { xdp: "native".into(), ..ClusterSpec::default() };
+        assert!(said(&native).contains("--xdp native"));
+        assert!(!said(&ClusterSpec::default()).contains("--xdp"));
     }
 }

@@ -47,6 +47,9 @@ pub struct ClusterSpec {
     /// Packets between pods always pass the nodes' stacks.
     #[serde(default)]
     pub never_hand_over: bool,
+    /// Whether nodes send on by XDP what only passes them.
+    #[serde(default = "no_xdp")]
+    pub xdp: String,
     /// The service proxy counts traffic per Service and backend.
     #[serde(default)]
     pub traffic_metrics: bool,
@@ -56,6 +59,11 @@ pub struct ClusterSpec {
     pub publish: Option<SocketAddr>,
     /// Install the demo application.
     pub demo: bool,
+}
+
+/// What clusters had that were made before there was a choice.
+fn no_xdp() -> String {
+    "off".into()
 }
 
 impl Default for ClusterSpec {
@@ -84,6 +92,7 @@ impl Default for ClusterSpec {
             maglev: false,
             dsr: false,
             never_hand_over: false,
+            xdp: no_xdp(),
             traffic_metrics: false,
             api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, API_PORT)),
             publish: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),

@@ -62,6 +62,7 @@ fn config(args: Node) -> Result<NodeConfig> {
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
     config.dsr = args.balance.north_south == Forwarding::Dsr;
     config.pod_hand_over = args.balance.pod_hand_over.into();
+    config.xdp = args.balance.xdp.into();
     config.traffic_metrics = args.balance.traffic_metrics;
     config.announce_load_balancers = !args.no_announce;
     config.devices = args.device;

@@ -103,6 +103,7 @@ fn config(args: &Proxy, file: &KubeProxyConfiguration) -> Result<NodeConfig> {
     config.maglev = args.balance.load_balancing == Balancing::Maglev;
     config.dsr = args.balance.north_south == Forwarding::Dsr;
     config.pod_hand_over = args.balance.pod_hand_over.into();
+    config.xdp = args.balance.xdp.into();
     config.traffic_metrics = args.balance.traffic_metrics;
     config.pod_link_prefixes.clone_from(&args.pod_link_prefix);
     let prefix = args.pod_interface_name_prefix.as_deref().or(file.pod_link_prefix());
@@ -205,7 +206,7 @@ fn period(flag: &str, text: Option<&str>) -> Result<Option<Duration>> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use seaway_node::PodHandOver;
+    use seaway_node::{PodHandOver, XdpMode};
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -307,6 +308,9 @@ mod tests {
         assert!(!config.maglev && !config.dsr && !config.traffic_metrics);
         assert_eq!(config.pod_hand_over, PodHandOver::Auto);
         assert_eq!(flags("--pod-hand-over=never", "").unwrap().pod_hand_over, PodHandOver::Never);
+        assert_eq!(config.xdp, XdpMode::Off);
+        assert_eq!(flags("--xdp=native", "").unwrap().xdp, XdpMode::Native);
+        assert_eq!(flags("--xdp=generic", "").unwrap().xdp, XdpMode::Generic);
     }
 
     #[test]

@@ -117,6 +117,7 @@ fn detail(agent: &Value) -> String {
         words.push(format!("answers for {}", addresses.join(" ")));
     }
     words.extend(pod_path(agent));
+    words.extend(xdp(agent));
     words.extend(agent.get("workers").and_then(Value::as_array).into_iter().flatten().map(worker));
     words.join("; ")
 }
@@ -129,6 +130,19 @@ fn pod_path(agent: &Value) -> Option<String> {
     }
     let reason = path.get("reason").and_then(Value::as_str).unwrap_or("for no reason that it told");
     Some(format!("pods go through the stack: {reason}"))
+}
+
+/// What uplinks run of XDP, where it is switched on.
+fn xdp(agent: &Value) -> Option<String> {
+    let xdp = agent.pointer("/proxy/xdp")?;
+    let uplinks = xdp.get("uplinks")?.as_array().filter(|uplinks| !uplinks.is_empty())?;
+    let uplink = |uplink: &Value| {
+        let note = uplink.get("note").and_then(Value::as_str).map(|note| format!(" ({note})"));
+        format!("{} {}{}", text(uplink, "device"), text(uplink, "mode"), note.unwrap_or_default())
+    };
+    let uplinks: Vec<String> = uplinks.iter().map(uplink).collect();
+    let packets = xdp.get("packets").and_then(Value::as_u64).unwrap_or_default();
+    Some(format!("XDP: {}, {packets} packets", uplinks.join(", ")))
 }
 
 /// A process that serves in user space.
@@ -238,5 +252,17 @@ mod tests {
         let stack = json!({"direct": false, "reason": reason});
         assert_eq!(told(stack), format!("{begin}; pods go through the stack: {reason}"));
         assert_eq!(told(Value::Null), begin);
+    }
+
+    #[test]
+    fn what_runs_of_xdp_is_told_link_by_link() {
+        let told = |uplinks: Value| xdp(&json!({"proxy": {"xdp": {"uplinks": uplinks, "packets": 7}}}));
+        assert_eq!(told(json!([])), None);
+        let uplinks = json!([
+            {"device": "eth0", "mode": "native", "note": null},
+            {"device": "wg0", "mode": "off", "note": "it has no MAC address"},
+        ]);
+        let line = "XDP: eth0 native, wg0 off (it has no MAC address), 7 packets";
+        assert_eq!(told(uplinks).as_deref(), Some(line));
     }
 }

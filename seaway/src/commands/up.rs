@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 
 use super::install_crypto;
+use seaway_node::XdpMode;
+
 use crate::cli::{Balancing, Forwarding, HandOver, OverlayKind, Up, Which};
 use crate::cluster::{ClusterSpec, Layout, bringup, preflight, supervisor, teardown};
 use crate::telemetry::{say, say_err};
@@ -42,6 +44,7 @@ fn spec_of(args: &Up) -> ClusterSpec {
         maglev: args.balance.load_balancing == Balancing::Maglev,
         dsr: args.balance.north_south == Forwarding::Dsr,
         never_hand_over: args.balance.pod_hand_over == HandOver::Never,
+        xdp: XdpMode::from(args.balance.xdp).name().into(),
         traffic_metrics: args.balance.traffic_metrics,
         api_listen: args.api_listen,
         publish: (!args.no_demo).then_some(args.publish),

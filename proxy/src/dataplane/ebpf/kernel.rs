@@ -14,7 +14,7 @@ use super::codec;
 use crate::dataplane::{DataplaneError, SocketTable};
 use crate::frontend::Group;
 use crate::sockets::Translation;
-use crate::status::DropCount;
+use crate::status::{DropCount, Xdp, XdpUplink};
 use crate::traffic::{Traffic, TrafficTable};
 
 /// Entries of the maps that this process writes.
@@ -74,6 +74,16 @@ pub trait Kernel: Send {
 
     /// The links that carry them, with the role whose programs they are.
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError>;
+
+    /// Looks anew at which of the links can run the XDP program, where it is switched on.
+    fn renew_xdp(&mut self) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
+    /// What XDP does, where it is switched on.
+    fn xdp(&self) -> Xdp {
+        Xdp::default()
+    }
 
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount>;
@@ -170,6 +180,11 @@ impl Loaded {
         let maps = dataplane.maps();
         Ok(Self { dataplane, maps })
     }
+
+    /// Has uplinks run the XDP program from the next attachment on.
+    pub(super) fn set_xdp(&mut self, mode: loader::XdpMode) {
+        self.dataplane.set_xdp(mode);
+    }
 }
 
 impl Kernel for Loaded {
@@ -200,7 +215,27 @@ impl Kernel for Loaded {
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError> {
         let attached =
             self.dataplane.attached().map_err(failed("cannot list what the programs are attached to"))?;
-        Ok(attached.into_iter().filter_map(|link| Some((link.target, link.role?))).collect())
+        // Whether it runs the XDP program does not make a link one that carries the others.
+        let packets = attached.into_iter().filter(|link| !link.program.starts_with("sw_xdp"));
+        Ok(packets.filter_map(|link| Some((link.target, link.role?))).collect())
+    }
+
+    fn renew_xdp(&mut self) -> Result<(), DataplaneError> {
+        self.dataplane.renew_xdp().map_err(failed("cannot attach the XDP program"))
+    }
+
+    fn xdp(&self) -> Xdp {
+        let uplink = |device: &loader::XdpDevice| XdpUplink {
+            device: device.device.clone(),
+            mode: device.mode.name(),
+            note: device.note.clone(),
+        };
+        let uplinks: Vec<XdpUplink> = self.dataplane.xdp().iter().map(uplink).collect();
+        let counted = |counters: Vec<(loader::Counter, u64)>| {
+            counters.into_iter().find(|(counter, _)| *counter == loader::Counter::XdpForwarded)
+        };
+        let packets = if uplinks.is_empty() { None } else { self.maps.counters().ok().and_then(counted) };
+        Xdp { uplinks, packets: packets.map_or(0, |(_, packets)| packets) }
     }
 
     fn drops(&self) -> Vec<DropCount> {
