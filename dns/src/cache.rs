@@ -256,6 +256,10 @@ impl Cache {
     /// Remembers `found`, where it may be. How many entries had to go for it, with an answer and without.
     pub(crate) fn put(&self, key: Key, found: &Arc<Found>, now: Instant) -> (usize, usize) {
         const NONE: (usize, usize) = (0, 0);
+        let not_of = if found.is_denial() { &self.settings.no_denial } else { &self.settings.no_success };
+        if not_of.iter().any(|zone| zone.zone_of(&key.name)) {
+            return NONE;
+        }
         let Some(lifetime) = found.lifetime(&self.settings) else { return NONE };
         let bytes = ENTRY_BYTES + 2 * key.name.len() + found.bytes();
         if bytes > self.young_max() {
@@ -416,6 +420,22 @@ mod tests {
         cache.put(key(1), &positive(100), after(91));
         assert!(!prefetch(after(92)));
         assert!(!prefetch(after(178)), "a long pause");
+    }
+
+    #[test]
+    fn what_is_not_to_be_remembered() {
+        let no_success = vec![key(1).name];
+        let no_denial = vec![Name::from_ascii("Example.").unwrap()];
+        let (cache, now) =
+            (Cache::new(CacheSettings { no_success, no_denial, ..settings() }), Instant::now());
+        for (n, found, remembered) in [
+            (1, positive(60), false),
+            (2, positive(60), true),
+            (3, denial(ResponseCode::NXDomain, Some((60, 60))), false),
+        ] {
+            cache.put(key(n), &found, now);
+            assert_eq!(cache.find(&key(n), now).is_some(), remembered, "{n}");
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Forwarder {
                 warn!(upstream = %address, "this upstream is this server itself: leaving it out");
             } else {
                 let tls = tls.clone().filter(|_| upstream.tls);
-                upstreams.push(Arc::new(Upstream::new(address, tls, settings)));
+                upstreams.push(Arc::new(Upstream::new(upstream, tls, settings)));
             }
         }
         Ok(Self {
@@ -101,7 +101,7 @@ impl Forwarder {
 
     /// Whether a name is not to be asked for.
     pub(crate) fn excludes(&self, name: &Name) -> bool {
-        self.settings.except.iter().any(|except| except.zone_of(name)) || *name == *upstream::probe_name()
+        self.settings.except.iter().any(|except| except.zone_of(name)) || upstream::is_probe(name)
     }
 
     /// What is remembered and may be said. Where it is about to end, or has ended, somebody is sent to ask anew.

@@ -15,6 +15,7 @@ use crate::cache::{Found, Key};
 use crate::forward::{Forwarder, NoAnswer, Place};
 use crate::metrics::{Scope, Source};
 use crate::rewrite::{restore, rewritten};
+use crate::settings::LogClasses;
 use crate::wire::{Request, Response};
 use crate::zone::{Answer, Reply, Window, Zone};
 pub(crate) use route::Handler;
@@ -31,6 +32,13 @@ pub(crate) struct Answered {
     pub(crate) source: Source,
     /// Whether it is to be logged.
     pub(crate) log: bool,
+}
+
+impl Answered {
+    fn new(response: Response, scope: Scope, source: Source, log: LogClasses) -> Self {
+        let log = log.hold(response.code, response.answers.len());
+        Self { response, scope, source, log }
+    }
 }
 
 /// What becomes of a question.
@@ -68,7 +76,7 @@ pub(crate) struct Pending {
     /// Addresses that lead back to us.
     avoid: Vec<IpAddr>,
     pub(crate) scope: Scope,
-    log: bool,
+    log: LogClasses,
     place: Place,
 }
 
@@ -147,11 +155,11 @@ impl Handler {
         limit: u16,
     ) -> Step {
         if let Some(code) = refusal(request) {
-            return self.done((Response::empty(code), Scope::Other, Source::None), false);
+            return self.done((Response::empty(code), Scope::Other, Source::None), LogClasses::NONE);
         }
         let name = request.query.name();
         let route = self.route(name);
-        let (log, rules) = route.map_or((false, &[][..]), |route| (route.log, &*route.rewrites));
+        let (log, rules) = route.map_or((LogClasses::NONE, &[][..]), |route| (route.log, &*route.rewrites));
         let asked = Asked {
             name: Cow::Borrowed(name),
             instead: rewritten(rules, name),
@@ -298,9 +306,9 @@ impl Handler {
         response
     }
 
-    fn done(&self, (response, scope, source): (Response, Scope, Source), log: bool) -> Step {
+    fn done(&self, (response, scope, source): (Response, Scope, Source), log: LogClasses) -> Step {
         let response = Response { recursion_available: self.recursion_available, ..response };
-        Step::Done(Answered { response, scope, source, log })
+        Step::Done(Answered::new(response, scope, source, log))
     }
 }
 
@@ -373,7 +381,7 @@ impl Pending {
             }
         };
         let response = Response { recursion_available: true, ..asked.restored(response) };
-        Answered { response, scope, source, log }
+        Answered::new(response, scope, source, log)
     }
 }
 

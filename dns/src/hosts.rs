@@ -16,7 +16,7 @@ pub(crate) struct Hosts {
     names: HashMap<Name, Vec<IpAddr>>,
     addrs: HashMap<IpAddr, Vec<Name>>,
     ttl_s: u32,
-    fallthrough: bool,
+    fallthrough: Vec<Name>,
 }
 
 impl Hosts {
@@ -25,7 +25,7 @@ impl Hosts {
             names: HashMap::new(),
             addrs: HashMap::new(),
             ttl_s: settings.ttl_s,
-            fallthrough: settings.fallthrough,
+            fallthrough: settings.fallthrough.clone(),
         };
         for (addr, name) in &settings.entries {
             let name = name.to_lowercase();
@@ -49,8 +49,9 @@ impl Hosts {
             answer.answers = names.iter().map(|name| record(RData::PTR(PTR(name.clone())))).collect();
             return Some(answer);
         }
+        let falls_through = self.fallthrough.iter().any(|zone| zone.zone_of(name));
         let Some(addrs) = self.names.get(&name.to_lowercase()) else {
-            return (!self.fallthrough).then(|| Answer::new(ResponseCode::NXDomain));
+            return (!falls_through).then(|| Answer::new(ResponseCode::NXDomain));
         };
         for addr in addrs {
             match (addr, kind) {
@@ -62,7 +63,7 @@ impl Hosts {
             }
         }
         // The other family of a name that is ours is not to be asked for elsewhere: it would be another machine.
-        let ours = matches!(kind, RecordType::A | RecordType::AAAA) || !self.fallthrough;
+        let ours = matches!(kind, RecordType::A | RecordType::AAAA) || !falls_through;
         ours.then_some(answer)
     }
 }
@@ -91,8 +92,11 @@ mod tests {
     fn answers() {
         let entries = parse("192.0.2.1 db.example db # the old one\n2001:db8::1 six.example\nbogus x\n");
         assert_eq!(entries.len(), 3);
-        let strict =
-            HostsSettings { entries: entries.clone(), fallthrough: false, ..HostsSettings::default() };
+        let strict = HostsSettings {
+            entries: entries.clone(),
+            fallthrough: vec![Name::from_ascii("far.").unwrap()],
+            ..HostsSettings::default()
+        };
         let (loose, strict) =
             (Hosts::new(&HostsSettings { entries, ..HostsSettings::default() }), Hosts::new(&strict));
         let ask = |hosts: &Hosts, name: &str, kind| {
@@ -107,6 +111,7 @@ mod tests {
         assert_eq!(ask(&strict, "db.example.", RecordType::TXT), some("NoError "));
         assert_eq!(ask(&loose, "other.example.", RecordType::A), None);
         assert_eq!(ask(&strict, "other.example.", RecordType::A), some("NXDomain "));
+        assert_eq!(ask(&strict, "other.Far.", RecordType::A), None);
         assert_eq!(ask(&loose, "1.2.0.192.in-addr.arpa.", RecordType::PTR), some("NoError db.example. db."));
         assert_eq!(ask(&loose, "2.2.0.192.in-addr.arpa.", RecordType::PTR), None);
         assert_eq!(ask(&Hosts::new(&HostsSettings::default()), "db.example.", RecordType::A), None);

@@ -6,12 +6,12 @@ mod tally;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hickory_proto::op::ResponseCode;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    exponential_buckets,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
 };
 
 pub(crate) use meter::{Count, Meter, Scope, Source, Transport, code_name};
@@ -38,6 +38,8 @@ struct Set {
     reload_failures: IntCounter,
     plugins: IntGaugeVec,
     hosts_entries: IntGauge,
+    hosts_loaded: Gauge,
+    version: IntGaugeVec,
     health: Histogram,
     health_failures: IntCounter,
     panics: IntCounter,
@@ -135,6 +137,15 @@ impl Metrics {
             )?,
             hosts_entries: new
                 .gauge("coredns_hosts_entries", "Addresses that the settings give to names.")?,
+            hosts_loaded: new.add(Gauge::new(
+                "coredns_hosts_reload_timestamp_seconds",
+                "When addresses by name were last taken over from the settings.",
+            )?)?,
+            version: new.gauges(
+                "coredns_reload_version_info",
+                "1, with a hash of the settings that are at work: servers with the same ones have the same.",
+                &["hash", "value"],
+            )?,
             health: new.add(Histogram::with_opts(
                 HistogramOpts::new(
                     "coredns_health_request_duration_seconds",
@@ -209,6 +220,12 @@ impl Metrics {
         }
         let entries: usize = settings.zones.iter().map(|zone| zone.hosts.entries.len()).sum();
         self.set.hosts_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        if entries > 0 {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.set.hosts_loaded.set(now.as_secs_f64());
+        }
+        self.set.version.reset();
+        self.set.version.with_label_values(&["siphash", &*settings.version()]).set(1);
     }
 
     /// What became of a request for /health that the server made itself.

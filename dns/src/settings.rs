@@ -5,6 +5,7 @@ mod corefile;
 mod read;
 mod values;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,6 +35,13 @@ impl Settings {
         Self { config: config.clone(), zones: vec![root] }
     }
 
+    /// A hash of all that they say.
+    pub(crate) fn version(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        format!("{self:?}").hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+
     /// What is at work for which zone, in the words that CoreDNS has for it.
     pub(crate) fn plugins(&self) -> Vec<(Name, &'static str)> {
         let (cluster, config) = (Name::from_ascii(&self.config.zone).unwrap_or_default(), &self.config);
@@ -50,7 +58,7 @@ impl Settings {
                 ("hosts", !zone.hosts.entries.is_empty()),
                 ("rewrite", !zone.rewrites.is_empty()),
                 ("template", !zone.templates.is_empty()),
-                ("log", zone.log),
+                ("log", zone.log != LogClasses::NONE),
             ];
             let at_work = at_work.into_iter().filter(|(_, is)| *is);
             all.extend(at_work.map(|(name, _)| (zone.name.clone(), name)));
@@ -79,8 +87,8 @@ pub(crate) struct ZoneSettings {
     pub(crate) rewrites: Vec<Rewrite>,
     /// Names that are answered with a code and nothing else.
     pub(crate) templates: Vec<Template>,
-    /// Whether every question is logged.
-    pub(crate) log: bool,
+    /// Which answers are logged.
+    pub(crate) log: LogClasses,
 }
 
 impl ZoneSettings {
@@ -92,7 +100,38 @@ impl ZoneSettings {
             hosts: HostsSettings::default(),
             rewrites: Vec::new(),
             templates: Vec::new(),
-            log: false,
+            log: LogClasses::NONE,
+        }
+    }
+}
+
+/// Kinds of answers, as CoreDNS tells them apart for its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LogClasses {
+    pub(crate) success: bool,
+    /// There is no such name, or nothing of the type.
+    pub(crate) denial: bool,
+    pub(crate) error: bool,
+}
+
+impl LogClasses {
+    pub(crate) const NONE: Self = Self { success: false, denial: false, error: false };
+    pub(crate) const ALL: Self = Self { success: true, denial: true, error: true };
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            success: self.success || other.success,
+            denial: self.denial || other.denial,
+            error: self.error || other.error,
+        }
+    }
+
+    /// Whether an answer is of one of these kinds.
+    pub(crate) fn hold(self, code: ResponseCode, answers: usize) -> bool {
+        match code {
+            ResponseCode::NoError if answers > 0 => self.success,
+            ResponseCode::NoError | ResponseCode::NXDomain => self.denial,
+            _ => self.error,
         }
     }
 }
@@ -115,11 +154,13 @@ pub(crate) struct UpstreamSettings {
     pub(crate) address: SocketAddr,
     /// Ask over TLS (RFC 7858).
     pub(crate) tls: bool,
+    /// The name that its certificate has to have; `None`: what holds for all.
+    pub(crate) tls_name: Option<String>,
 }
 
 impl UpstreamSettings {
     pub(crate) fn plain(address: SocketAddr) -> Self {
-        Self { address, tls: false }
+        Self { address, tls: false, tls_name: None }
     }
 }
 
@@ -208,6 +249,10 @@ pub(crate) struct CacheSettings {
     pub(crate) serve_stale: Option<ServeStale>,
     /// Give times to live as upstream said them.
     pub(crate) keep_ttl: bool,
+    /// Zones whose answers are not remembered.
+    pub(crate) no_success: Vec<Name>,
+    /// Zones of which it is not remembered that there is no answer.
+    pub(crate) no_denial: Vec<Name>,
 }
 
 impl CacheSettings {
@@ -233,6 +278,8 @@ impl Default for CacheSettings {
             prefetch: Some(Prefetch { amount: 3, within: Duration::from_secs(60), percentage: 10 }),
             serve_stale: Some(ServeStale::default()),
             keep_ttl: false,
+            no_success: Vec::new(),
+            no_denial: Vec::new(),
         }
     }
 }
@@ -255,13 +302,13 @@ pub(crate) struct HostsSettings {
     pub(crate) ttl_s: u32,
     /// Whether addresses lead back to names.
     pub(crate) reverse: bool,
-    /// A name that is there, and not with the type asked for, or not there at all, is asked for elsewhere.
-    pub(crate) fallthrough: bool,
+    /// Zones in which a name that is there, and not with the type asked for, or not there at all, is asked for elsewhere.
+    pub(crate) fallthrough: Vec<Name>,
 }
 
 impl Default for HostsSettings {
     fn default() -> Self {
-        Self { entries: Vec::new(), ttl_s: 3600, reverse: true, fallthrough: true }
+        Self { entries: Vec::new(), ttl_s: 3600, reverse: true, fallthrough: vec![Name::root()] }
     }
 }
 
@@ -272,13 +319,15 @@ pub(crate) enum Matching {
     Prefix,
     Suffix,
     Substring,
+    /// An expression, whose groups the other name may take up: `{1}`.
+    Regex,
 }
 
 /// A name that is asked for under another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rewrite {
     pub(crate) matching: Matching,
-    /// Lower case.
+    /// Lower case, but for an expression.
     pub(crate) from: String,
     pub(crate) to: String,
 }

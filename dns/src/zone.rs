@@ -504,9 +504,15 @@ fn address(addr: IpAddr) -> RData {
 
 /// The address that a reverse name stands for, where it is a whole one.
 pub(crate) fn address_of_reverse(name: &Name) -> Option<IpAddr> {
+    let range = range_of_reverse(name)?;
+    (range.prefix_len() == range.max_prefix_len()).then(|| range.addr())
+}
+
+/// The addresses that a reverse name stands for.
+pub(crate) fn range_of_reverse(name: &Name) -> Option<IpNet> {
     match arpa::parse(name)? {
-        Reverse::Range(range) if range.prefix_len() == range.max_prefix_len() => Some(range.addr()),
-        Reverse::Range(_) | Reverse::Below(_) => None,
+        Reverse::Range(range) => Some(range),
+        Reverse::Below(_) => None,
     }
 }
 

@@ -86,6 +86,49 @@ forward = { to = ["192.0.2.300"] }
           line 22: unknown key "surprise": want one of cluster, limits, zone"#]]
     .assert_eq(&refusal("dns.toml", text));
     assert!(refusal("dns.toml", "[cluster\nttl = 5\n").contains("line 1: "));
+    let forward = |more: &str| format!("[[zone]]\nname = \".\"\nlog = \"some\"\nforward = {{ {more} }}\n");
+    let text = forward(
+        "to = [], health-check = 0, attempt-timeout = \"0s\", timeout = 0, tls-server-name = \"a b\"",
+    );
+    expect_test::expect![[r#"
+        the settings in DIR/dns.toml are refused:
+          line 3: "some": want success, denial, error or all
+          line 4: "a b" is no name of a server
+          line 4: want more than nothing
+          line 4: want more than nothing
+          line 4: want more than nothing
+          line 4: want one resolver at least"#]]
+    .assert_eq(&refusal("dns.toml", &text));
+}
+
+/// The example is the reference: it is read, and no key is missing.
+#[test]
+fn the_example_has_every_key() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("settings.example.toml");
+    Server::bind(&config(example.clone())).unwrap();
+    let example = std::fs::read_to_string(example).unwrap();
+    let text = r#"x = 1
+[cluster]
+x = 1
+[limits]
+x = 1
+[[zone]]
+name = "."
+x = 1
+forward = { to = "192.0.2.1", x = 1 }
+cache = { x = 1, prefetch = { x = 1 }, serve-stale = { x = 1 } }
+rewrite = [{ x = 1, from = "a", to = "b" }]
+answer = [{ x = 1 }]
+"#;
+    let known: Vec<String> = refusal("dns.toml", text)
+        .lines()
+        .filter_map(|line| line.split_once("want one of ").map(|(_, keys)| keys.to_owned()))
+        .collect();
+    assert_eq!(known.len(), 10);
+    for key in known.iter().flat_map(|keys| keys.split(", ")) {
+        let forms = [format!("{key} = "), format!("[{key}]"), format!("zone.{key}]")];
+        assert!(forms.iter().any(|form| example.contains(form)), "{key}");
+    }
 }
 
 #[test]
@@ -105,7 +148,7 @@ fn mistakes_in_a_corefile_are_named_line_by_line() {
     }
     cache 30
     cache 30
-    rewrite name regex (.*) x
+    rewrite name infix (.*) x
     template IN ANY example.org {
         answer \"{{ .Name }} 60 IN A 192.0.2.1\"
         match [
@@ -123,7 +166,7 @@ example.org {
           line 11: "best": want sequential, round_robin or random
           line 12: the option of forward "next" is not supported
           line 15: "cache" is there twice
-          line 16: "regex": want exact, prefix, suffix or substring
+          line 16: "infix": want exact, prefix, suffix, substring or regex
           line 17: template wants rcode
           line 18: the option of template "answer" is not supported
           line 19: "[" is no regular expression
@@ -411,6 +454,8 @@ async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not
     eventually(async || answers("192.0.2.2").await).await;
     file(dir.path(), "dns.toml", "[surprise]\n");
     let told = || prometheus::TextEncoder::new().encode_to_string(&running.registry.gather()).unwrap();
+    let versions = || told().lines().filter(|line| line.starts_with("coredns_reload_version_info{")).count();
+    assert!(versions() == 1 && !told().contains("coredns_hosts_reload_timestamp_seconds 0"));
     assert!(told().contains("coredns_reload_failed_total 0") && told().contains("coredns_hosts_entries 1"));
     eventually(async || told().contains("coredns_reload_failed_total 1")).await;
     assert!(answers("192.0.2.2").await);

@@ -472,7 +472,7 @@ pub struct Node {
     /// Upstream resolvers (default: those of /etc/resolv.conf)
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub dns_upstream: Vec<SocketAddr>,
-    /// Settings of the DNS server, watched: TOML (NAME.toml), or a CoreDNS Corefile
+    /// Settings of the DNS server, watched: TOML (NAME.toml, as dns/settings.example.toml), or a CoreDNS Corefile
     #[arg(long, value_name = "FILE")]
     pub dns_config: Option<PathBuf>,
     /// Ranges of Service addresses, whose reverse names are answered for
@@ -499,7 +499,7 @@ pub struct Dns {
     /// Upstream resolvers (default: those of /etc/resolv.conf)
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub upstream: Vec<SocketAddr>,
-    /// Further settings, watched: TOML (NAME.toml), or a CoreDNS Corefile
+    /// Further settings, watched: TOML (NAME.toml, as dns/settings.example.toml), or a CoreDNS Corefile
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Ranges of Service addresses, whose reverse names are answered for

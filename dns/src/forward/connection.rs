@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::DnsError;
-use crate::settings::ForwardSettings;
+use crate::settings::{ForwardSettings, UpstreamSettings};
 
 /// Idle connections that are kept.
 const IDLE_MAX: usize = 16;
@@ -43,8 +43,15 @@ impl std::fmt::Debug for Connections {
 }
 
 impl Connections {
-    pub(super) fn new(address: SocketAddr, tls: Option<TlsConfig>, settings: &ForwardSettings) -> Self {
-        let name = settings.tls_server_name.clone().and_then(|name| ServerName::try_from(name).ok());
+    pub(super) fn new(
+        upstream: &UpstreamSettings,
+        tls: Option<TlsConfig>,
+        settings: &ForwardSettings,
+    ) -> Self {
+        let address = upstream.address;
+        // A name has been found good when it was read.
+        let name = upstream.tls_name.as_ref().or(settings.tls_server_name.as_ref());
+        let name = name.and_then(|name| ServerName::try_from(name.clone()).ok());
         let name = name.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
         Self {
             address,

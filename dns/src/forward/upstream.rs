@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::connection::{Connections, TlsConfig};
 use crate::Metrics;
 use crate::cache::{Found, Key};
-use crate::settings::ForwardSettings;
+use crate::settings::{ForwardSettings, UpstreamSettings};
 use crate::wire::UDP_PAYLOAD_MAX;
 
 /// Why an exchange failed.
@@ -60,10 +60,15 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(address: SocketAddr, tls: Option<TlsConfig>, settings: &ForwardSettings) -> Self {
+    pub(super) fn new(
+        upstream: &UpstreamSettings,
+        tls: Option<TlsConfig>,
+        settings: &ForwardSettings,
+    ) -> Self {
+        let address = upstream.address;
         let stream_only = settings.force_tcp || tls.is_some();
         let label = if tls.is_some() { format!("tls://{address}") } else { address.to_string() };
-        let connections = Connections::new(address, tls, settings);
+        let connections = Connections::new(upstream, tls, settings);
         let (max_fails, health_check) = (settings.max_fails, settings.health_check);
         let (health, dropped) = (Mutex::default(), AtomicU64::new(0));
         Self { address, label, health, connections, stream_only, max_fails, health_check, dropped }
@@ -104,8 +109,11 @@ impl Upstream {
         const PATIENCE: Duration = Duration::from_secs(1);
         let name = probe_name().clone();
         let key = Key { name, kind: RecordType::A, dnssec_ok: false, checking_disabled: false };
+        let heard = PROBES_HEARD.load(Ordering::Relaxed);
         let answer = timeout(PATIENCE, self.ask_once(&key, false)).await;
-        matches!(answer, Ok(Ok(found)) if found.code != ResponseCode::Refused)
+        let leads_back = PROBES_HEARD.load(Ordering::Relaxed) != heard;
+        // A server of some zones only refuses the name; we do as well, where it comes back to us.
+        matches!(answer, Ok(Ok(found)) if found.code != ResponseCode::Refused || !leads_back)
     }
 
     /// Asks, within `patience`.
@@ -196,12 +204,24 @@ fn found(message: Message) -> Found {
 
 /// A name that nobody else asks for: upstreams are asked for it to see whether they are well, and one that asks us for it
 /// leads back to us.
-pub(super) fn probe_name() -> &'static Name {
+fn probe_name() -> &'static Name {
     static NAME: OnceLock<Name> = OnceLock::new();
     NAME.get_or_init(|| {
         let token = RandomState::new().build_hasher().finish();
         Name::from_ascii(format!("{token:016x}.probe.seaway.invalid.")).unwrap_or_else(|_| Name::root())
     })
+}
+
+/// Probes that have come back to us.
+static PROBES_HEARD: AtomicU64 = AtomicU64::new(0);
+
+/// Whether a name is the one that upstreams are asked for to see whether they are well.
+pub(super) fn is_probe(name: &Name) -> bool {
+    let is = *name == *probe_name();
+    if is {
+        PROBES_HEARD.fetch_add(1, Ordering::Relaxed);
+    }
+    is
 }
 
 /// A question with a random id.

@@ -9,7 +9,8 @@ use regex::RegexSet;
 
 use crate::forward::Forwarder;
 use crate::hosts::Hosts;
-use crate::settings::{Rewrite, Settings, Template, ZoneSettings};
+use crate::rewrite::Rule;
+use crate::settings::{LogClasses, Settings, Template, ZoneSettings};
 use crate::{DnsError, Metrics};
 
 /// Answers questions, after one set of settings. Newer settings make another one.
@@ -32,9 +33,9 @@ pub(super) struct Route {
     name: Name,
     forwarder: Option<Arc<Forwarder>>,
     pub(super) hosts: Hosts,
-    pub(super) rewrites: Vec<Rewrite>,
+    pub(super) rewrites: Vec<Rule>,
     templates: Vec<(Template, RegexSet)>,
-    pub(super) log: bool,
+    pub(super) log: LogClasses,
 }
 
 impl Handler {
@@ -114,7 +115,7 @@ impl Route {
             name: settings.name.clone(),
             forwarder,
             hosts: Hosts::new(&settings.hosts),
-            rewrites: settings.rewrites.clone(),
+            rewrites: settings.rewrites.iter().map(Rule::new).collect(),
             templates: settings.templates.iter().map(ready).collect(),
             log: settings.log,
         })

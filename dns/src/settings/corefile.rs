@@ -1,6 +1,10 @@
 //! A CoreDNS Corefile, as far as it says what this server can do. What it cannot do is refused by name: a file that is read
 //! in part would answer otherwise than its author meant.
 
+mod syntax;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -9,34 +13,22 @@ use hickory_proto::rr::Name;
 use ipnet::IpNet;
 
 use super::{
-    ForwardSettings, Matching, Prefetch, Problem, Rewrite, ServeStale, Settings, Template, ZoneSettings,
-    values,
+    ForwardSettings, LogClasses, Matching, Prefetch, Problem, Rewrite, ServeStale, Settings, Template,
+    ZoneSettings, values,
 };
+use crate::zone::range_of_reverse;
 use crate::{DnsConfig, hosts};
+use syntax::Directive;
 
-/// One line of a block: its words, and the lines of the block that it opens.
-#[derive(Debug)]
-struct Directive {
-    line: usize,
-    words: Vec<String>,
-    body: Vec<Directive>,
-}
-
-impl Directive {
-    fn name(&self) -> &str {
-        self.words.first().map_or("", String::as_str)
-    }
-
-    fn args(&self) -> Vec<&str> {
-        self.words.iter().skip(1).map(String::as_str).collect()
-    }
-}
+/// As many questions under way as there are places at all.
+const UNLIMITED: usize = tokio::sync::Semaphore::MAX_PERMITS;
+/// The longest that CoreDNS remembers a failure.
+const SERVFAIL_TTL_MAX: Duration = Duration::from_secs(300);
 
 /// Reads a Corefile over `config`.
 pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
-    let mut reader = Reader { problems: Vec::new(), config };
-    let mut words = words(text).into_iter().peekable();
-    let servers = block(&mut words, &mut reader.problems, true);
+    let mut reader = Reader { problems: Vec::new(), config, names: Vec::new(), kubernetes: false };
+    let servers = syntax::blocks(text, &mut reader.problems);
     let mut zones: Vec<ZoneSettings> = Vec::new();
     for server in &servers {
         for zone in reader.server(server) {
@@ -49,71 +41,19 @@ pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Probl
     if servers.is_empty() {
         reader.problem(1, "the file is empty".to_owned());
     }
-    let Reader { problems, config } = reader;
+    let Reader { problems, config, .. } = reader;
     if problems.is_empty() { Ok(Settings { config, zones }) } else { Err(problems) }
 }
 
-/// Words with their lines; a line's end is a word as well.
-fn words(text: &str) -> Vec<(usize, String)> {
-    let mut found = Vec::new();
-    for (line, content) in (1..).zip(text.lines()) {
-        let mut rest = content.trim();
-        while !rest.is_empty() && !rest.starts_with('#') {
-            let (word, after) = match rest.strip_prefix('"') {
-                Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
-                None => rest.split_at(rest.find(char::is_whitespace).unwrap_or(rest.len())),
-            };
-            found.push((line, word.to_owned()));
-            rest = after.trim_start();
-        }
-        found.push((line, "\n".to_owned()));
-    }
-    found
-}
-
-type Words = std::iter::Peekable<std::vec::IntoIter<(usize, String)>>;
-
-/// The lines up to the closing brace, or to the end of the file.
-fn block(words: &mut Words, problems: &mut Vec<Problem>, top: bool) -> Vec<Directive> {
-    let mut directives = Vec::new();
-    let mut open: Option<Directive> = None;
-    let mut last = 1;
-    while let Some((line, word)) = words.next() {
-        last = line;
-        match word.as_str() {
-            "\n" => directives.extend(open.take()),
-            "{" => {
-                let mut directive =
-                    open.take().unwrap_or(Directive { line, words: Vec::new(), body: Vec::new() });
-                directive.body = block(words, problems, false);
-                directives.push(directive);
-            }
-            "}" if top => problems.push(Problem { line, what: "a brace closes that none opened".to_owned() }),
-            "}" => {
-                directives.extend(open.take());
-                return directives;
-            }
-            _ => open
-                .get_or_insert_with(|| Directive { line, words: Vec::new(), body: Vec::new() })
-                .words
-                .push(word),
-        }
-    }
-    directives.extend(open);
-    if !top {
-        problems.push(Problem { line: last, what: "a brace is missing".to_owned() });
-    }
-    directives
-}
-
-/// `exact`, `prefix`, `suffix` or `substring`.
+/// `exact`, `prefix`, `suffix`, `substring` or `regex`.
 pub(super) fn matching(text: &str) -> Result<Matching, String> {
     match text {
         "exact" => Ok(Matching::Exact),
         "prefix" => Ok(Matching::Prefix),
         "suffix" => Ok(Matching::Suffix),
         "substring" => Ok(Matching::Substring),
-        other => Err(format!("{other:?}: want exact, prefix, suffix or substring")),
+        "regex" => Ok(Matching::Regex),
+        other => Err(format!("{other:?}: want exact, prefix, suffix, substring or regex")),
     }
 }
 
@@ -121,6 +61,10 @@ pub(super) fn matching(text: &str) -> Result<Matching, String> {
 pub(super) fn rewrite(matching: Matching, from: &str, to: &str) -> Result<Rewrite, String> {
     if from.is_empty() {
         return Err("a rewrite needs a name to start from".to_owned());
+    }
+    if matching == Matching::Regex {
+        let from = values::expression(from)?;
+        return Ok(Rewrite { matching, from, to: to.to_ascii_lowercase() });
     }
     let dotted = |text: &str| {
         let absolute = matches!(matching, Matching::Exact | Matching::Suffix);
@@ -138,6 +82,10 @@ pub(super) fn rewrite(matching: Matching, from: &str, to: &str) -> Result<Rewrit
 struct Reader {
     problems: Vec<Problem>,
     config: DnsConfig,
+    /// The zones of the block that is being read.
+    names: Vec<Name>,
+    /// A block has said what there is to say about the cluster.
+    kubernetes: bool,
 }
 
 impl Reader {
@@ -179,6 +127,7 @@ impl Reader {
         if server.words.is_empty() {
             self.problem(server.line, "a block without a zone".to_owned());
         }
+        self.names.clone_from(&names);
         let mut zone = ZoneSettings::new(Name::root(), &self.config);
         zone.cache.bytes_max = 0;
         zone.cache.prefetch = None;
@@ -206,21 +155,84 @@ impl Reader {
                 ["@kubernetes"] | [_, "@kubernetes"] => self.config.autopath = true,
                 _ => self.problem(directive.line, "autopath wants @kubernetes".to_owned()),
             },
-            "log" => zone.log = true,
-            // Always so here, or the affair of the command line.
-            "errors" | "ready" | "health" | "prometheus" | "loop" | "reload" | "loadbalance" => {}
+            "log" => zone.log = self.log(directive),
+            "errors" | "ready" | "health" | "prometheus" | "loop" | "reload" | "loadbalance" => {
+                self.always(directive);
+            }
             _ => self.unknown(directive, "the plugin"),
         }
     }
 
-    fn kubernetes(&mut self, directive: &Directive) {
-        let mut reverse: Vec<IpNet> = Vec::new();
-        let mut zones = Vec::new();
-        for arg in directive.args() {
-            match arg.trim_end_matches('.') {
+    /// What is always so here, or the affair of the command line. It is read all the same, so that what would not be so is
+    /// named.
+    fn always(&mut self, directive: &Directive) {
+        let (line, args) = (directive.line, directive.args());
+        match (directive.name(), &args[..]) {
+            ("errors" | "loop", [])
+            | ("ready" | "health" | "prometheus", [] | [_])
+            | ("loadbalance", [] | ["round_robin"])
+            | ("reload", [] | ["off"]) => {}
+            ("reload", durations @ ([_] | [_, _])) => {
+                for text in durations {
+                    self.take(line, values::duration(text));
+                }
+            }
+            (name, _) => self.problem(line, format!("{name} {}: is not supported", args.join(" "))),
+        }
+        for option in &directive.body {
+            match (directive.name(), option.name(), &option.args()[..]) {
+                ("errors", "stacktrace", [])
+                | ("errors", "consolidate", [_, _, ..])
+                | ("ready", "monitor", ["until-ready" | "continuously"]) => {}
+                ("health", "lameduck", [duration]) => {
+                    self.take(option.line, values::duration(duration));
+                }
+                (name, _, _) => self.unknown(option, &format!("the option of {name}")),
+            }
+        }
+    }
+
+    fn log(&mut self, directive: &Directive) -> LogClasses {
+        if !matches!(directive.args()[..], [] | ["."]) {
+            let what = "log for some names only, or in a format of its own, is not supported";
+            self.problem(directive.line, what.to_owned());
+        }
+        let mut classes = LogClasses::NONE;
+        for option in &directive.body {
+            match option.name() {
+                "class" => {
+                    for class in option.args() {
+                        let class = self.take(option.line, values::log_class(class));
+                        classes = classes.and(class.unwrap_or(LogClasses::NONE));
+                    }
+                }
+                _ => self.unknown(option, "the option of log"),
+            }
+        }
+        if classes == LogClasses::NONE { LogClasses::ALL } else { classes }
+    }
+
+    /// The zones that the cluster answers for: its own, and ranges of addresses.
+    fn cluster_zones(&mut self, directive: &Directive) -> Vec<IpNet> {
+        let mut texts: Vec<String> = directive.args().iter().map(ToString::to_string).collect();
+        if texts.is_empty() {
+            // Those of the block.
+            texts = self.names.iter().filter(|name| !name.is_root()).map(Name::to_ascii).collect();
+        }
+        let (mut reverse, mut zones): (Vec<IpNet>, Vec<String>) = (Vec::new(), Vec::new());
+        for text in texts {
+            if let Ok(range) = text.parse::<IpNet>() {
+                reverse.push(range);
+                continue;
+            }
+            let Some(name) = self.take(directive.line, values::name(&text)) else { continue };
+            match text.trim_end_matches('.') {
                 "in-addr.arpa" => reverse.extend("0.0.0.0/0".parse::<IpNet>()),
                 "ip6.arpa" => reverse.extend("::/0".parse::<IpNet>()),
-                zone => zones.push(zone.to_owned()),
+                zone => match range_of_reverse(&name) {
+                    Some(range) => reverse.push(range),
+                    None => zones.push(zone.to_owned()),
+                },
             }
         }
         match &zones[..] {
@@ -228,6 +240,14 @@ impl Reader {
             [zone] => self.config.zone.clone_from(zone),
             _ => self.problem(directive.line, "several cluster zones are not supported".to_owned()),
         }
+        reverse
+    }
+
+    fn kubernetes(&mut self, directive: &Directive) {
+        if std::mem::replace(&mut self.kubernetes, true) {
+            self.problem(directive.line, "\"kubernetes\" is there in another block".to_owned());
+        }
+        let mut reverse = self.cluster_zones(directive);
         for option in &directive.body {
             let args = option.args();
             match option.name() {
@@ -245,7 +265,9 @@ impl Reader {
                         self.config.ttl_s = ttl_s;
                     }
                 }
-                "namespaces" => self.config.namespaces = args.iter().map(ToString::to_string).collect(),
+                "namespaces" if !args.is_empty() => {
+                    self.config.namespaces = args.iter().map(ToString::to_string).collect();
+                }
                 "zonal" if args.is_empty() => self.config.zonal = true,
                 "ignore" if args == ["empty_service"] => self.config.ignore_empty_services = true,
                 "fallthrough" => {
@@ -269,12 +291,13 @@ impl Reader {
     fn forward(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
         let mut forward = ForwardSettings::of(&self.config);
         forward.policy = super::Policy::Random;
-        forward.max_concurrent = usize::MAX >> 4;
+        forward.max_concurrent = UNLIMITED;
         let args = directive.args();
         if args.len() < 2 {
             return self.problem(directive.line, "forward wants FROM and TO".to_owned());
         }
-        if args[0] != "." {
+        let is_the_block = |from: Name| self.names.iter().all(|name| *name == from);
+        if args[0] != "." && !values::name(args[0]).is_ok_and(is_the_block) {
             self.problem(directive.line, format!("forward from {:?}: give it a block of its own", args[0]));
         }
         for to in &args[1..] {
@@ -284,9 +307,9 @@ impl Reader {
             let count = |text: &str| text.parse::<usize>().map_err(|_| format!("{text:?} is no number"));
             match option.name() {
                 "policy" => forward.policy = self.one(option, values::policy).unwrap_or_default(),
-                "force_tcp" => forward.force_tcp = true,
-                "prefer_udp" => {}
-                "tls_servername" => forward.tls_server_name = self.one(option, |text| Ok(text.to_owned())),
+                "force_tcp" if option.args().is_empty() => forward.force_tcp = true,
+                "prefer_udp" if option.args().is_empty() => {}
+                "tls_servername" => forward.tls_server_name = self.one(option, values::server_name),
                 "tls" if option.args().len() <= 1 => forward.tls_ca = option.args().first().map(Into::into),
                 "max_fails" => {
                     let fails = self.one(option, count).unwrap_or_default();
@@ -294,15 +317,20 @@ impl Reader {
                 }
                 "max_concurrent" => {
                     let limit = self.one(option, count).filter(|limit| *limit > 0);
-                    forward.max_concurrent = limit.unwrap_or(forward.max_concurrent);
+                    forward.max_concurrent =
+                        limit.map_or(forward.max_concurrent, |limit| limit.min(UNLIMITED));
                 }
                 "expire" => forward.expire = self.one(option, values::duration).unwrap_or_default(),
-                // Options behind the interval change what is asked, not when.
+                "read_timeout" => {
+                    let patience = self.one(option, values::some_time);
+                    forward.attempt_timeout = patience.unwrap_or(forward.attempt_timeout);
+                }
                 "health_check" => {
-                    let every = option.args().first().map(|text| values::duration(text));
-                    let every = every.and_then(|every| self.take(option.line, every));
+                    let every = self.health_check(option);
                     forward.health_check = every.unwrap_or(forward.health_check);
                 }
+                // It always goes on at these.
+                "failover" if option.args().iter().all(|code| matches!(*code, "SERVFAIL" | "REFUSED")) => {}
                 "except" => {
                     for name in option.args() {
                         forward.except.extend(self.take(option.line, values::name(name)));
@@ -312,6 +340,20 @@ impl Reader {
             }
         }
         zone.forward = Some(forward);
+    }
+
+    /// How often: what stands behind it changes what is asked, not when, and any answer will do.
+    fn health_check(&mut self, option: &Directive) -> Option<Duration> {
+        let args = option.args();
+        let [every, rest @ ..] = &args[..] else {
+            self.problem(option.line, "health_check wants a duration".to_owned());
+            return None;
+        };
+        match rest {
+            [] | ["no_rec"] | ["domain", _] | ["no_rec", "domain", _] | ["domain", _, "no_rec"] => {}
+            _ => self.problem(option.line, "health_check wants DURATION [no_rec] [domain FQDN]".to_owned()),
+        }
+        self.take(option.line, values::some_time(every))
     }
 
     fn cache(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
@@ -348,13 +390,21 @@ impl Reader {
                 }
                 ("prefetch", [_, ..]) => cache.prefetch = Some(self.prefetch(option)),
                 ("serve_stale", _) => cache.serve_stale = Some(self.serve_stale(option)),
-                ("servfail", [ttl]) => {
-                    let ttl = self.take(option.line, values::duration(ttl));
-                    cache.servfail_ttl = ttl.unwrap_or(cache.servfail_ttl);
+                ("servfail", [text]) => {
+                    let ttl = values::duration(text).and_then(|ttl| {
+                        let good = ttl <= SERVFAIL_TTL_MAX;
+                        good.then_some(ttl).ok_or_else(|| format!("{text:?}: want 5m at most"))
+                    });
+                    cache.servfail_ttl = self.take(option.line, ttl).unwrap_or(cache.servfail_ttl);
                 }
                 ("keepttl", []) => cache.keep_ttl = true,
-                // The cluster's own names are never remembered: there is nothing to gain.
-                ("disable", [_, ..]) => {}
+                ("disable", [class @ ("success" | "denial"), zones @ ..]) => {
+                    let place =
+                        if *class == "success" { &mut cache.no_success } else { &mut cache.no_denial };
+                    for zone in if zones.is_empty() { &["."] } else { zones } {
+                        place.extend(self.take(option.line, values::name(zone)));
+                    }
+                }
                 _ => self.unknown(option, "the option of cache"),
             }
         }
@@ -365,9 +415,13 @@ impl Reader {
         for (at, arg) in option.args().into_iter().enumerate() {
             let parsed = match (at, arg.strip_suffix('%')) {
                 (0, None) => arg.parse().map(|amount| prefetch.amount = amount).map_err(|e| e.to_string()),
-                (1.., Some(percentage)) => {
-                    percentage.parse().map(|part| prefetch.percentage = part).map_err(|e| e.to_string())
-                }
+                (1.., Some(percentage)) => match percentage.parse() {
+                    Ok(part @ 10..=90) => {
+                        prefetch.percentage = part;
+                        Ok(())
+                    }
+                    _ => Err(format!("{arg:?}: want 10% to 90%")),
+                },
                 (1.., None) => values::duration(arg).map(|within| prefetch.within = within),
                 _ => Err(format!("{arg:?} is no number of questions")),
             };
@@ -376,24 +430,35 @@ impl Reader {
         prefetch
     }
 
+    /// `[DURATION] [immediate [RESPONSE_TTL] | verify [VERIFY_TIMEOUT [RESPONSE_TTL]]]`
     fn serve_stale(&mut self, option: &Directive) -> ServeStale {
         let mut stale = ServeStale { immediate: true, ttl: Duration::ZERO, ..ServeStale::default() };
-        for (at, arg) in option.args().into_iter().enumerate() {
-            match (at, arg) {
-                (_, "immediate") => stale.immediate = true,
-                (_, "verify") => stale.immediate = false,
-                (0, keep) => {
-                    stale.keep = self.take(option.line, values::duration(keep)).unwrap_or(stale.keep);
-                }
-                (_, patience) => stale.verify_timeout = self.take(option.line, values::duration(patience)),
+        let args = option.args();
+        let mut rest = &args[..];
+        let mut duration = |text: &str| self.take(option.line, values::duration(text)).unwrap_or_default();
+        if let [keep, after @ ..] = rest
+            && !matches!(*keep, "immediate" | "verify")
+        {
+            stale.keep = duration(keep);
+            rest = after;
+        }
+        match rest {
+            [] | ["immediate"] => {}
+            ["immediate", ttl] => stale.ttl = duration(ttl),
+            ["verify", more @ ..] if more.len() <= 2 => {
+                stale.immediate = false;
+                let patience = more.first().map(|text| duration(text));
+                stale.verify_timeout = patience.filter(|patience| !patience.is_zero());
+                stale.ttl = more.get(1).map_or(stale.ttl, |text| duration(text));
             }
+            _ => self.problem(option.line, format!("serve_stale {}: is not supported", args.join(" "))),
         }
         stale
     }
 
     fn hosts(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
         let table = &mut zone.hosts;
-        table.fallthrough = false;
+        table.fallthrough.clear();
         let args = directive.args();
         match args[..] {
             [] => {}
@@ -405,13 +470,24 @@ impl Reader {
         }
         for option in &directive.body {
             match option.name() {
-                "fallthrough" => table.fallthrough = true,
-                "no_reverse" => table.reverse = false,
+                "fallthrough" => {
+                    let args = option.args();
+                    for zone in if args.is_empty() { vec!["."] } else { args } {
+                        table.fallthrough.extend(self.take(option.line, values::name(zone)));
+                    }
+                }
+                "no_reverse" if option.args().is_empty() => table.reverse = false,
                 "ttl" => {
-                    let ttl = |text: &str| text.parse().map_err(|_| format!("{text:?}: want seconds"));
+                    let ttl = |text: &str| match text.parse() {
+                        Ok(ttl @ 1..=65_535) => Ok(ttl),
+                        _ => Err(format!("{text:?}: want seconds from 1 to 65535")),
+                    };
                     table.ttl_s = self.one(option, ttl).unwrap_or(table.ttl_s);
                 }
-                "reload" => {}
+                // It is looked at every second.
+                "reload" => {
+                    self.one(option, values::duration);
+                }
                 addr if addr.parse::<std::net::IpAddr>().is_ok() => {
                     table.entries.extend(hosts::parse(&option.words.join(" ")));
                 }
@@ -422,14 +498,17 @@ impl Reader {
 
     fn rewrite(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
         let mut args = directive.args();
-        args.retain(|arg| !matches!(*arg, "stop"));
+        if args.first() == Some(&"stop") {
+            args.remove(0);
+        }
         if args.ends_with(&["answer", "auto"]) {
             args.truncate(args.len() - 2);
         }
         let parsed = match args[..] {
             ["name", from, to] => rewrite(Matching::Exact, from, to),
             ["name", how, from, to] => matching(how).and_then(|matching| rewrite(matching, from, to)),
-            _ => Err("only `rewrite [stop] name [exact|prefix|suffix|substring] FROM TO [answer auto]` is supported".to_owned()),
+            _ if !directive.body.is_empty() => Err("a block of rewrite is not supported".to_owned()),
+            _ => Err("only `rewrite [stop] name [exact|prefix|suffix|substring|regex] FROM TO [answer auto]` is supported".to_owned()),
         };
         zone.rewrites.extend(self.take(directive.line, parsed));
     }

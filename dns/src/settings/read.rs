@@ -11,8 +11,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    CacheSettings, ForwardSettings, HostsSettings, Matching, Prefetch, Rewrite, ServeStale, Settings,
-    Template, ZoneSettings, corefile, values,
+    CacheSettings, ForwardSettings, HostsSettings, LogClasses, Matching, Prefetch, Rewrite, ServeStale,
+    Settings, Template, ZoneSettings, corefile, values,
 };
 use crate::{DnsConfig, DnsError};
 
@@ -146,6 +146,14 @@ impl Reader<'_> {
         }
     }
 
+    /// A duration that is more than nothing.
+    fn some_time(&mut self, value: &Value<'_>, place: &mut Duration) {
+        self.duration(value, place);
+        if place.is_zero() {
+            self.problem(&value.span(), "want more than nothing".to_owned());
+        }
+    }
+
     fn parsed<T>(&mut self, value: &Value<'_>, parse: impl Fn(&str) -> Result<T, String>, place: &mut T) {
         let Some(text) = self.text(value) else { return };
         match parse(text) {
@@ -254,7 +262,7 @@ impl Reader<'_> {
         for (key, value) in table {
             match &**key.get_ref() {
                 "name" => {}
-                "log" => self.flag(value, &mut zone.log),
+                "log" => zone.log = self.log(value),
                 "forward" => zone.forward = self.forward(value, config),
                 "cache" => self.cache(value, &mut zone.cache),
                 "hosts" => self.hosts(value, &mut zone.hosts),
@@ -266,6 +274,16 @@ impl Reader<'_> {
         Some(zone)
     }
 
+    /// `true`, `false`, or a list of classes.
+    fn log(&mut self, value: &Value<'_>) -> LogClasses {
+        if let Some(flag) = value.get_ref().as_bool() {
+            return if flag { LogClasses::ALL } else { LogClasses::NONE };
+        }
+        let mut classes = Vec::new();
+        self.list(value, values::log_class, &mut classes);
+        classes.into_iter().fold(LogClasses::NONE, LogClasses::and)
+    }
+
     fn forward(&mut self, value: &Value<'_>, config: &DnsConfig) -> Option<ForwardSettings> {
         let table = self.table(value)?;
         let mut forward = ForwardSettings::of(config);
@@ -275,14 +293,14 @@ impl Reader<'_> {
                 "to" => self.list(value, values::upstreams, &mut upstreams),
                 "policy" => self.parsed(value, values::policy, &mut forward.policy),
                 "force-tcp" => self.flag(value, &mut forward.force_tcp),
-                "tls-server-name" => self.parsed(value, |text| Ok(text.to_owned()), &mut texts.0),
+                "tls-server-name" => self.parsed(value, values::server_name, &mut texts.0),
                 "tls-ca" => self.parsed(value, |text| Ok(text.to_owned()), &mut texts.1),
                 "max-fails" => self.number(value, 0..=1000, &mut forward.max_fails),
-                "health-check" => self.duration(value, &mut forward.health_check),
+                "health-check" => self.some_time(value, &mut forward.health_check),
                 "expire" => self.duration(value, &mut forward.expire),
                 "max-concurrent" => self.number(value, 1..=1_000_000, &mut forward.max_concurrent),
-                "attempt-timeout" => self.duration(value, &mut forward.attempt_timeout),
-                "timeout" => self.duration(value, &mut forward.timeout),
+                "attempt-timeout" => self.some_time(value, &mut forward.attempt_timeout),
+                "timeout" => self.some_time(value, &mut forward.timeout),
                 "except" => self.list(value, values::name, &mut forward.except),
                 other => self.unknown(
                     key,
@@ -295,8 +313,12 @@ impl Reader<'_> {
         forward.upstreams = upstreams.into_iter().flatten().collect();
         forward.tls_server_name = Some(texts.0).filter(|name| !name.is_empty());
         forward.tls_ca = Some(texts.1).filter(|path| !path.is_empty()).map(Into::into);
-        if !table.contains_key("to") {
-            self.problem(&value.span(), "forward needs \"to\", a list of resolvers".to_owned());
+        match table.get("to") {
+            Some(to) if to.get_ref().as_array().is_some_and(|list| list.is_empty()) => {
+                self.problem(&to.span(), "want one resolver at least".to_owned());
+            }
+            Some(_) => {}
+            None => self.problem(&value.span(), "forward needs \"to\", a list of resolvers".to_owned()),
         }
         Some(forward)
     }
@@ -312,13 +334,15 @@ impl Reader<'_> {
                 "negative-ttl-max" => self.duration(value, &mut cache.negative_ttl_max),
                 "servfail-ttl" => self.duration(value, &mut cache.servfail_ttl),
                 "keep-ttl" => self.flag(value, &mut cache.keep_ttl),
+                "no-success" => self.list(value, values::name, &mut cache.no_success),
+                "no-denial" => self.list(value, values::name, &mut cache.no_denial),
                 "prefetch" => cache.prefetch = self.prefetch(value),
                 "serve-stale" => cache.serve_stale = self.serve_stale(value),
                 other => self.unknown(
                     key,
                     other,
                     "bytes, ttl-min, ttl-max, negative-ttl-min, negative-ttl-max, servfail-ttl, keep-ttl, \
-                     prefetch, serve-stale",
+                     no-success, no-denial, prefetch, serve-stale",
                 ),
             }
         }

@@ -1,5 +1,6 @@
 //! An upstream resolver that the tests play: UDP and TCP on one loopback port, with the behaviour that a test needs. Names say
-//! what is answered: `nothing…` does not exist, `large…` is too large for UDP, `short…` lives for one second.
+//! what is answered: `nothing…` does not exist, `large…` is too large for UDP, `short…` lives for one second, and what ends
+//! in `invalid.` is refused, as it is by whoever knows some zones only.
 #![allow(
     clippy::unwrap_used,
     dead_code,
@@ -128,6 +129,7 @@ fn answer(packet: &[u8], tcp: bool) -> Message {
     message.metadata.recursion_available = true;
     let name = message.queries[0].name().clone();
     match name.to_ascii() {
+        text if text.ends_with("invalid.") => message.metadata.response_code = ResponseCode::Refused,
         text if text.starts_with("nothing") => {
             message.metadata.response_code = ResponseCode::NXDomain;
             let zone = Name::from_ascii("example.").unwrap();
