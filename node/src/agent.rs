@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::beside;
 use crate::cni::Network;
 use crate::config::{NodeConfig, Overlay};
 use crate::dns::{self, dns_config};
@@ -37,7 +38,7 @@ const CONFLIST: &str = "10-seaway.conflist";
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// The kubeconfig cannot be used.
-    #[error("cannot use kubeconfig {path}: {message}")]
+    #[error("cannot use {}: {message}", kubeconfig_or_pod(path))]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -80,7 +81,7 @@ pub enum NodeError {
 
 /// Runs the agent until `shutdown`. Parts that fail are restarted with back-off and reported; pods and the kernel's
 /// state stay when it returns.
-pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
+pub async fn run(mut config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
     if config.node_ips.is_empty() && config.register {
         return Err(NodeError::NoAddress { name: config.name });
     }
@@ -92,6 +93,11 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let dns_metrics = config.dns.then(|| seaway_dns::Metrics::new(&registry)).transpose();
     let dns_metrics = dns_metrics.map_err(|source| NodeError::Metrics { part: "dns", source })?;
     let client = client(&config, dns_metrics.clone()).await?;
+    if config.node_ips.is_empty() && (config.cni || config.dns) {
+        let addresses = beside::addresses(client.clone(), &config.name);
+        let Some(found) = shutdown.run_until_cancelled(addresses).await else { return Ok(()) };
+        config.node_ips = found;
+    }
     let recorder = Recorder::new(client.clone(), &config.name);
     let watched = seaway_watch::Options {
         metrics: Some(seaway_watch::Metrics::new(&registry)),
@@ -137,6 +143,14 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     Ok(())
 }
 
+fn kubeconfig_or_pod(path: &Path) -> String {
+    if path.as_os_str().is_empty() {
+        "a pod's credentials for the API server (without a kubeconfig)".to_owned()
+    } else {
+        format!("kubeconfig {}", path.display())
+    }
+}
+
 async fn client(
     config: &NodeConfig,
     metrics: Option<seaway_dns::Metrics>,
@@ -147,11 +161,14 @@ async fn client(
         let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
         let options = kube::config::KubeConfigOptions::default();
         kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?
-    } else if let Some(url) = &url {
-        // As kube-proxy: no credentials are needed to an address that is named without any.
-        kube::Config::new(url.clone())
     } else {
-        kube::Config::incluster().map_err(|e| bad(e.to_string()))?
+        match (kube::Config::incluster(), &url) {
+            // What a pod has is not for everybody to read on the way.
+            (Ok(of_pod), Some(url)) if url.scheme_str() == Some("https") => of_pod,
+            // As kube-proxy: no credentials are needed to an address that is named without any.
+            (_, Some(url)) => kube::Config::new(url.clone()),
+            (of_pod, None) => of_pod.map_err(|e| bad(e.to_string()))?,
+        }
     };
     if let Some(url) = url {
         loaded.cluster_url = url;
@@ -353,6 +370,8 @@ impl Agent {
     fn spawn_node(&self, tasks: &mut JoinSet<()>) {
         if self.config.register {
             self.spawn_registration(tasks);
+        } else if self.config.cni {
+            self.spawn_beside(tasks);
         }
         let watcher = ReadinessWatcher {
             config: self.config.clone(),
@@ -380,6 +399,15 @@ impl Agent {
         let (client, name, shutdown) = (self.client.clone(), self.config.name.clone(), self.shutdown.clone());
         self.part(tasks, "lease", move || {
             register::heartbeat(client.clone(), name.clone(), shutdown.clone())
+        });
+    }
+
+    /// What is told of a Node that a kubelet registers.
+    fn spawn_beside(&self, tasks: &mut JoinSet<()>) {
+        let (client, name) = (self.client.clone(), self.config.name.clone());
+        let readiness = self.readiness.subscribe();
+        self.endless(tasks, "node", move || {
+            beside::keep_told(client.clone(), name.clone(), readiness.clone())
         });
     }
 

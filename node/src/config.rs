@@ -41,7 +41,8 @@ pub struct NodeConfig {
     pub kubeconfig: PathBuf,
     /// The API server's URL, where it is not the kubeconfig's.
     pub api_server: Option<String>,
-    /// The node's own addresses (InternalIP), the first of a family being the preferred one.
+    /// The node's own addresses (InternalIP), the first of a family being the preferred one. Empty, where a kubelet
+    /// registers the node: those of its Node.
     pub node_ips: Vec<IpAddr>,
     /// Where state is kept: pods, logs, IPAM, the local socket.
     pub state_dir: PathBuf,

@@ -5,6 +5,7 @@
 //! pods are held by detached shim processes, the kernel keeps the data plane's state.
 
 mod agent;
+mod beside;
 mod cni;
 mod config;
 mod dns;

@@ -21,8 +21,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const LEASE_DURATION_S: i32 = 40;
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
 const PODS: u32 = 110;
+const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 /// The annotation that carries the Ethernet address of the node's VXLAN device.
-const VTEP_MAC: &str = "seaway.dev/vtep-mac";
+pub(crate) const VTEP_MAC: &str = "seaway.dev/vtep-mac";
 
 /// Whether the node can run pods, and why not.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,10 +34,14 @@ pub(crate) struct Readiness {
     pub(crate) network: bool,
 }
 
+/// The Ethernet address of a node's VXLAN device, as text.
+pub(crate) fn vtep_mac(node: &str) -> String {
+    seaway_cni_network::vtep_mac(node).map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// The Node as it is registered.
 pub(crate) fn node(config: &NodeConfig) -> Node {
-    let mac = seaway_cni_network::vtep_mac(&config.name);
-    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = vtep_mac(&config.name);
     Node {
         metadata: ObjectMeta {
             name: Some(config.name.clone()),
@@ -139,14 +144,10 @@ pub(crate) fn status(
     } else {
         ("KubeletNotReady", readiness.missing.join("; "))
     };
-    let network = if readiness.network {
-        ("SeawayIsUp", "the pod network is configured".to_owned())
-    } else {
-        ("SeawayIsNotUp", "the pod network is not configured yet".to_owned())
-    };
+    let (network_reason, network_message) = network(readiness.network);
     let enough = |what: &str| format!("the node agent has sufficient {what} available");
     for (kind, holds, reason, message) in [
-        ("NetworkUnavailable", !readiness.network, network.0, network.1),
+        (NETWORK_UNAVAILABLE, !readiness.network, network_reason, network_message),
         ("MemoryPressure", false, "KubeletHasSufficientMemory", enough("memory")),
         ("DiskPressure", false, "KubeletHasNoDiskPressure", enough("disk space")),
         ("PIDPressure", false, "KubeletHasSufficientPID", enough("process ids")),
@@ -167,6 +168,34 @@ pub(crate) fn status(
     }
 }
 
+/// Why the pod network stands as it does.
+fn network(up: bool) -> (&'static str, String) {
+    if up {
+        ("SeawayIsUp", "the pod network is configured".to_owned())
+    } else {
+        ("SeawayIsNotUp", "the pod network is not configured yet".to_owned())
+    }
+}
+
+/// The condition about the pod network.
+pub(crate) fn network_condition(up: bool, now: Timestamp) -> NodeCondition {
+    let (reason, message) = network(up);
+    condition(NETWORK_UNAVAILABLE, !up, reason, message, now)
+}
+
+/// A condition that has changed just now.
+fn condition(kind: &str, holds: bool, reason: &str, message: String, now: Timestamp) -> NodeCondition {
+    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
+    NodeCondition {
+        type_: kind.to_owned(),
+        status: if holds { "True" } else { "False" }.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: Some(now.clone()),
+        last_transition_time: Some(now),
+    }
+}
+
 fn set_condition(
     conditions: &mut Vec<NodeCondition>,
     kind: &str,
@@ -175,18 +204,12 @@ fn set_condition(
     message: String,
     now: Timestamp,
 ) {
-    let status = if holds { "True" } else { "False" };
+    let mut condition = condition(kind, holds, reason, message, now);
     let held = conditions.iter().position(|c| c.type_ == kind);
-    let since = held.map(|i| &conditions[i]).filter(|c| c.status == status);
-    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
-    let condition = NodeCondition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message),
-        last_heartbeat_time: Some(now.clone()),
-        last_transition_time: since.and_then(|c| c.last_transition_time.clone()).or(Some(now)),
-    };
+    let since = held.map(|i| &conditions[i]).filter(|c| c.status == condition.status);
+    if let Some(since) = since.and_then(|c| c.last_transition_time.clone()) {
+        condition.last_transition_time = Some(since);
+    }
     match held {
         Some(i) => conditions[i] = condition,
         None => conditions.push(condition),

@@ -384,19 +384,24 @@ pub struct Server {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  seaway node --name node1 --kubeconfig /etc/seaway/kubeconfig --node-ip 192.0.2.11
-  seaway node --kubeconfig /etc/seaway/kubeconfig --no-cni --no-dns     as kube-proxy would be")]
+  seaway node                              in a pod beside a kubelet, as deploy/ runs it
+  seaway node --kubeconfig /etc/seaway/kubeconfig --no-cni --no-dns     as kube-proxy would be
+  seaway node --run-pods --name node1 --kubeconfig /etc/seaway/kubeconfig --node-ip 192.0.2.11")]
 pub struct Node {
     #[command(flatten)]
     pub place: Place,
     /// The Node's name (default: the host's)
-    #[arg(long)]
+    #[arg(long, env = "NODE_NAME")]
     pub name: Option<String>,
-    /// Credentials for the API server
+    /// Credentials for the API server (default: those that a pod has)
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
-    pub kubeconfig: PathBuf,
-    /// The node's addresses, preferred ones first
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's URL, where it is not the kubeconfig's, or where its Service is not reached before this agent
+    /// runs
+    #[arg(long, value_name = "URL")]
+    pub api_server: Option<String>,
+    /// The node's addresses, preferred ones first (default: those of the Node that a kubelet has registered)
+    #[arg(long, value_name = "IP", value_delimiter = ',', required_if_eq("run_pods", "true"))]
     pub node_ip: Vec<IpAddr>,
     /// Where state is kept
     #[arg(long, default_value = "/var/lib/seaway/node", value_name = "DIR")]
@@ -413,7 +418,7 @@ pub struct Node {
     /// Where the CNI plugin is installed
     #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
     pub cni_bin_dir: PathBuf,
-    /// Run pods (where no kubelet does)
+    /// Register the Node and run its pods (where no kubelet does)
     #[arg(long)]
     pub run_pods: bool,
     /// Run no service proxy

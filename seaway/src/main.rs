@@ -10,6 +10,8 @@ mod check;
 mod cli;
 mod cluster;
 mod commands;
+#[cfg(test)]
+mod deploy;
 mod place;
 mod plugin;
 mod telemetry;

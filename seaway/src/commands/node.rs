@@ -28,29 +28,27 @@ pub(super) fn host_name() -> Result<String> {
 
 fn config(args: Node) -> Result<NodeConfig> {
     let name = args.name.map_or_else(host_name, Ok)?;
-    if args.node_ip.is_empty() {
-        return Err(anyhow::anyhow!(
-            "--node-ip is missing: the addresses at which other nodes reach this one"
-        ))
-        .context(Usage);
+    if let Some(file) = args.kubeconfig.as_ref().filter(|file| !file.exists()) {
+        bail!("no kubeconfig at {}", file.display());
     }
-    if !args.kubeconfig.exists() {
-        bail!("no kubeconfig at {}", args.kubeconfig.display());
-    }
-    let mut config = NodeConfig::new(&name, args.kubeconfig, args.node_ip, &args.state_dir);
+    let kubeconfig = args.kubeconfig.unwrap_or_default();
+    let mut config = NodeConfig::new(&name, kubeconfig, args.node_ip, &args.state_dir);
+    config.api_server = args.api_server;
     if !args.no_cni
         && let Some(plugin) = plugin::unpack(&args.state_dir)?
     {
         config.plugin_source = plugin;
     }
-    config.cgroup = match args.cgroup {
-        Some(dir) => dir,
-        None => preflight::cgroup2_mount()?,
-    };
+    if let Some(dir) = args.cgroup {
+        config.cgroup = dir;
+    } else if args.run_pods || !args.no_proxy {
+        config.cgroup = preflight::cgroup2_mount()?;
+    }
     config.bpffs = args.bpffs;
     config.cni_conf_dir = args.cni_conf_dir;
     config.cni_bin_dir = args.cni_bin_dir;
     config.run_pods = args.run_pods;
+    config.register = args.run_pods;
     config.proxy = !args.no_proxy;
     config.cni = !args.no_cni;
     config.dns = !args.no_dns;
