@@ -66,7 +66,7 @@ pub struct DnsConfig {
     pub cache_ttl_max: Duration,
     /// The longest that a negative answer from upstream is remembered.
     pub cache_negative_ttl_max: Duration,
-    /// Questions that may be under way to upstreams at once. Beyond it they are refused.
+    /// Questions that may be under way to upstreams at once, of one source four fifths of them. Beyond it they are refused.
     pub forward_in_flight_max: usize,
     /// How long one upstream has for its answer before the next one is asked.
     pub forward_attempt_timeout: Duration,

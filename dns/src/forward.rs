@@ -5,6 +5,7 @@
 //! their time.
 
 mod connection;
+mod places;
 mod upstream;
 
 use std::collections::HashMap;
@@ -16,13 +17,15 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::Name;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use rustix::process::{Resource, getrlimit};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::cache::{Cache, Found, Hit, Key, stale};
 use crate::settings::{CacheSettings, ForwardSettings, Policy};
 use crate::{DnsError, Metrics};
+use places::Places;
 use upstream::Upstream;
 
 /// How often upstreams are asked for one question, at least, as long as there is time.
@@ -35,7 +38,7 @@ pub(crate) struct NoAnswer;
 type Outcome = Result<Arc<Found>, NoAnswer>;
 type Flight = watch::Receiver<Option<Outcome>>;
 /// A place among the questions under way. The exchange has a share in it, and may last longer than its asker waits.
-pub(crate) type Place = Arc<OwnedSemaphorePermit>;
+pub(crate) type Place = Arc<places::Place>;
 
 /// Asks upstreams.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ pub(crate) struct Forwarder {
     turn: AtomicUsize,
     cache: Cache,
     flights: Mutex<HashMap<Key, Flight>>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     metrics: Metrics,
 }
 
@@ -78,6 +81,10 @@ impl Forwarder {
                 upstreams.push(Arc::new(Upstream::new(upstream, tls, settings)));
             }
         }
+        // Each question has a socket of its own, and others need some, too.
+        let files_max = getrlimit(Resource::Nofile)
+            .current
+            .map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX));
         Ok(Self {
             zone: zone.to_ascii(),
             settings: settings.clone(),
@@ -85,7 +92,7 @@ impl Forwarder {
             turn: AtomicUsize::new(0),
             cache: Cache::new(cache.clone()),
             flights: Mutex::default(),
-            places: Arc::new(Semaphore::new(settings.max_concurrent)),
+            places: Places::new(settings.max_concurrent.min(files_max)),
             metrics: metrics.clone(),
         })
     }
@@ -140,14 +147,15 @@ impl Forwarder {
 
     /// Asks anew in the background, if there is a place for it. What comes of it stands in the cache.
     fn refresh(self: &Arc<Self>, key: &Key) {
-        if let Some(place) = self.place() {
+        if let Some(place) = self.place(None) {
             drop(self.flight(key, &[], &place));
         }
     }
 
-    /// A place among the questions that may wait for an upstream; `None` where there are too many.
-    pub(crate) fn place(&self) -> Option<Place> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok().map(Arc::new);
+    /// A place among the questions that may wait for an upstream, for one of `client`'s, or of our own; `None` where there are
+    /// too many.
+    pub(crate) fn place(&self, client: Option<IpAddr>) -> Option<Place> {
+        let place = self.places.take(client).map(Arc::new);
         if place.is_none() {
             self.metrics.forward_rejected();
         }

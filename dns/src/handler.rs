@@ -184,7 +184,7 @@ impl Handler {
                 }
             }
         };
-        match ask.forwarder.place() {
+        match ask.forwarder.place(Some(client)) {
             Some(place) => Step::Later(Box::new(Pending {
                 handler: Arc::clone(self),
                 zone: Arc::clone(zone),

@@ -16,6 +16,7 @@ mod responder;
 mod rewrite;
 mod server;
 mod settings;
+mod source;
 mod standby;
 mod wire;
 pub mod zone;

@@ -328,6 +328,27 @@ async fn too_many_questions_upstream_are_refused_at_once() {
 }
 
 #[tokio::test]
+async fn one_client_does_not_keep_all_upstreams_from_the_others() {
+    let resolver = Resolver::start(Behaviour::Silent).await;
+    let running = start(&DnsConfig { forward_in_flight_max: 10, ..config(&[resolver.address]) });
+    let greedy = UdpSocket::bind("127.0.0.9:0").await.unwrap();
+    for n in 0..30 {
+        let packet = question_bytes(&format!("n{n}.example."), RecordType::A);
+        greedy.send_to(&packet, running.v4).await.unwrap();
+    }
+    let mut codes = Vec::new();
+    for _ in 0..22 {
+        let mut buffer = [0; 512];
+        timeout(Duration::from_secs(3), greedy.recv(&mut buffer)).await.unwrap().unwrap();
+        codes.push(buffer[3] & 0xf);
+    }
+    assert_eq!(codes, [u8::try_from(u16::from(ResponseCode::Refused)).unwrap(); 22]);
+    // Upstream is asked, and says nothing.
+    let other = ask(running.v4, "www.example.", RecordType::A).await;
+    assert_eq!(other.metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
 async fn an_old_answer_serves_while_no_upstream_does() {
     let resolver = Resolver::start(Behaviour::Answer).await;
     let running = start(&config(&[resolver.address]));

@@ -4,9 +4,11 @@
 //! bucket; whoever can use many addresses is not held back by this anyway.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+use crate::source::source_of;
 
 const SOURCES_MAX: usize = 16_384;
 
@@ -47,14 +49,6 @@ impl Limiter {
         }
         table.young.insert(source, bucket);
         admits
-    }
-}
-
-/// What counts as one source: whoever has an IPv6 address has its /64.
-pub(super) fn source_of(client: IpAddr) -> IpAddr {
-    match client.to_canonical() {
-        IpAddr::V6(addr) => Ipv6Addr::from(u128::from(addr) & (u128::MAX << 64)).into(),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::limit::source_of;
+use crate::source::source_of;
 
 /// The seats of a listener.
 #[derive(Debug)]

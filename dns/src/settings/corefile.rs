@@ -20,8 +20,8 @@ use crate::zone::range_of_reverse;
 use crate::{DnsConfig, hosts};
 use syntax::Directive;
 
-/// As many questions under way as there are places at all.
-const UNLIMITED: usize = tokio::sync::Semaphore::MAX_PERMITS;
+/// As many questions under way as the process may have sockets for.
+const UNLIMITED: usize = usize::MAX;
 /// The longest that CoreDNS remembers a failure.
 const SERVFAIL_TTL_MAX: Duration = Duration::from_secs(300);
 
@@ -317,8 +317,7 @@ impl Reader {
                 }
                 "max_concurrent" => {
                     let limit = self.one(option, count).filter(|limit| *limit > 0);
-                    forward.max_concurrent =
-                        limit.map_or(forward.max_concurrent, |limit| limit.min(UNLIMITED));
+                    forward.max_concurrent = limit.unwrap_or(forward.max_concurrent);
                 }
                 "expire" => forward.expire = self.one(option, values::duration).unwrap_or_default(),
                 "read_timeout" => {
