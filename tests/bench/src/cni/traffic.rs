@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use seaway_cni_network::Overlay;
 use seaway_cni_network::netns::Namespace;
+use seaway_cni_network::{Overlay, VXLAN_DEVICE};
 use seaway_lab::{Lab, LabNode};
 
 use super::Effort;
@@ -79,7 +79,8 @@ impl<'a> Cluster<'a> {
         let start = |node: &&LabNode| Agent::start(node, overlay, all.clone());
         let agents = nodes.iter().map(start).collect::<Result<_>>()?;
         let serve = |node: &&LabNode| -> Result<Serving> {
-            let mut serving = Serving::start(node);
+            let tunnels = (overlay != Overlay::None).then(|| VXLAN_DEVICE.to_owned());
+            let mut serving = Serving::start(node, tunnels.into_iter().collect());
             serving.show(all.clone())?;
             Ok(serving)
         };
@@ -199,7 +200,7 @@ fn limited(row: Row, case: &str, peer: &str) -> Row {
             row.limited_by("a packet in VXLAN passes two more devices; by hand it takes the same")
         }
         ("vxlan", "vxlan by hand") => {
-            row.limited_by("the outer packets are tracked for masquerading; see the pair by hand that does")
+            row.limited_by("masquerading puts the kernel's hooks of tracking and NAT in the outer packets' way, tracked or not; see the pair by hand that has them")
         }
         (_, "veth") => {
             row.limited_by("both ends share two cores: one pair differs by a fifth between blocks")

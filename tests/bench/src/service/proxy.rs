@@ -25,11 +25,12 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Starts the proxy of `node`.
-    pub fn start(node: &LabNode) -> Self {
+    /// Starts the proxy of `node`, whose tunnels to other nodes have these names.
+    pub fn start(node: &LabNode, tunnels: Vec<String>) -> Self {
         let mut config = ProxyConfig::new(node.name(), node.cgroup(), node.bpffs());
         config.mode = Mode::Ebpf;
         config.announce_load_balancers = false;
+        config.tunnels = tunnels;
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (status, stop) = (config.status.clone(), CancellationToken::new());
         let (shutdown, path) = (stop.clone(), node.namespace().path().to_owned());
