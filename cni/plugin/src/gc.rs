@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use seaway_cni_network::ipam::Ipam;
+use seaway_cni_network::ipam::{Ipam, Owner};
 use seaway_cni_network::pod::{self, Attachment};
 
 use crate::config::Config;
@@ -34,20 +34,16 @@ pub(crate) fn gc(config: &Config) -> Result<(), CniError> {
     stale.sort_by(|a, b| (&a.container_id, &a.ifname).cmp(&(&b.container_id, &b.ifname)));
     stale.dedup();
 
-    // The lock is not held while links are deleted.
-    let mut stuck: BTreeSet<(String, String)> = BTreeSet::new();
+    // The lock is not held while links are deleted. What is reserved meanwhile is not known by the list, but is no leak.
+    let mut freed: BTreeSet<Owner> =
+        stale.iter().map(|one| Owner::new(&one.container_id, &one.ifname)).collect();
     for (attachment, error) in pod::unwire_all(stale) {
         errors.push(error.into());
-        stuck.insert((attachment.container_id, attachment.ifname));
+        // The addresses of wiring that could not be removed are still in use.
+        freed.remove(&Owner::new(&attachment.container_id, &attachment.ifname));
     }
-    // The addresses of wiring that could not be removed are still in use.
-    let in_use = |id: &str, ifname: &str| stuck.contains(&(id.to_owned(), ifname.to_owned()));
     let released = Ipam::open_if_there(&config.data_dir, &config.name).and_then(|ipam| {
-        ipam.map_or(Ok(Vec::new()), |mut ipam| {
-            ipam.release_unless(|owner| {
-                keep(&owner.container_id, &owner.ifname) || in_use(&owner.container_id, &owner.ifname)
-            })
-        })
+        ipam.map_or(Ok(Vec::new()), |mut ipam| ipam.release_unless(|owner| !freed.contains(owner)))
     });
     errors.extend(released.err().map(CniError::from));
     all_of(errors)
