@@ -53,6 +53,24 @@ pub enum NodeNetworkError {
     /// The nftables tables.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// Somebody else has the port, or the network at that port, that the VXLAN device is to have.
+    #[error(
+        "VXLAN network {vni} at UDP port {port}: {holder} is in the way; remove it, or choose another --vxlan-port"
+    )]
+    VxlanTaken {
+        /// Who has it.
+        holder: String,
+        /// The network identifier.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+    },
+    /// Another link has the name that the VXLAN device is to have.
+    #[error("link {name} is there and no VXLAN device: choose another --vxlan-device")]
+    NotVxlan {
+        /// The name.
+        name: String,
+    },
     /// The plugin or the network configuration.
     #[error("cannot {action} {}", path.display())]
     File {

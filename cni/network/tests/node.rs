@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -472,19 +473,95 @@ fn the_masquerade_comes_back_and_others_tables_are_left_alone() {
     assert!(rules().contains("table inet foreign"));
 }
 
+/// The client outside knows the way to pods of the first node.
+fn show_pods(lab: &Lab) {
+    let mut netlink = lab.client().netlink().unwrap();
+    let eth0 = netlink.link("eth0").unwrap().unwrap();
+    let subnets = ["10.244.1.0/24", "fd00:10:244:1::/64"];
+    for (subnet, via) in subnets.into_iter().zip(lab.node(0).addresses()) {
+        netlink.add_route(&Route::to(subnet.parse().unwrap()).via(via).on(eth0.index)).unwrap();
+    }
+}
+
+/// As after a restart without the tables, or when packets that went past the stack begin to go through it.
+#[test]
+fn a_connection_that_is_open_keeps_its_addresses_when_the_masquerade_comes() {
+    let lab = Lab::new(1).unwrap();
+    let (node, client) = (lab.node(0), lab.client());
+    show_pods(&lab);
+    let pod = add_pod(&lab, 1, 5);
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        node.run(|| seaway_cni_network::netns::sysctl::write(key, "1")).unwrap();
+    }
+    let connect = |family: usize| {
+        let addr = (client.addresses()[family], 0);
+        let listener = client.run(|| TcpListener::bind(addr)).unwrap();
+        let to = listener.local_addr().unwrap();
+        let near = pod.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap().unwrap();
+        let (far, from) = listener.accept().unwrap();
+        (near, far, from.ip())
+    };
+    let open = [0, 1].map(connect);
+    let _agent = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[1], true));
+    let rules = || node.ok(&["nft", "list", "ruleset"]).matches("fully-random").count();
+    wait_for(PATIENCE, "the tables", || rules() == 2);
+    for (family, (near, far, from)) in open.into_iter().enumerate() {
+        assert_eq!(from, pod.addresses[family]);
+        // The pod is the first to speak: tracking takes what it says for the beginning.
+        for (mut sender, mut receiver) in [(&near, &far), (&far, &near)] {
+            sender.write_all(b"on").unwrap();
+            receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut heard = [0; 2];
+            receiver.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"on");
+        }
+        assert_eq!(connect(family).2, node.addresses()[family], "new ones are masqueraded");
+    }
+}
+
+#[test]
+fn another_projects_device_is_left_alone_and_ours_comes_when_it_is_gone() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    node.ok(&[
+        "ip",
+        "link",
+        "add",
+        "flannel.1",
+        "type",
+        "vxlan",
+        "id",
+        "1",
+        "dstport",
+        "8472",
+        "dev",
+        "eth0",
+    ]);
+    node.ok(&["ip", "link", "set", "flannel.1", "up"]);
+    node.ok(&["ip", "link", "add", "mine", "type", "bridge"]);
+    let mut netlink = node.netlink().unwrap();
+    let options = NodeNetworkOptions { vxlan_device: "mine".to_owned(), ..NodeNetworkOptions::default() };
+    let all = snapshot(&lab, &[1], true);
+    let start = |options| Agent::start_with(node, config(node, VXLAN), options, Arc::clone(&all));
+    // An agent that is told to stop ends its round first.
+    drop(start(options));
+    assert_eq!(netlink.link("mine").unwrap().unwrap().kind.as_deref(), Some("bridge"));
+    drop(start(NodeNetworkOptions::default()));
+    let other = netlink.link("flannel.1").unwrap().unwrap();
+    assert!(!conflist(node).exists());
+    let _agent = start(NodeNetworkOptions::default());
+    netlink.delete_link(other.index).unwrap();
+    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
+    assert!(netlink.link("seaway-vxlan").unwrap().unwrap().up);
+}
+
 #[test]
 fn destinations_that_are_left_out_see_the_pod_and_all_others_the_node() {
     let lab = Lab::new(1).unwrap();
     let (node, client) = (lab.node(0), lab.client());
     let outside = client.addresses();
-    // Whoever is to see pods knows the way back to them.
-    let mut netlink = client.netlink().unwrap();
-    let eth0 = netlink.link("eth0").unwrap().unwrap();
-    for (subnet, via) in ["10.244.1.0/24", "fd00:10:244:1::/64"].into_iter().zip(node.addresses()) {
-        netlink.add_route(&Route::to(subnet.parse().unwrap()).via(via).on(eth0.index)).unwrap();
-    }
+    show_pods(&lab);
     let pod = add_pod(&lab, 1, 5);
-    // A connection that is open when tracking begins may be translated from its middle on: it is lost.
     let seen = |family: usize| tcp_exchange(&pod.namespace, client.namespace(), outside[family], 100).ok();
     for (left_out, destination) in outside.into_iter().enumerate() {
         let not_masqueraded = vec![destination.into()];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use seaway_model::{Family, Node, Snapshot};
+use seaway_model::{Family, Node, NodeAddressKind, Snapshot};
 
 use crate::netlink::Mac;
 use crate::{NodeNetworkConfig, Overlay, vtep_mac};
@@ -107,6 +107,9 @@ pub(super) fn desired(
     if desired.vxlan.is_none() && config.overlay != Overlay::None {
         desired.skipped.push(format!("VXLAN: node {} has no address", config.node_name));
     }
+    if let Some(name) = config.uplink.as_ref().filter(|_| uplinks.is_empty()) {
+        desired.skipped.push(format!("uplink: there is no link {name}; its MTU and subnets are not known"));
+    }
     let mut taken = Taken::default();
     for subnet in &desired.own {
         taken.take(*subnet);
@@ -202,10 +205,16 @@ fn add_peer(
 fn masquerade(desired: &Desired, snapshot: &Snapshot) -> Masquerade {
     let mut cluster = desired.own.clone();
     cluster.extend(desired.peers.iter().map(|peer| peer.subnet));
-    let addresses =
-        snapshot.nodes.values().flat_map(|node| node.addresses.iter().map(|address| address.addr));
+    let addresses = snapshot.nodes.values().flat_map(|node| cluster_addresses(node));
     cluster.extend(addresses.map(IpNet::from));
     Masquerade { pods: desired.own.clone(), cluster: IpNet::aggregate(&cluster) }
+}
+
+/// The addresses that a node has within the cluster. Behind its external ones there may be somebody who translates them
+/// for the world and knows no way back to a pod, unless they are all that it has.
+fn cluster_addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let internal = node.addresses.iter().filter(|address| address.kind == NodeAddressKind::Internal);
+    internal.map(|address| address.addr).chain(Family::ALL.into_iter().filter_map(|family| node.addr(family)))
 }
 
 #[cfg(test)]
@@ -213,7 +222,7 @@ pub(super) mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use seaway_model::{NodeAddress, NodeAddressKind};
+    use seaway_model::NodeAddress;
 
     use super::*;
 
@@ -325,6 +334,27 @@ pub(super) mod tests {
         let masquerade = desired.masquerade.as_mut().unwrap();
         masquerade.exclude(&["203.0.113.0/24".parse().unwrap()]);
         assert!(masquerade.cluster.contains(&"203.0.113.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn external_addresses_are_outside_unless_a_node_has_no_others() {
+        let external =
+            |addr: &str| NodeAddress { addr: addr.parse().unwrap(), kind: NodeAddressKind::External };
+        let mut nodes = vec![node("a", &["192.0.2.1"], &["10.244.0.0/24"]), node("b", &["192.0.2.2"], &[])];
+        nodes[1].addresses.extend([external("198.51.100.2"), external("2001:db8::2")]);
+        let desired = desired(&config(Overlay::None), &snapshot(nodes), &uplinks()).unwrap();
+        let cluster = desired.masquerade.unwrap().cluster;
+        let has = |addr: &str| cluster.iter().any(|net| net.contains(&addr.parse::<IpAddr>().unwrap()));
+        assert_eq!(["192.0.2.2", "198.51.100.2", "2001:db8::2"].map(has), [true, false, true]);
+    }
+
+    #[test]
+    fn an_uplink_that_is_not_there_is_told() {
+        let named = NodeNetworkConfig { uplink: Some("eth7".to_owned()), ..config(Overlay::None) };
+        let alone = snapshot(vec![node("a", &["192.0.2.1"], &["10.244.0.0/24"])]);
+        assert_eq!(desired(&named, &alone, &uplinks()).unwrap().skipped, [""; 0]);
+        let skipped = desired(&named, &alone, &BTreeMap::new()).unwrap().skipped;
+        assert_eq!(skipped, ["uplink: there is no link eth7; its MTU and subnets are not known"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use rustix::io::Errno;
 use seaway_model::{Family, Node};
 
 use super::NodeNetworkError;
@@ -78,9 +79,10 @@ pub(super) fn ensure_vxlan(
         Some(link) if is_compatible(&link, wanted) => link,
         other => {
             if let Some(link) = other {
+                refuse_foreign(&link)?;
                 netlink.delete_link(link.index)?;
             }
-            let link = netlink.create_vxlan(&Vxlan {
+            let created = netlink.create_vxlan(&Vxlan {
                 name,
                 vni: wanted.vni,
                 port: wanted.port,
@@ -88,7 +90,8 @@ pub(super) fn ensure_vxlan(
                 link: wanted.link,
                 mac: Some(wanted.mac),
                 mtu: Some(wanted.mtu),
-            })?;
+            });
+            let link = created.map_err(|error| explain(netlink, name, wanted, error))?;
             set_vxlan_sysctls(netlink, &link)?;
             link
         }
@@ -103,10 +106,36 @@ pub(super) fn ensure_vxlan(
         netlink.set_mtu(link.index, wanted.mtu)?;
     }
     if !link.up {
-        netlink.set_up(link.index)?;
+        netlink.set_up(link.index).map_err(|error| explain(netlink, name, wanted, error))?;
     }
     ensure_addresses(netlink, link.index, &wanted.addresses)?;
     Ok(link.index)
+}
+
+/// A link of this name that is no VXLAN device is not taken away: the name was chosen by mistake.
+fn refuse_foreign(link: &Link) -> Result<(), NodeNetworkError> {
+    let is_ours = link.alias.as_deref() == Some(VXLAN_ALIAS);
+    if is_ours || link.vxlan.is_some() {
+        return Ok(());
+    }
+    Err(NodeNetworkError::NotVxlan { name: link.name.clone() })
+}
+
+/// Other projects like the same numbers, and two devices share a port only if they are of one kind: the kernel refuses to
+/// create one, or to bring it up. The error then says who is in the way.
+fn explain(netlink: &mut Netlink, name: &str, wanted: &VxlanDevice, error: NetlinkError) -> NodeNetworkError {
+    let in_use = error.errno() == Some(Errno::ADDRINUSE);
+    if !in_use && error.errno() != Some(Errno::EXIST) {
+        return error.into();
+    }
+    let links = netlink.links().unwrap_or_default();
+    let at_port = |link: &&Link| link.name != name && link.vxlan.is_some_and(|info| info.port == wanted.port);
+    let holder = match links.iter().find(at_port) {
+        Some(other) => format!("device {}", other.name),
+        None if in_use => "a process".to_owned(),
+        None => return error.into(),
+    };
+    NodeNetworkError::VxlanTaken { holder, vni: wanted.vni, port: wanted.port }
 }
 
 /// What a new device gets before it comes up.

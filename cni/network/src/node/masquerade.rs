@@ -9,32 +9,39 @@
 //!   set cluster { … all pod subnets, all nodes' addresses, multicast and link-local }
 //!   chain postrouting {
 //!     type nat hook postrouting priority srcnat
+//!     meta l4proto tcp tcp flags & (syn | ack) != syn return
 //!     ip saddr @pods ip daddr != @cluster masquerade to :32768-65535 fully-random
 //!   }
 //! }
 //! ```
 //!
+//! A TCP connection that tracking meets in its middle keeps its addresses: it was open before the table was there, or its
+//! packets went past the stack until now. Whoever is at its other end knows it by no others.
+//!
 //! It is replaced as a whole in one transaction. A digest of what it was made from stands in its comment, so that a
 //! round that finds the same digest has nothing to do. Nobody else's table is read or touched.
-
-mod nft;
 
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use seaway_model::Family;
+use seaway_nft::{
+    Base, Batch, Chain, ChainKind, DataType, Element, Expr, Hook, MetaKey, SetSpec, Table, Verdict, chains,
+    commit, reg32, table_comment,
+};
 
 use super::desired::Masquerade;
 use crate::hash::fnv1a;
-use nft::{Attribute, Batch, Transaction};
 
-pub use nft::NftError;
+pub use seaway_nft::NftError;
 
 /// The name of the tables.
 pub const TABLE: &str = "seaway-masq";
 const CHAIN: &str = "postrouting";
-const PODS: (&str, u32) = ("pods", 1);
-const CLUSTER: (&str, u32) = ("cluster", 2);
+/// `NF_IP_PRI_NAT_SRC`
+const PRIORITY_SRCNAT: i32 = 100;
+const PODS: &str = "pods";
+const CLUSTER: &str = "cluster";
 /// What is never masqueraded, whatever the cluster is: multicast, broadcast, link-local.
 const NEVER_V4: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "169.254.0.0/16"];
 const NEVER_V6: [&str; 2] = ["ff00::/8", "fe80::/10"];
@@ -45,14 +52,15 @@ pub(super) fn ensure(masquerade: Option<&Masquerade>) -> Result<(), NftError> {
     for family in Family::ALL {
         let pods =
             intervals(family, masquerade.map(|masquerade| masquerade.pods.as_slice()).unwrap_or_default());
-        let comment = masquerade.filter(|_| !pods.is_empty()).map(|wanted| {
+        let rules = rules(family, &ports);
+        let wanted = masquerade.filter(|_| !pods.is_empty()).map(|wanted| {
             let cluster = cluster(family, wanted);
-            (format!("seaway {:016x}", digest(&pods, &cluster, &ports)), cluster)
+            (format!("seaway {:016x}", digest(&pods, &cluster, &rules)), cluster)
         });
-        let held = nft::table_comment(nft_family(family), TABLE)?;
-        match (comment, held) {
-            (Some((comment, _)), Some(held)) if comment == held && rule_is_there(family)? => {}
-            (Some((comment, cluster)), _) => replace(family, &comment, &pods, &cluster, &ports)?,
+        let held = table_comment(table(family))?;
+        match (wanted, held) {
+            (Some((comment, _)), Some(held)) if comment == held && has_rules(family, rules.len())? => {}
+            (Some((comment, cluster)), _) => replace(family, &comment, &pods, &cluster, &rules)?,
             (None, Some(_)) => remove(family)?,
             (None, None) => {}
         }
@@ -60,8 +68,10 @@ pub(super) fn ensure(masquerade: Option<&Masquerade>) -> Result<(), NftError> {
     Ok(())
 }
 
-fn rule_is_there(family: Family) -> Result<bool, NftError> {
-    Ok(nft::rules_in_chain(nft_family(family), TABLE, CHAIN)? == Some(1))
+/// Whether the chain is there with so many rules.
+fn has_rules(family: Family, count: usize) -> Result<bool, NftError> {
+    let held = chains(table(family))?;
+    Ok(held.iter().any(|chain| chain.name == CHAIN && usize::try_from(chain.uses) == Ok(count)))
 }
 
 fn cluster(family: Family, masquerade: &Masquerade) -> Vec<(u128, u128)> {
@@ -92,7 +102,7 @@ fn intervals(family: Family, nets: &[IpNet]) -> Vec<(u128, u128)> {
     joined
 }
 
-fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)], ports: &RangeInclusive<u16>) -> u64 {
+fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)], rules: &[Vec<Expr>]) -> u64 {
     let bytes = |intervals: &[(u128, u128)]| -> Vec<u8> {
         intervals
             .iter()
@@ -100,8 +110,7 @@ fn digest(pods: &[(u128, u128)], cluster: &[(u128, u128)], ports: &RangeInclusiv
             .flatten()
             .collect()
     };
-    let ports = [ports.start().to_be_bytes(), ports.end().to_be_bytes()].concat();
-    fnv1a(&[&bytes(pods), &bytes(cluster), &ports])
+    fnv1a(&[&bytes(pods), &bytes(cluster), format!("{rules:?}").as_bytes()])
 }
 
 /// Neither NodePorts nor ports that the administrator has reserved: the kernel's own search knows of neither.
@@ -110,15 +119,19 @@ fn ports() -> RangeInclusive<u16> {
     seaway_model::snat_ports(&seaway_model::port_ranges(&reserved))
 }
 
-fn nft_family(family: Family) -> u8 {
-    // NFPROTO_IPV4, NFPROTO_IPV6
-    if family == Family::V4 { 2 } else { 10 }
+const fn table(family: Family) -> Table<'static> {
+    let family = match family {
+        Family::V4 => seaway_nft::Family::Ip,
+        Family::V6 => seaway_nft::Family::Ip6,
+    };
+    Table { family, name: TABLE }
 }
 
 fn remove(family: Family) -> Result<(), NftError> {
-    let mut batch = Batch::new(nft_family(family));
-    batch.delete_table(TABLE);
-    Transaction::open()?.commit(batch, &format!("remove table {TABLE}"))
+    let mut batch = Batch::new();
+    batch.delete_table(table(family));
+    crate::fault::step();
+    commit(batch, "remove the masquerade")
 }
 
 fn replace(
@@ -126,32 +139,78 @@ fn replace(
     comment: &str,
     pods: &[(u128, u128)],
     cluster: &[(u128, u128)],
-    ports: &RangeInclusive<u16>,
+    rules: &[Vec<Expr>],
 ) -> Result<(), NftError> {
-    let mut batch = Batch::new(nft_family(family));
+    let table = table(family);
+    let mut batch = Batch::new();
     // Deleting what is not there would fail.
-    batch.add_table(TABLE, "");
-    batch.delete_table(TABLE);
-    batch.add_table(TABLE, comment);
-    for (set, intervals) in [(PODS, pods), (CLUSTER, cluster)] {
-        batch.add_set(TABLE, set, family == Family::V4);
-        batch.add_intervals(TABLE, set, family == Family::V4, intervals);
+    batch.add_table(table, "");
+    batch.delete_table(table);
+    batch.add_table(table, comment);
+    let key = if family == Family::V4 { DataType::Ipv4Addr } else { DataType::Ipv6Addr };
+    for (name, intervals) in [(PODS, pods), (CLUSTER, cluster)] {
+        batch.add_set(table, &SetSpec { interval: true, ..SetSpec::set(name, &[key]) });
+        batch.add_elements(table, name, &elements(family, intervals));
     }
-    batch.add_nat_postrouting(TABLE, CHAIN);
-    batch.add_rule(TABLE, CHAIN, &rule(family, ports));
-    Transaction::open()?.commit(batch, &format!("write table {TABLE}"))
+    let base = Some((ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT));
+    batch.add_chain(table, Chain { name: CHAIN, base });
+    for rule in rules {
+        batch.add_rule(table, CHAIN, rule);
+    }
+    crate::fault::step();
+    commit(batch, "write the masquerade")
 }
 
-/// Source in `pods` and destination not in `cluster`: masquerade.
-fn rule(family: Family, ports: &RangeInclusive<u16>) -> Vec<Attribute> {
-    let (source, destination, length) = if family == Family::V4 { (12, 16, 4) } else { (8, 24, 16) };
-    let matches = [
-        nft::load_network_header(source, length),
-        nft::lookup(PODS, false),
-        nft::load_network_header(destination, length),
-        nft::lookup(CLUSTER, true),
+/// Intervals as a set holds them: where each begins, and where it has ended.
+fn elements(family: Family, intervals: &[(u128, u128)]) -> Vec<Element> {
+    let greatest = if family == Family::V4 { u128::from(u32::MAX) } else { u128::MAX };
+    let start = |value: u128| {
+        let all = value.to_be_bytes();
+        Element::key(if family == Family::V4 { all[12..].into() } else { all.into() })
+    };
+    let end = |value| Element { interval_end: true, ..start(value) };
+    let mut elements = Vec::new();
+    if intervals.first().is_some_and(|(first, _)| *first > 0) {
+        elements.push(end(0));
+    }
+    for (first, last) in intervals {
+        elements.push(start(*first));
+        if *last < greatest {
+            elements.push(end(*last + 1));
+        }
+    }
+    elements
+}
+
+/// Source in `pods` and destination not in `cluster`: masquerade, unless it is the middle of a TCP connection.
+fn rules(family: Family, ports: &RangeInclusive<u16>) -> Vec<Vec<Expr>> {
+    const TCP: u8 = 6;
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    let (value, port_min, port_max) = (reg32(0), reg32(4), reg32(5));
+    let is = |byte: u8, inverted| Expr::Compare { from: value, value: vec![byte], inverted };
+    let middle = vec![
+        Expr::Meta { key: MetaKey::L4Proto, to: value },
+        is(TCP, false),
+        Expr::Payload { base: Base::Transport, offset: 13, length: 1, to: value },
+        Expr::Bitwise { from: value, to: value, mask: vec![SYN | ACK], xor: vec![0] },
+        is(SYN, true),
+        Expr::Verdict(Verdict::Return),
     ];
-    matches.into_iter().chain(nft::masquerade_fully_random(ports)).collect()
+    let (source, destination, length) = if family == Family::V4 { (12, 16, 4) } else { (8, 24, 16) };
+    let addr = |offset| Expr::Payload { base: Base::Network, offset, length, to: value };
+    let is_in = |set: &str, inverted| Expr::Lookup { set: set.into(), from: value, inverted };
+    let port = |port: &u16, to| Expr::Load { value: port.to_be_bytes().into(), to };
+    let leaves = vec![
+        addr(source),
+        is_in(PODS, false),
+        addr(destination),
+        is_in(CLUSTER, true),
+        port(ports.start(), port_min),
+        port(ports.end(), port_max),
+        Expr::Masquerade { port_min, port_max },
+    ];
+    vec![middle, leaves]
 }
 
 #[cfg(test)]
@@ -169,8 +228,28 @@ mod tests {
         assert_eq!(text, ["a000000-a0001ff", "a000300-a0003ff"]);
         assert_eq!(intervals(Family::V6, &nets).len(), 1);
         assert_eq!(intervals(Family::V6, &["::/0".parse().unwrap()]), [(0, u128::MAX)]);
-        let ports = 1024..=29_999;
+        let of = |ports| rules(Family::V4, &ports);
+        let ports = of(1024..=29_999);
         assert_ne!(digest(&[(1, 2)], &[], &ports), digest(&[], &[(1, 2)], &ports));
-        assert_ne!(digest(&[], &[], &ports), digest(&[], &[], &(1024..=65_535)));
+        assert_ne!(digest(&[], &[], &ports), digest(&[], &[], &of(1024..=65_535)));
+        assert_ne!(digest(&[], &[], &ports), digest(&[], &[], &ports[1..]));
+    }
+
+    #[test]
+    fn a_set_is_told_where_intervals_begin_and_where_they_have_ended() {
+        let text = |family, intervals: &[(u128, u128)]| -> Vec<String> {
+            let one = |element: &Element| {
+                let key = element.key.iter().fold(0, |key, byte| key << 8 | u128::from(*byte));
+                let end = if element.interval_end { " end" } else { "" };
+                format!("{} bytes {key:x}{end}", element.key.len())
+            };
+            elements(family, intervals).iter().map(one).collect()
+        };
+        assert_eq!(text(Family::V4, &[]), [""; 0]);
+        assert_eq!(
+            text(Family::V4, &[(1, 2), (0xffff_fff0, 0xffff_ffff)]),
+            ["4 bytes 0 end", "4 bytes 1", "4 bytes 3 end", "4 bytes fffffff0"]
+        );
+        assert_eq!(text(Family::V6, &[(0, u128::MAX)]), ["16 bytes 0"]);
     }
 }
