@@ -151,25 +151,30 @@ fn kubeconfig_or_pod(path: &Path) -> String {
     }
 }
 
+/// How the API server is reached, but for its address where the settings name another one.
+async fn credentials(config: &NodeConfig, url: Option<&::http::Uri>) -> Result<kube::Config, NodeError> {
+    let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
+    if config.kubeconfig.as_os_str().is_empty() {
+        return match (kube::Config::incluster(), url) {
+            // What a pod has is not for everybody to read on the way.
+            (Ok(of_pod), Some(url)) if url.scheme_str() == Some("https") => Ok(of_pod),
+            // As kube-proxy: no credentials are needed to an address that is named without any.
+            (_, Some(url)) => Ok(kube::Config::new(url.clone())),
+            (of_pod, None) => of_pod.map_err(|e| bad(e.to_string())),
+        };
+    }
+    let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
+    let options = kube::config::KubeConfigOptions::default();
+    kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))
+}
+
 async fn client(
     config: &NodeConfig,
     metrics: Option<seaway_dns::Metrics>,
 ) -> Result<kube::Client, NodeError> {
     let bad = |message: String| NodeError::Kubeconfig { path: config.kubeconfig.clone(), message };
     let url = config.api_server.as_deref().map(api_server).transpose()?;
-    let mut loaded = if !config.kubeconfig.as_os_str().is_empty() {
-        let file = kube::config::Kubeconfig::read_from(&config.kubeconfig).map_err(|e| bad(e.to_string()))?;
-        let options = kube::config::KubeConfigOptions::default();
-        kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|e| bad(e.to_string()))?
-    } else {
-        match (kube::Config::incluster(), &url) {
-            // What a pod has is not for everybody to read on the way.
-            (Ok(of_pod), Some(url)) if url.scheme_str() == Some("https") => of_pod,
-            // As kube-proxy: no credentials are needed to an address that is named without any.
-            (_, Some(url)) => kube::Config::new(url.clone()),
-            (of_pod, None) => of_pod.map_err(|e| bad(e.to_string()))?,
-        }
-    };
+    let mut loaded = credentials(config, url.as_ref()).await?;
     if let Some(url) = url {
         loaded.cluster_url = url;
     }
