@@ -20,8 +20,11 @@ pub(super) struct ServiceRecords {
     endpoints: Arc<EndpointSet>,
     publish_not_ready: bool,
     /// Places in `endpoints` of those that have a host name, by that name.
-    hosts: BTreeMap<Arc<str>, Vec<usize>>,
+    hosts: Option<Box<Hosts>>,
 }
+
+/// Places of endpoints by their host names. Few Services have any: it lies elsewhere, so that the others take less room.
+type Hosts = BTreeMap<Arc<str>, Vec<usize>>;
 
 /// One of each family, beside the rest: who asks for them has no second place to fetch.
 type ClusterIps = SmallVec<[IpAddr; 2]>;
@@ -35,8 +38,8 @@ enum Kind {
     },
     /// Whether there is an endpoint to name.
     Headless { usable: bool },
-    /// `None` where the name is none.
-    External(Option<Name>),
+    /// `None` where the name is none. It lies elsewhere for the same reason.
+    External(Option<Box<Name>>),
 }
 
 /// A port, with its name beside the rest, for the same reason.
@@ -65,14 +68,16 @@ pub(super) struct Place<'a> {
 impl ServiceRecords {
     pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>, ignore_empty: bool) -> Self {
         let usable = |endpoint: &Endpoint| endpoint.ready || service.publish_not_ready;
-        let mut hosts: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+        let mut hosts = Hosts::new();
         for (at, endpoint) in endpoints.endpoints.iter().enumerate() {
             if let Some(hostname) = endpoint.hostname.as_ref().filter(|_| usable(endpoint)) {
                 hosts.entry(lower(hostname)).or_default().push(at);
             }
         }
         let kind = match (&service.external_name, service.kind) {
-            (target, ServiceKind::ExternalName) => Kind::External(target.as_deref().and_then(absolute)),
+            (target, ServiceKind::ExternalName) => {
+                Kind::External(target.as_deref().and_then(absolute).map(Box::new))
+            }
             _ if service.headless => Kind::Headless { usable: endpoints.endpoints.iter().any(usable) },
             _ => Kind::ClusterIp {
                 addrs: service.cluster_ips.as_slice().into(),
@@ -85,7 +90,7 @@ impl ServiceRecords {
             ports: service.ports.iter().map(PortRecord::new).collect(),
             endpoints,
             publish_not_ready: service.publish_not_ready,
-            hosts,
+            hosts: (!hosts.is_empty()).then(|| Box::new(hosts)),
         }
     }
 
@@ -96,7 +101,7 @@ impl ServiceRecords {
 
     /// Where an ExternalName Service leads.
     pub(super) fn external(&self) -> Option<&Name> {
-        if let Kind::External(target) = &self.kind { target.as_ref() } else { None }
+        if let Kind::External(target) = &self.kind { target.as_deref() } else { None }
     }
 
     pub(super) fn cluster_ips(&self) -> &[IpAddr] {
@@ -127,7 +132,7 @@ impl ServiceRecords {
 
     /// The addresses of the endpoints that `label` names: by host name, else by dashed address.
     pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
-        if let Some(places) = self.hosts.get(label) {
+        if let Some(places) = self.hosts.as_ref().and_then(|hosts| hosts.get(label)) {
             let addrs = places.iter().filter_map(|&at| self.endpoints.endpoints.get(at)).map(|e| e.addr);
             return without_repeats(addrs).collect();
         }

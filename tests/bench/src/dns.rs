@@ -7,6 +7,7 @@ mod peers;
 mod programming;
 pub mod records;
 mod server;
+mod sizes;
 
 use std::net::UdpSocket;
 
@@ -71,6 +72,7 @@ pub fn run(options: Options, report: &mut Report) -> Result<()> {
     let lab = Lab::new(1)?;
     let node = lab.node(0);
     memory(node, report)?;
+    sizes::run(node, effort, report)?;
     peers::run(node, effort, report)?;
     peers::scaling(node, effort, report)?;
     programming::run(node, effort, report)?;
