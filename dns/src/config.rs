@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustix::process::{Resource, getrlimit};
 
 use crate::settings;
 
@@ -131,6 +132,12 @@ impl DnsConfig {
     pub fn wants_autopath(&self) -> bool {
         self.autopath || settings::load(self).is_ok_and(|settings| settings.config.autopath)
     }
+}
+
+/// How many files the process may have open.
+pub(crate) fn open_files_max() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 /// The name servers that a `resolv.conf` names, on port 53. Addresses with a zone (`fe80::1%eth0`) are left out: their

@@ -49,6 +49,15 @@ pub enum DnsError {
         /// What is wrong, in the order of the lines.
         problems: Vec<Problem>,
     },
+    /// The settings file asks for what the server was not started for.
+    #[error(
+        "the settings in {path} are refused:\n  pods = \"verified\" takes a list of all pods, which is fetched from the start \
+         on: restart to have it"
+    )]
+    PodsUnknown {
+        /// The file.
+        path: String,
+    },
     /// The certificates that upstreams over TLS are checked against cannot be read.
     #[error("certificates in {path}: {why}")]
     Certificates {

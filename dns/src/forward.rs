@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::Name;
-use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::warn;
 
 use crate::cache::{Cache, Found, Hit, Key, stale};
+use crate::config::open_files_max;
 use crate::settings::{CacheSettings, ForwardSettings, Policy};
 use crate::{DnsError, Metrics};
 use places::Places;
@@ -82,9 +82,7 @@ impl Forwarder {
             }
         }
         // Each question has a socket of its own, and others need some, too.
-        let files_max = getrlimit(Resource::Nofile)
-            .current
-            .map_or(usize::MAX, |files| usize::try_from(files / 2).unwrap_or(usize::MAX));
+        let places = settings.max_concurrent.min(open_files_max() / 2);
         Ok(Self {
             zone: zone.to_ascii(),
             settings: settings.clone(),
@@ -92,7 +90,7 @@ impl Forwarder {
             turn: AtomicUsize::new(0),
             cache: Cache::new(cache.clone()),
             flights: Mutex::default(),
-            places: Places::new(settings.max_concurrent.min(files_max)),
+            places: Places::new(places),
             metrics: metrics.clone(),
         })
     }

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use crate::metrics::Meter;
 use crate::settings::{self, Settings};
 use crate::zone::Zone;
-use crate::{DnsConfig, DnsError, Metrics};
+use crate::{DnsConfig, DnsError, Metrics, PodRecords};
 use limit::Limiter;
 use state::{Keeper, State};
 use udp::Listeners;
@@ -172,6 +172,7 @@ impl Server {
         let settings = self.settings;
         let mut keeper = Keeper {
             config: config.clone(),
+            all_pods: settings.config.pod_records == PodRecords::Verified,
             settings,
             listening,
             publish,

@@ -172,6 +172,11 @@ async fn over_tls_on_one_connection_and_only_with_the_right_certificate() {
     }
     assert_eq!(upstream.connections.load(Ordering::SeqCst), 1);
     assert!(metric(&running, "coredns_proxy_conn_cache_hits_total") >= 2.0);
+    // A name of its own goes before that of all.
+    let (ip, port) = (upstream.address.ip(), upstream.address.port());
+    let own = zone("other.example")
+        .replace(&upstream.address.to_string(), &format!("{ip}%resolver.example:{port}"));
+    assert_eq!(first(&ask(&start(&own), "www.example.").await), "192.0.2.5");
     let other = start(&zone("other.example"));
     assert_eq!(first(&ask(&other, "www.example.").await), "Server Failure");
 }

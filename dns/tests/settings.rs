@@ -459,6 +459,10 @@ async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not
     assert!(told().contains("coredns_reload_failed_total 0") && told().contains("coredns_hosts_entries 1"));
     eventually(async || told().contains("coredns_reload_failed_total 1")).await;
     assert!(answers("192.0.2.2").await);
+    // Right in itself, and yet pods that are there would be denied: nobody has asked for a list of them.
+    file(dir.path(), "dns.toml", &format!("[cluster]\npods = \"verified\"\n{}", hosts("192.0.2.9")));
+    eventually(async || told().contains("coredns_reload_failed_total 2")).await;
+    assert!(answers("192.0.2.2").await);
     // By way of a new file under the old name, as ConfigMaps change.
     let next = file(dir.path(), "next", &hosts("192.0.2.3"));
     std::fs::rename(next, dir.path().join("dns.toml")).unwrap();

@@ -2,6 +2,7 @@
 //! beside the one that serves, and put in its place.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use tracing::{error, info};
 use crate::handler::Handler;
 use crate::settings::{self, Settings};
 use crate::zone::Zone;
-use crate::{DnsConfig, DnsError, Metrics};
+use crate::{DnsConfig, DnsError, Metrics, PodRecords};
 
 /// How often gauges are brought up to date.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -46,6 +47,8 @@ impl State {
 pub(super) struct Keeper {
     pub(super) config: DnsConfig,
     pub(super) settings: Settings,
+    /// Whether the first settings wanted every pod of the cluster in the snapshots.
+    pub(super) all_pods: bool,
     pub(super) listening: Vec<SocketAddr>,
     pub(super) publish: watch::Sender<Arc<State>>,
     pub(super) metrics: Metrics,
@@ -128,6 +131,11 @@ impl Keeper {
     fn apply(&mut self, settings: Settings) -> Result<bool, DnsError> {
         if settings == self.settings {
             return Ok(false);
+        }
+        if settings.config.pod_records == PodRecords::Verified && !self.all_pods {
+            // Pods that are there would be denied.
+            let path = self.config.file.as_deref().unwrap_or(Path::new("")).display().to_string();
+            return Err(DnsError::PodsUnknown { path });
         }
         let state = Arc::clone(&self.publish.borrow());
         let zone = if settings.config == self.settings.config {

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::exchange::{Outcome, View, answer_later, answer_now};
 use super::seats::{Seat, Seats};
 use super::{DRAIN, Shared};
+use crate::config::open_files_max;
 use crate::metrics::{Meter, Transport};
 
 /// Questions of one connection that may wait for upstreams at once; then it is read no further.
@@ -24,7 +25,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Accepts until the server stops.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, meter: Arc<Meter>) {
-    let seats = Seats::new(shared.tcp_connections_max);
+    let seats = Seats::new(shared.tcp_connections_max.min(open_files_max() / 4));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
