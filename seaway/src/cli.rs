@@ -253,7 +253,8 @@ pub enum HandOver {
 pub enum Xdp {
     /// Not at all
     Off,
-    /// At the uplinks whose drivers can; the others, and what XDP cannot do, go on as without
+    /// At the uplinks whose drivers can; the others, and what XDP cannot do, go on as without. For network cards: virtual
+    /// links are no faster by it
     Native,
     /// At every uplink, after its driver: no faster, for trying out
     Generic,

@@ -55,8 +55,8 @@ pub enum Direction {
     PodIngress,
     /// Packets that go to a pod.
     PodEgress,
-    /// Packets that arrive on an uplink, before the kernel has made buffers of them. Only with the program attached to the
-    /// device, natively.
+    /// Packets that arrive on an uplink, before the kernel has made buffers of them. Only with the program switched on
+    /// ([`Dataplane::set_xdp`]) and attached to the device.
     Xdp,
 }
 
@@ -192,15 +192,21 @@ impl Dataplane {
         maps.add_pod_links(&pods)?;
         let uplinks =
             devices.iter().filter(|(device, role)| *role == Role::Uplink && !missing.contains(device));
-        let known = |(device, _): &(String, Role)| Some((device.clone(), sys::ifindex(device)?));
-        self.uplinks = Some(uplinks.filter_map(known).collect());
-        self.renew_xdp()?;
+        let uplinks: Vec<String> = uplinks.map(|(device, _)| device.clone()).collect();
+        self.attach_xdp(&uplinks)?;
         Ok(missing)
     }
 
     /// Whether uplinks are to carry the XDP program as well, from the next [`Dataplane::attach_devices`] on.
     pub fn set_xdp(&mut self, mode: XdpMode) {
         self.xdp_mode = mode;
+    }
+
+    /// Makes exactly these devices run the XDP program, if it is switched on, and leaves the other programs alone.
+    pub fn attach_xdp(&mut self, devices: &[String]) -> Result<(), LoadError> {
+        let known = |device: &String| Some((device.clone(), sys::ifindex(device)?));
+        self.uplinks = Some(devices.iter().filter_map(known).collect());
+        self.renew_xdp()
     }
 
     /// What the uplinks run of XDP. Empty: it is switched off.
@@ -261,7 +267,7 @@ impl Dataplane {
             Direction::Egress => &Hook::EGRESS,
             Direction::PodIngress => &Hook::POD_INGRESS,
             Direction::PodEgress => &Hook::POD_EGRESS,
-            Direction::Xdp => &Hook::XDP,
+            Direction::Xdp => self.xdp_mode.hook().unwrap_or(&Hook::XDP),
         };
         let context = context(hook, packet, ifindex);
         let (verdict, packet, duration_ns) =

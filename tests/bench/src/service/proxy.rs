@@ -31,6 +31,8 @@ impl Serving {
         config.mode = Mode::Ebpf;
         config.announce_load_balancers = false;
         config.tunnels = tunnels;
+        // Nothing is compared anew in the middle of a measurement.
+        config.resync_interval = Duration::from_secs(3600);
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (status, stop) = (config.status.clone(), CancellationToken::new());
         let (shutdown, path) = (stop.clone(), node.namespace().path().to_owned());
