@@ -67,6 +67,7 @@ impl Bed {
         let mut config = ProxyConfig::new("node", &place.cgroup, &place.bpffs);
         config.pod_link_prefixes = vec!["swpod".into()];
         config.firewall_interval = period;
+        config.tunnels = vec!["tunnel".into()];
         let mut cluster = cluster();
         for (node, number) in [("node", 1), ("other", 2)] {
             let mut known = (*cluster.nodes[node]).clone();
@@ -186,6 +187,50 @@ fn a_rule_between_two_pods_is_followed() {
         bed.await_path(v6, false);
         guard("delete table", "");
         bed.await_path(v6, true);
+    }
+    bed.running.stop();
+}
+
+/// Pods of the two nodes reach each other in VXLAN from now on.
+fn tunnel(bed: &Bed) {
+    let net = &bed.world.net;
+    for (name, own, others, addr, remote) in
+        [("node", 1, 2, "172.30.7.11", "172.30.7.12"), ("other", 2, 1, "172.30.7.12", "172.30.7.11")]
+    {
+        net.ip(
+            name,
+            &format!(
+                "link add tunnel mtu 1450 address 02:00:00:00:00:0{own} type vxlan id 1 dstport 8472 \
+                 local {addr} remote {remote} dev eth0 nolearning"
+            ),
+        );
+        net.ip(name, "link set tunnel up");
+        for (family, gateway, bits) in
+            [("-4", format!("10.244.{others}.0"), 24), ("-6", format!("fd00:10:244:{others}::"), 64)]
+        {
+            net.ip(name, &format!("neigh add {gateway} lladdr 02:00:00:00:00:0{others} dev tunnel"));
+            let to = format!("{gateway}/{bits}");
+            // IPv6 takes no next hop that another route leads to.
+            net.ip(name, &format!("{family} route delete {to}"));
+            net.ip(name, &format!("{family} route add {to} via {gateway} dev tunnel onlink"));
+        }
+    }
+}
+
+/// In both directions: what the pod sends is handed to the tunnel, what comes out of it to the pod.
+#[test]
+fn pods_talk_past_the_stack_in_a_tunnel_too() {
+    let bed = Bed::new(Duration::from_secs(3600));
+    bed.expect("directly");
+    tunnel(&bed);
+    for v6 in [false, true] {
+        bed.await_path(v6, true);
+    }
+    bed.run("nft add table inet guard");
+    bed.run("nft add chain inet guard forward { type filter hook forward priority 0; }");
+    bed.run("nft add rule inet guard forward counter");
+    for v6 in [false, true] {
+        bed.await_path(v6, false);
     }
     bed.running.stop();
 }

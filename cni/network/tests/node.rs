@@ -437,11 +437,15 @@ fn what_somebody_deletes_comes_back() {
     wait_for(PATIENCE, "a round", || whole(&mut netlink));
     assert_eq!(netlink.link("seaway-vxlan").unwrap().unwrap().index, after.index);
     drop(agent);
-    let _direct = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[1, 2], true));
+    let direct = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[1, 2], true));
     wait_for(PATIENCE, "the device to go", || netlink.link("seaway-vxlan").unwrap().is_none());
+    let nodes = lab.node(1).addresses();
     wait_for(PATIENCE, "direct routes", || {
-        routes(node).iter().filter(|route| route.gateway == Some(lab.node(1).addresses()[0])).count() == 1
+        routes(node).iter().filter(|route| route.gateway.is_some_and(|via| nodes.contains(&via))).count() == 2
     });
+    drop(direct);
+    let _vxlan = Agent::start(node, config(node, VXLAN), snapshot(&lab, &[1, 2, 3], true));
+    wait_for(PATIENCE, "the device in the place of direct routes", || whole(&mut netlink));
 }
 
 #[test]

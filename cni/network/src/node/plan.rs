@@ -58,15 +58,19 @@ pub(super) fn plan(desired: &Desired, actual: &Actual, vxlan: Option<u32>, prune
     let is_held = |route: &&Route| {
         routes.get(&route.destination).is_some_and(|held| held.iter().any(|held| same_route(route, held)))
     };
-    ops.extend(wanted.routes.values().filter(|route| !is_held(route)).cloned().map(Op::SetRoute));
+    for route in wanted.routes.values().filter(|route| !is_held(route)) {
+        let held = routes.get(&route.destination).into_iter().flatten().filter(|_| prune);
+        ops.extend(held.filter(|held| blocks(held, route)).map(|held| Op::DeleteRoute((*held).clone())));
+        ops.push(Op::SetRoute(route.clone()));
+    }
     if !prune {
         return ops;
     }
     for (destination, held) in &routes {
-        let stays =
-            |held: &Route| wanted.routes.get(destination).is_some_and(|route| same_route(route, held));
+        let wanted = wanted.routes.get(destination);
+        let stays = |held: &Route| wanted.is_some_and(|route| same_route(route, held) || blocks(held, route));
         // One that is replaced goes by that. If there are several (with different metrics), replacing touches one.
-        if held.len() > 1 || !wanted.routes.contains_key(destination) {
+        if held.len() > 1 || wanted.is_none() {
             ops.extend(held.iter().filter(|held| !stays(held)).map(|held| Op::DeleteRoute((*held).clone())));
         }
     }
@@ -113,6 +117,12 @@ fn want_peer(wanted: &mut Wanted, peer: &Peer, vxlan: Option<u32>) {
 /// The next hop on the VXLAN device: the first address of the subnet, which the peer's device has.
 fn gateway_behind(peer: &Peer) -> IpAddr {
     peer.subnet.network()
+}
+
+/// IPv6 takes no next hop that another route leads to by another link, as one to the same subnet does: that one has to go
+/// before, not by being replaced. It is gone already when what else is stale goes.
+fn blocks(held: &Route, wanted: &Route) -> bool {
+    wanted.onlink && wanted.destination.addr().is_ipv6() && held.link != wanted.link
 }
 
 /// The kernel fills in what was not said: the link of a next hop, the metric, flags.
@@ -215,6 +225,27 @@ mod tests {
         let second = Route { metric: Some(77), gateway: "192.0.2.9".parse().ok(), ..twice };
         held.routes.push(second.clone());
         assert_eq!(plan(&desired, &held, None, true), [Op::DeleteRoute(second)]);
+    }
+
+    #[test]
+    fn a_direct_route_of_ipv6_makes_room_for_one_into_the_tunnel() {
+        let of = |overlay| desired(&config(overlay), &cluster(&[(1, 2)]), &uplinks()).unwrap();
+        let (direct, vxlan) = (of(Overlay::None), of(Overlay::Vxlan { vni: 1, port: 8472 }));
+        let held = apply(Actual::default(), &plan(&direct, &Actual::default(), None, true));
+        let steps = plan(&vxlan, &held, Some(VXLAN), true);
+        let routes: Vec<String> = steps
+            .iter()
+            .filter_map(|op| match op {
+                Op::SetRoute(route) => Some(format!("set {}", route.destination)),
+                Op::DeleteRoute(route) => Some(format!("delete {}", route.destination)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(
+            routes,
+            ["set 10.244.1.0/24", "delete fd00:0:0:1::/64", "set fd00:0:0:1::/64"],
+            "the other family is replaced in one step"
+        );
     }
 
     #[test]
