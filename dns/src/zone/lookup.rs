@@ -9,16 +9,27 @@ use seaway_model::Protocol;
 use super::service::{ServiceRecords, parse_dashed};
 use super::{PodRecords, Zone};
 
-/// The deepest names there are: `zone.pin._zone.service.namespace.svc`, of six levels. One more tells "too deep".
-const LEVELS_MAX: usize = 7;
+/// The levels of names that are looked at one by one: `pin._zone.service.namespace.svc`, and one more that tells "deeper".
+const LEVELS_MAX: usize = 6;
+/// Those above a topology zone, whose name may have dots.
+const LEVELS_ABOVE_PART: usize = 5;
 
 /// The labels of a name below the zone's origin, lower case, the highest one first.
 pub(super) struct Labels<'a> {
     labels: [Cow<'a, str>; LEVELS_MAX],
     count: usize,
+    /// All of them, and how many of its labels they are.
+    name: &'a Name,
+    depth: usize,
 }
 
 impl Labels<'_> {
+    /// What stands below the fifth level, as one.
+    fn part(&self) -> String {
+        let labels = self.name.iter().take(self.depth.saturating_sub(LEVELS_ABOVE_PART));
+        labels.map(lower).collect::<Vec<_>>().join(".")
+    }
+
     fn get(&self) -> [&str; LEVELS_MAX] {
         std::array::from_fn(|at| &*self.labels[at])
     }
@@ -79,7 +90,7 @@ pub(super) fn relative<'a>(origin: &Name, name: &'a Name) -> Option<Labels<'a>> 
     for (place, label) in labels.iter_mut().zip(tail) {
         *place = lower(label);
     }
-    Some(Labels { labels, count })
+    Some(Labels { labels, count, name, depth })
 }
 
 fn lower(label: &[u8]) -> Cow<'_, str> {
@@ -93,7 +104,7 @@ fn lower(label: &[u8]) -> Cow<'_, str> {
 
 impl Zone {
     pub(super) fn node<'a>(&'a self, labels: &Labels<'_>) -> Node<'a> {
-        let [first, second, third, fourth, fifth, sixth, _] = labels.get();
+        let [first, second, third, fourth, fifth, _] = labels.get();
         match (labels.count, first) {
             (0, _) => Node::Apex,
             (1, "dns-version") => Node::Version,
@@ -111,9 +122,11 @@ impl Zone {
             },
             (6, "svc") if self.settings.zonal && fourth == "_zone" => {
                 let headless = |records: &&ServiceRecords| records.exists() && records.is_headless();
-                let (zone, known) = (sixth.to_owned(), matches!(fifth, "pin" | "prefer"));
+                let known = matches!(fifth, "pin" | "prefer");
                 match self.find(second, third).filter(headless).filter(|_| known) {
-                    Some(records) => Node::Part(records, Part { zone, prefer: fifth == "prefer" }),
+                    Some(records) => {
+                        Node::Part(records, Part { zone: labels.part(), prefer: fifth == "prefer" })
+                    }
                     None => Node::Missing,
                 }
             }
