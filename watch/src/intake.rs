@@ -144,24 +144,25 @@ impl Intake {
         }
     }
 
-    fn service(&mut self, object: &wire::Service<'_>) -> Converted<Service> {
-        convert::service(object, &mut self.names).map(Some)
+    fn service(&mut self, object: &wire::Service<'_>) -> Converted<Arc<Service>> {
+        convert::service(object, &mut self.names).map(Arc::new).map(Some)
     }
 
-    fn slice(&mut self, object: &wire::EndpointSlice<'_>) -> Converted<(EndpointSlice, Triggered)> {
+    fn slice(&mut self, object: &wire::EndpointSlice<'_>) -> Converted<(Arc<EndpointSlice>, Triggered)> {
         let Some(converted) = convert::endpoint_slice(object, &mut self.names)? else { return Ok(None) };
         if let Some(first) = converted.left_out.first() {
             self.reports.report(self.kind, &object.metadata, first);
         }
-        Ok(Some((converted.slice, converted.triggered_at)))
+        Ok(Some((Arc::new(converted.slice), converted.triggered_at)))
     }
 
-    fn node(&mut self, object: &wire::Node<'_>) -> Converted<Node> {
-        convert::node(object, &mut self.names).map(Some)
+    fn node(&mut self, object: &wire::Node<'_>) -> Converted<Arc<Node>> {
+        convert::node(object, &mut self.names).map(Arc::new).map(Some)
     }
 
-    fn pod(&mut self, object: &wire::Pod<'_>) -> Converted<HostPod> {
-        convert::host_pod(object, self.own_node.as_deref(), &mut self.names)
+    fn pod(&mut self, object: &wire::Pod<'_>) -> Converted<Arc<HostPod>> {
+        let pod = convert::host_pod(object, self.own_node.as_deref(), &mut self.names)?;
+        Ok(pod.map(Arc::new))
     }
 
     fn namespace(&mut self, object: &Head<'_>) -> Converted<Arc<str>> {
@@ -201,20 +202,27 @@ impl Intake {
         convert: impl Fn(&mut Self, &W) -> Converted<T>,
         mut out: impl FnMut(Change<T>),
     ) -> Result<PageMeta, serde_json::Error> {
-        let Ok(page) = serde_json::from_slice::<Page<W>>(text) else {
-            let page: Page<&RawValue> = serde_json::from_slice(text)?;
-            for object in page.items.unwrap_or_default() {
-                self.converted(object, &convert).into_iter().for_each(|object| out(Change::Listed(object)));
+        // The whole of it is UTF-8, so that nobody has to look at string after string.
+        if let Ok(text) = std::str::from_utf8(text) {
+            let (mut objects, mut listed) = (0, Vec::new());
+            let read = wire::read_page(text, |object: W| {
+                objects += 1;
+                match convert(self, &object) {
+                    Ok(converted) => listed.extend(converted),
+                    Err(error) => self.reports.report(self.kind, object.meta(), &error),
+                }
+            });
+            if let Ok(metadata) = read {
+                self.metrics.events(self.kind.name(), objects);
+                for object in listed {
+                    out(Change::Listed(object));
+                }
+                return Ok(metadata);
             }
-            return Ok(page.metadata);
-        };
-        let objects = page.items.unwrap_or_default();
-        self.metrics.events(self.kind.name(), objects.len());
-        for object in objects {
-            match convert(self, &object) {
-                Ok(converted) => converted.into_iter().for_each(|object| out(Change::Listed(object))),
-                Err(error) => self.reports.report(self.kind, object.meta(), &error),
-            }
+        }
+        let page: Page<&RawValue> = serde_json::from_slice(text)?;
+        for object in page.items.unwrap_or_default() {
+            self.converted(object, &convert).into_iter().for_each(|object| out(Change::Listed(object)));
         }
         Ok(page.metadata)
     }

@@ -31,17 +31,17 @@ pub type ObjectKey = (Arc<str>, Arc<str>);
 /// When a change came about, where that is known.
 pub type Triggered = Option<SystemTime>;
 
-/// What happened.
+/// What happened. Objects stand where they were made: a page of them is passed on without a copy.
 #[derive(Debug)]
 pub enum Event {
     /// To Services.
-    Service(Change<Service>),
+    Service(Change<Arc<Service>>),
     /// To EndpointSlices.
-    Slice(Change<(EndpointSlice, Triggered)>),
+    Slice(Change<(Arc<EndpointSlice>, Triggered)>),
     /// To Nodes.
-    Node(Change<Node>),
+    Node(Change<Arc<Node>>),
     /// To pods that have addresses; those with host ports name them.
-    Pod(Change<HostPod>),
+    Pod(Change<Arc<HostPod>>),
     /// Pods may not be listed: host ports are not served, and nobody waits for them.
     PodsDenied,
     /// To namespaces.
@@ -154,7 +154,7 @@ impl Store {
         of_none.filter(|_| self.snapshot.synced).flat_map(|(_, slices)| slices).map(AsRef::as_ref)
     }
 
-    fn apply_service(&mut self, change: Change<Service>) {
+    fn apply_service(&mut self, change: Change<Arc<Service>>) {
         let services = &mut self.snapshot.services;
         match change {
             Change::ListBegins => self.services.begin(),
@@ -173,7 +173,7 @@ impl Store {
         }
     }
 
-    fn apply_node(&mut self, change: Change<Node>) {
+    fn apply_node(&mut self, change: Change<Arc<Node>>) {
         let nodes = &mut self.snapshot.nodes;
         match change {
             Change::ListBegins => self.nodes.begin(),
@@ -190,11 +190,11 @@ impl Store {
         }
     }
 
-    fn apply_pod(&mut self, change: Change<HostPod>) {
+    fn apply_pod(&mut self, change: Change<Arc<HostPod>>) {
         let progress = self.pods.get_or_insert_default();
         match change {
             Change::ListBegins => progress.begin(),
-            Change::Listed(pod) => progress.add(Arc::new(pod)),
+            Change::Listed(pod) => progress.add(pod),
             Change::ListEnds => {
                 let listed = progress.finish();
                 let mut gone = std::mem::take(&mut self.pod_addrs);
@@ -270,7 +270,7 @@ impl Store {
         }
     }
 
-    fn apply_slice(&mut self, change: Change<(EndpointSlice, Triggered)>) {
+    fn apply_slice(&mut self, change: Change<(Arc<EndpointSlice>, Triggered)>) {
         match change {
             Change::ListBegins => self.slice_list.begin(),
             Change::Listed((slice, _)) => {
@@ -283,7 +283,7 @@ impl Store {
             }
             Change::Applied((slice, triggered_at)) => {
                 let service = slice.service.clone();
-                if let Some(former) = self.put_slice(Arc::new(slice)).filter(|former| *former != service) {
+                if let Some(former) = self.put_slice(slice).filter(|former| *former != service) {
                     self.join(&former);
                 }
                 if self.join(&service) {
@@ -320,9 +320,15 @@ impl Store {
             }
         }
         let of_services: Vec<_> = self.by_service.iter().collect();
+        let endpoints = &mut self.snapshot.endpoints;
+        let first = endpoints.is_empty();
         for (service, slices) in densely(&of_services) {
             let joined = EndpointSet::join(slices.iter().map(AsRef::as_ref));
-            self.changed |= put(&mut self.snapshot.endpoints, ServiceKey::clone(service), joined);
+            self.changed |= if first {
+                endpoints.insert(ServiceKey::clone(service), Arc::new(joined)).is_none()
+            } else {
+                put(endpoints, ServiceKey::clone(service), Arc::new(joined))
+            };
         }
     }
 
@@ -358,7 +364,8 @@ impl Store {
         let endpoints = &mut self.snapshot.endpoints;
         let changed = match self.by_service.get(service) {
             Some(slices) => {
-                put(endpoints, service.clone(), EndpointSet::join(slices.iter().map(AsRef::as_ref)))
+                let joined = EndpointSet::join(slices.iter().map(AsRef::as_ref));
+                put(endpoints, service.clone(), Arc::new(joined))
             }
             None => endpoints.remove(service).is_some(),
         };
@@ -372,19 +379,19 @@ pub(crate) fn object_key(slice: &EndpointSlice) -> ObjectKey {
 }
 
 /// The allocation that is there already, where it holds the same: a list that repeats what is known costs no memory.
-fn shared<V: PartialEq>(value: V, held: Option<&Arc<V>>) -> Arc<V> {
+fn shared<V: PartialEq>(value: Arc<V>, held: Option<&Arc<V>>) -> Arc<V> {
     match held {
-        Some(held) if **held == value => Arc::clone(held),
-        _ => Arc::new(value),
+        Some(held) if *held == value => Arc::clone(held),
+        _ => value,
     }
 }
 
 /// Keeps `value` unless the same is there already: a heartbeat is not a change.
-fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: V) -> bool {
-    if map.get(&key).is_some_and(|held| **held == value) {
+fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: Arc<V>) -> bool {
+    if map.get(&key).is_some_and(|held| *held == value) {
         return false;
     }
-    map.insert(key, Arc::new(value));
+    map.insert(key, value);
     true
 }
 
@@ -402,9 +409,10 @@ fn swap<K: Ord + Clone, V: PartialEq>(
     for name in gone {
         map.remove(&name);
     }
+    let first = map.is_empty();
     for value in densely(&listed) {
         let name = key(value);
-        if map.get(name).is_none_or(|held| !Arc::ptr_eq(held, value) && *held != *value) {
+        if first || map.get(name).is_none_or(|held| !Arc::ptr_eq(held, value) && *held != *value) {
             map.insert(name.clone(), Arc::clone(value));
             changed = true;
         }

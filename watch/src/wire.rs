@@ -8,9 +8,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Deref;
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 /// A string, borrowed where that is possible. (serde borrows a `Cow`, but not one inside of an `Option` or a `Vec`.)
@@ -135,7 +136,7 @@ macro_rules! objects {
 
 objects!(Head Service EndpointSlice Node Pod);
 
-/// A page of a list.
+/// A page of a list as a whole.
 #[derive(Deserialize)]
 pub(crate) struct Page<T> {
     #[serde(default)]
@@ -150,6 +151,74 @@ pub(crate) struct PageMeta {
     pub(crate) resource_version: Option<String>,
     #[serde(rename = "continue")]
     pub(crate) continue_token: Option<String>,
+}
+
+/// Reads a page of a list. Its objects are passed to `each` one by one, as they are read.
+pub(crate) fn read_page<'a, W: Deserialize<'a>>(
+    text: &'a str,
+    mut each: impl FnMut(W),
+) -> Result<PageMeta, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let metadata = deserializer.deserialize_map(ReadsPage(Items(&mut each, PhantomData)))?;
+    deserializer.end()?;
+    Ok(metadata)
+}
+
+struct ReadsPage<'f, F, W>(Items<'f, F, W>);
+
+impl<'de, W: Deserialize<'de>, F: FnMut(W)> Visitor<'de> for ReadsPage<'_, F, W> {
+    type Value = PageMeta;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PageMeta, A::Error> {
+        let Self(Items(each, object)) = self;
+        let mut metadata = PageMeta::default();
+        while let Some(field) = map.next_key::<Text<'de>>()? {
+            match &*field {
+                "metadata" => metadata = map.next_value()?,
+                "items" => map.next_value_seed(Items(&mut *each, object))?,
+                _ => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        Ok(metadata)
+    }
+}
+
+/// `items` of a list, which Go writes as null where there are none.
+struct Items<'f, F, W>(&'f mut F, PhantomData<fn(W)>);
+
+impl<'de, W: Deserialize<'de>, F: FnMut(W)> DeserializeSeed<'de> for Items<'_, F, W> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de, W: Deserialize<'de>, F: FnMut(W)> Visitor<'de> for Items<'_, F, W> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("objects")
+    }
+
+    fn visit_none<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while let Some(item) = items.next_element()? {
+            (self.0)(item);
+        }
+        Ok(())
+    }
 }
 
 /// Of any object: who it is.

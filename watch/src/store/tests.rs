@@ -5,25 +5,25 @@ use seaway_model::{Endpoint, Family};
 
 use super::*;
 
-fn service(name: &str) -> Service {
-    Service::new(ServiceKey::new("default", name))
+fn service(name: &str) -> Arc<Service> {
+    Arc::new(Service::new(ServiceKey::new("default", name)))
 }
 
-fn slice(name: &str, service: &str, addrs: &[&str]) -> EndpointSlice {
-    EndpointSlice {
+fn slice(name: &str, service: &str, addrs: &[&str]) -> Arc<EndpointSlice> {
+    Arc::new(EndpointSlice {
         namespace: "default".into(),
         name: name.into(),
         service: ServiceKey::new("default", service),
         family: Family::V4,
         endpoints: addrs.iter().map(|addr| Endpoint::new(addr.parse().unwrap(), Arc::from([]))).collect(),
-    }
+    })
 }
 
 fn key(name: &str) -> ObjectKey {
     ("default".into(), name.into())
 }
 
-fn put_slice(store: &mut Store, slice: EndpointSlice) {
+fn put_slice(store: &mut Store, slice: Arc<EndpointSlice>) {
     store.apply(Event::Slice(Change::Applied((slice, None))));
 }
 
@@ -176,11 +176,13 @@ fn pods_and_namespaces_are_waited_for_where_they_were_asked_for() {
 
 #[test]
 fn an_address_belongs_to_the_pod_that_had_it_last() {
-    let pod = |name: &str, addr: &str| HostPod {
-        pod: TargetPod { namespace: "default".into(), name: name.into() },
-        uid: "u".into(),
-        addrs: vec![addr.parse().unwrap()],
-        ports: Vec::new(),
+    let pod = |name: &str, addr: &str| {
+        Arc::new(HostPod {
+            pod: TargetPod { namespace: "default".into(), name: name.into() },
+            uid: "u".into(),
+            addrs: vec![addr.parse().unwrap()],
+            ports: Vec::new(),
+        })
     };
     let owner = |store: &mut Store, addr: &str| {
         let addr: IpAddr = addr.parse().unwrap();
