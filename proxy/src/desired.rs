@@ -7,6 +7,7 @@
 //! **Invariant:** the result depends on the last snapshot and view only, not on the ones before.
 
 mod choice;
+mod claims;
 mod host_port;
 mod service;
 
@@ -25,6 +26,7 @@ use crate::frontend::{Frontend, FrontendKey, FrontendKind, Owner, Scope};
 use crate::status::{BackendStatus, FrontendStatus, ServiceStatus};
 
 pub use choice::{Choice, choose};
+use claims::Claims;
 pub(crate) use host_port::pod_of;
 
 /// The node that the data plane is computed for.
@@ -211,15 +213,14 @@ impl Computation {
 
     /// Moves on to `snapshot` and `view`. Returns the frontends that may have changed.
     pub fn update(&mut self, snapshot: &Snapshot, view: &NodeView) -> BTreeSet<FrontendKey> {
-        let difference = snapshot.changes_since(&self.snapshot);
-        let mut services = difference.services;
-        services.extend(difference.host_pods.iter().map(host_port::owner_of));
-        if *view != self.view {
-            for snapshot in [&self.snapshot, snapshot] {
-                services.extend(snapshot.services.keys().cloned());
-                services.extend(snapshot.host_pods.keys().map(host_port::owner_of));
-            }
-        }
+        let services = if *view == self.view {
+            let difference = snapshot.changes_since(&self.snapshot);
+            let mut services = difference.services;
+            services.extend(difference.host_pods.iter().map(host_port::owner_of));
+            services
+        } else {
+            [&self.snapshot, snapshot].into_iter().flat_map(claimants).collect()
+        };
         // What they claimed is not kept: it follows from what they were.
         let former = std::mem::replace(&mut self.snapshot, snapshot.clone());
         let former_view = std::mem::replace(&mut self.view, view.clone());
@@ -257,8 +258,8 @@ impl Computation {
             self.desired.totals.services += usize::from(!fresh.is_empty());
             self.desired.totals.services -= usize::from(!held.is_empty());
         }
-        for key in held.keys().filter(|key| !fresh.contains_key(key)) {
-            self.withdraw(*key, service, changed);
+        for key in held.keys().filter(|key| fresh.get(*key).is_none()) {
+            self.withdraw(key, service, changed);
         }
         for (key, entry) in fresh {
             self.claim(key, entry, changed);
@@ -296,8 +297,9 @@ impl Computation {
         }
         let holds = self.desired.frontends.get(&key).is_some_and(|held| held.owner.service == *service);
         if holds {
-            let entry = next
-                .and_then(|next| Compiler::new(&self.snapshot, &self.view, 1).compile(&next).remove(&key));
+            let entry = next.and_then(|next| {
+                Compiler::new(&self.snapshot, &self.view, 1).compile(&next).get(key).cloned()
+            });
             self.desired.set(key, entry);
             changed.push(key);
         }
@@ -314,8 +316,14 @@ const STEPS_AHEAD: usize = 8;
 /// A Service on its way from one snapshot to the next.
 struct Step<'a> {
     service: &'a ServiceKey,
-    held: BTreeMap<FrontendKey, Arc<Entry>>,
-    fresh: BTreeMap<FrontendKey, Arc<Entry>>,
+    held: Claims,
+    fresh: Claims,
+}
+
+/// All that may claim frontends: Services, and pods with host ports.
+fn claimants(snapshot: &Snapshot) -> impl Iterator<Item = ServiceKey> {
+    let pods = snapshot.host_pods.keys().map(host_port::owner_of);
+    snapshot.services.keys().cloned().chain(pods)
 }
 
 /// What Services claim on both sides, the former and the next.
@@ -346,13 +354,13 @@ impl<'a> Compiler<'a> {
         Self { snapshot, view, services, endpoints }
     }
 
-    fn compile(&mut self, service: &ServiceKey) -> BTreeMap<FrontendKey, Arc<Entry>> {
+    fn compile(&mut self, service: &ServiceKey) -> Claims {
         if let Some(pod) = pod_of(service) {
             let held = self.snapshot.host_pods.get(&pod);
-            return held.map_or_else(BTreeMap::new, |held| host_port::frontends(held, self.view));
+            return held.map_or_else(Claims::default, |held| host_port::frontends(held, self.view));
         }
         let Some(object) = self.services.get(service).filter(|object| is_served(object)) else {
-            return BTreeMap::new();
+            return Claims::default();
         };
         let endpoints = self.endpoints.get(service).map_or(&[][..], |set| &set.endpoints[..]);
         service::frontends(object, endpoints, self.view)

@@ -83,7 +83,8 @@ pub async fn run(
     let mut former = Arc::new(Snapshot::default());
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        if concerned(&former, &snapshot) {
+        // Before everything is known it would be said of each Service that it has no endpoint here.
+        if snapshot.synced && concerned(&former, &snapshot) {
             let wanted = checks(&snapshot, &node_name);
             servers.retain(|port, server| {
                 let keep = wanted.contains_key(port);
@@ -102,7 +103,9 @@ pub async fn run(
                 });
             }
         }
-        former = snapshot;
+        if snapshot.synced {
+            former = snapshot;
+        }
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() {

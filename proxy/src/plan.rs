@@ -92,10 +92,26 @@ impl Plan {
         })
     }
 
+    /// How many frontends it is about that are not among `expected`. Of a plan whose frontends stand in order.
+    pub(crate) fn unexpected(&self, expected: &BTreeSet<FrontendKey>) -> usize {
+        let upserts = self.upserts.iter().map(|(key, _)| key);
+        beyond(upserts, expected) + beyond(self.removals.iter(), expected)
+    }
+
     /// The number of steps.
     pub fn len(&self) -> usize {
         usize::from(self.host.is_some()) + self.upserts.len() + self.removals.len() + usize::from(self.sweep)
     }
+}
+
+/// How many of `keys`, which stand in order, are not in `expected`.
+fn beyond<'a>(keys: impl Iterator<Item = &'a FrontendKey>, expected: &BTreeSet<FrontendKey>) -> usize {
+    let mut expected = expected.iter().peekable();
+    keys.filter(|key| {
+        while expected.next_if(|passed| passed < key).is_some() {}
+        expected.peek() != Some(key)
+    })
+    .count()
 }
 
 /// Everything that differs between what is wanted and `actual`. Nothing is pruned while `desired` is incomplete.
@@ -189,6 +205,18 @@ mod tests {
             dsr: false,
             masquerade: false,
         })
+    }
+
+    #[test]
+    fn what_is_about_to_change_is_expected() {
+        let plan = Plan {
+            upserts: [1, 3, 5].map(|number| (key(number), frontend())).into(),
+            removals: [2, 4].map(key).into(),
+            ..Plan::default()
+        };
+        assert_eq!(plan.unexpected(&BTreeSet::new()), 5);
+        assert_eq!(plan.unexpected(&[0, 3, 4, 9].map(key).into()), 3);
+        assert_eq!(plan.unexpected(&(0..9).map(key).collect()), 0);
     }
 
     proptest! {

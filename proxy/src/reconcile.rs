@@ -327,9 +327,6 @@ impl Reconciler {
             }
         };
         let desired = self.computation.desired();
-        self.notices.conflicts(snapshot, desired);
-        self.tell_wishes(snapshot, &changes.services);
-        let desired = self.computation.desired();
         let (mode, families) = (self.mode, self.families);
         let sync = SyncEnd { mode, families, took: started.elapsed(), ok, full };
         self.metrics.sync_done(desired, &sync);
@@ -346,6 +343,8 @@ impl Reconciler {
                 self.metrics.programmed(self.families, triggered_at);
             }
         }
+        self.notices.conflicts(snapshot, self.computation.desired());
+        self.tell_wishes(snapshot, &changes.services);
         if std::mem::take(&mut self.trim_due) {
             tokio::task::spawn_blocking(seaway_ebpf_loader::trim_memory);
         }
@@ -394,9 +393,7 @@ impl Reconciler {
         } else {
             let actual = self.read().await?;
             let plan = diff(self.computation.desired(), host, &actual);
-            let unexpected = plan.upserts.iter().map(|(key, _)| key).chain(&plan.removals);
-            let repaired = unexpected.filter(|key| !self.pending.contains(key)).count();
-            self.metrics.repaired(repaired);
+            self.metrics.repaired(plan.unexpected(&self.pending));
             (actual, plan)
         };
         self.pending.clear();
@@ -412,9 +409,13 @@ impl Reconciler {
             "applying"
         );
         self.trim_due |= plan.len() >= LARGE;
-        let (applied, plan) = self.apply(plan).await?;
-        self.actual = Some(actual.after(&plan));
-        Ok(applied.failed)
+        // What will be held can be told while it is being written.
+        let plan = Arc::new(plan);
+        let held = async { actual.after(&plan) };
+        let (applied, held) = tokio::join!(self.apply(Arc::clone(&plan)), held);
+        let failed = applied?.failed;
+        self.actual = Some(held);
+        Ok(failed)
     }
 
     /// What to make of steps that failed. Returns whether to leave it at that.
@@ -517,18 +518,18 @@ impl Reconciler {
         actual
     }
 
-    async fn apply(&mut self, plan: Plan) -> Result<(Applied, Plan), DataplaneError> {
-        let (applied, rules, xdp, plan) = self
+    async fn apply(&mut self, plan: Arc<Plan>) -> Result<Applied, DataplaneError> {
+        let (applied, rules, xdp) = self
             .on_thread(move |dataplane| {
                 let applied = dataplane.apply(&plan);
-                (applied, dataplane.rule_counts(), plan.host.is_some().then(|| dataplane.xdp()), plan)
+                (applied, dataplane.rule_counts(), plan.host.is_some().then(|| dataplane.xdp()))
             })
             .await?;
         self.metrics.rules_counted(&rules);
         if let Some(xdp) = xdp {
             self.tell_xdp(xdp);
         }
-        Ok((applied?, plan))
+        applied
     }
 
     /// Tells what uplinks run of XDP, when that has changed.

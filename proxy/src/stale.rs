@@ -8,9 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, Family, Lookup, Protocol, Service, ServiceKey, Snapshot,
-};
+use seaway_model::{Endpoint, EndpointPort, EndpointSet, Family, Protocol, Service, ServiceKey, Snapshot};
 
 use crate::frontend::Group;
 
@@ -50,10 +48,11 @@ impl FromIterator<IpAddr> for Forgotten {
 /// Everything that serves UDP.
 pub fn serving_udp(snapshot: &Snapshot) -> Targets {
     let mut all = Targets::new();
-    let mut services = Lookup::new(&snapshot.services, snapshot.endpoints.len());
-    for (service, set) in &snapshot.endpoints {
-        if let Some(object) = services.get(service) {
-            extend(&mut all, object, set);
+    let is_udp = |service: &Service| service.ports.iter().any(|port| port.protocol == Protocol::Udp);
+    // Few Services are.
+    for (key, service) in snapshot.services.iter().filter(|(_, service)| is_udp(service)) {
+        if let Some(set) = snapshot.endpoints.get(key) {
+            extend(&mut all, service, set);
         }
     }
     all

@@ -2,7 +2,6 @@
 //!
 //! The rules are kube-proxy's, so that a cluster behaves the same under both.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -52,7 +51,7 @@ pub fn choose(
     if local.is_empty() {
         local = backends(&candidates, |c| is_fallback(c) && c.backend.local);
     }
-    Choice { any: !cluster.is_empty(), cluster: cluster.into(), local: local.into() }
+    Choice { any: !cluster.is_empty(), cluster, local }
 }
 
 /// Endpoints of the family that offer the port, at most one per address and port: the one that is further on.
@@ -63,28 +62,41 @@ fn candidates<'a>(
     endpoints: &'a [Endpoint],
     view: &NodeView,
 ) -> Vec<Candidate<'a>> {
-    let mut found: BTreeMap<(IpAddr, u16), Candidate<'a>> = BTreeMap::new();
+    let mut found: Vec<Candidate<'a>> = Vec::with_capacity(endpoints.len());
     for endpoint in endpoints.iter().filter(|e| Family::of(e.addr) == family) {
         let offered = endpoint.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
         for offer in offered {
             let local = endpoint.node.as_ref().is_some_and(|node| *node == view.name);
-            let candidate = Candidate {
+            found.push(Candidate {
                 endpoint,
                 backend: Backend { addr: endpoint.addr, port: offer.port, local },
                 ready: endpoint.ready || service.publish_not_ready,
-            };
-            let rank = |c: &Candidate<'_>| (c.ready, is_fallback(c));
-            let held = found.entry((endpoint.addr, offer.port)).or_insert(candidate);
-            if rank(&candidate) > rank(held) {
-                *held = candidate;
-            }
+            });
         }
     }
-    found.into_values().collect()
+    found.sort_by_key(place);
+    found.dedup_by(|next, held| {
+        let same = place(next) == place(held);
+        if same && rank(next) > rank(held) {
+            *held = *next;
+        }
+        same
+    });
+    found
 }
 
-fn backends(candidates: &[Candidate<'_>], keep: impl Fn(&Candidate<'_>) -> bool) -> Vec<Backend> {
-    candidates.iter().filter(|c| keep(c)).map(|c| c.backend).collect()
+fn place(candidate: &Candidate<'_>) -> (IpAddr, u16) {
+    (candidate.backend.addr, candidate.backend.port)
+}
+
+fn rank(candidate: &Candidate<'_>) -> (bool, bool) {
+    (candidate.ready, is_fallback(candidate))
+}
+
+fn backends(candidates: &[Candidate<'_>], keep: impl Fn(&Candidate<'_>) -> bool) -> Arc<[Backend]> {
+    let kept: Vec<Backend> = candidates.iter().filter(|c| keep(c)).map(|c| c.backend).collect();
+    // Most Services have none on this node: that is no allocation each.
+    if kept.is_empty() { Arc::default() } else { kept.into() }
 }
 
 /// How near endpoints must be for policy Cluster.
@@ -104,18 +116,17 @@ fn near<'a>(
     candidates: &[Candidate<'_>],
     view: &'a NodeView,
 ) -> impl Fn(&Candidate<'_>) -> bool + use<'a> {
-    let mut preferences = vec![Nearness::HintedNode, Nearness::HintedZone];
     let ready = || candidates.iter().filter(|c| c.ready);
     let hinted = ready().any(|c| !c.endpoint.zone_hints().is_empty() || !c.endpoint.node_hints().is_empty());
-    match service.traffic_distribution {
-        Some(_) | None if hinted => {}
-        Some(TrafficDistribution::PreferSameNode) => {
-            preferences.extend([Nearness::OwnNode, Nearness::OwnZone]);
-        }
-        Some(TrafficDistribution::PreferSameZone) => preferences.push(Nearness::OwnZone),
-        None => {}
-    }
-    let nearness = preferences.into_iter().find(|preference| match preference {
+    let unhinted: &[Nearness] = match service.traffic_distribution {
+        Some(_) | None if hinted => &[],
+        Some(TrafficDistribution::PreferSameNode) => &[Nearness::OwnNode, Nearness::OwnZone],
+        Some(TrafficDistribution::PreferSameZone) => &[Nearness::OwnZone],
+        None => &[],
+    };
+    let mut preferences =
+        [Nearness::HintedNode, Nearness::HintedZone].into_iter().chain(unhinted.iter().copied());
+    let nearness = preferences.find(|preference| match preference {
         Nearness::HintedNode => {
             ready().all(|c| !c.endpoint.node_hints().is_empty())
                 && ready().any(|c| is_near(*preference, c, view))

@@ -2,13 +2,12 @@
 //!
 //! In the kernel they are NodePorts with one backend. Their owner is called `pod/NAME`, which no Service can be.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use seaway_model::{Family, HostPod, HostPort, ServiceKey, TargetPod};
 
-use super::{Entry, NodeView};
+use super::{Claims, Entry, NodeView};
 use crate::frontend::{Backend, Frontend, FrontendKey, FrontendKind, Group, Owner, Scope};
 
 const PREFIX: &str = "pod/";
@@ -25,9 +24,9 @@ pub(crate) fn pod_of(owner: &ServiceKey) -> Option<TargetPod> {
 }
 
 /// All frontends of `pod`.
-pub(super) fn frontends(pod: &HostPod, view: &NodeView) -> BTreeMap<FrontendKey, Arc<Entry>> {
+pub(super) fn frontends(pod: &HostPod, view: &NodeView) -> Claims {
     let owner = owner_of(&pod.pod);
-    let mut entries = BTreeMap::new();
+    let mut entries = Vec::new();
     for port in &pod.ports {
         for addr in addresses(port, view) {
             let family = Family::of(addr);
@@ -54,11 +53,11 @@ pub(super) fn frontends(pod: &HostPod, view: &NodeView) -> BTreeMap<FrontendKey,
                 };
                 let key = FrontendKey { addr, port: port.host_port, protocol: port.protocol, scope };
                 let owner = Owner { service: owner.clone(), port_name };
-                entries.entry(key).or_insert_with(|| Arc::new(Entry { frontend: Arc::new(frontend), owner }));
+                entries.push((key, Arc::new(Entry { frontend: Arc::new(frontend), owner })));
             }
         }
     }
-    entries
+    Claims::of(entries)
 }
 
 /// Where a host port is offered.

@@ -1,6 +1,5 @@
 //! The frontends of one Service on one node: which addresses, asked by whom, lead to which choice of endpoints.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -8,21 +7,18 @@ use ipnet::IpNet;
 use seaway_model::{Endpoint, Family, IngressMode, Service, ServicePort, TrafficPolicy};
 
 use super::choice::{Choice, choose};
-use super::{Entry, NodeView};
+use super::{Claims, Entry, NodeView};
 use crate::frontend::{Frontend, FrontendKey, FrontendKind, Group, Owner, Scope};
 
 /// All frontends of `service`. Where one Service names an address twice, the first use counts: ClusterIP before
 /// LoadBalancer before externalIPs before NodePort.
-pub(super) fn frontends(
-    service: &Service,
-    endpoints: &[Endpoint],
-    view: &NodeView,
-) -> BTreeMap<FrontendKey, Arc<Entry>> {
-    let mut entries = BTreeMap::new();
+pub(super) fn frontends(service: &Service, endpoints: &[Endpoint], view: &NodeView) -> Claims {
+    let mut entries = Vec::new();
     for port in &service.ports {
+        let offered = addresses(service, port, view);
         for family in Family::ALL {
-            let addresses = addresses(service, port, family, view);
-            if addresses.is_empty() {
+            let addresses = || offered.iter().filter(|(addr, _, _)| Family::of(*addr) == family);
+            if addresses().next().is_none() {
                 continue;
             }
             let choice = choose(service, port, family, endpoints, view);
@@ -31,7 +27,7 @@ pub(super) fn frontends(
             let masquerade = view.masquerade_all;
             let offer = Offer { service, port, family, choice, maglev, dsr, node_port_dsr, masquerade };
             let mut shape = None;
-            for (addr, number, kind) in addresses {
+            for &(addr, number, kind) in addresses() {
                 // Addresses of a kind stand together, and share what the kernel is told.
                 let shape = match &shape {
                     Some((of, held)) if *of == kind => held,
@@ -39,21 +35,16 @@ pub(super) fn frontends(
                 };
                 for (scope, entry) in shape.at(addr) {
                     let key = FrontendKey { addr, port: number, protocol: port.protocol, scope };
-                    entries.entry(key).or_insert_with(|| Arc::clone(entry));
+                    entries.push((key, Arc::clone(entry)));
                 }
             }
         }
     }
-    entries
+    Claims::of(entries)
 }
 
-/// Where `port` of `service` is offered in `family`.
-fn addresses(
-    service: &Service,
-    port: &ServicePort,
-    family: Family,
-    view: &NodeView,
-) -> Vec<(IpAddr, u16, FrontendKind)> {
+/// Where `port` of `service` is offered.
+fn addresses(service: &Service, port: &ServicePort, view: &NodeView) -> Vec<(IpAddr, u16, FrontendKind)> {
     let at = |kind| move |addr: IpAddr| (addr, port.port, kind);
     let vips = service.load_balancer.iter().filter(|ingress| ingress.mode == IngressMode::Vip);
     let mut all: Vec<(IpAddr, u16, FrontendKind)> = Vec::new();
@@ -66,7 +57,6 @@ fn addresses(
         let own = view.node_port_addresses.iter().copied();
         all.extend(own.chain(loopback).map(|addr| (addr, node_port, FrontendKind::NodePort)));
     }
-    all.retain(|(addr, _, _)| Family::of(*addr) == family);
     all
 }
 

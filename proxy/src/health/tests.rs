@@ -98,7 +98,7 @@ async fn a_port_is_served_while_its_service_is_there() {
     until("\"localEndpoints\":0").await;
     sender.send_replace(with_port(snapshot(3, 0, 1)));
     until("\"localEndpoints\":3").await;
-    sender.send_replace(Arc::new(Snapshot::default()));
+    sender.send_replace(Arc::new(Snapshot { synced: true, ..Snapshot::default() }));
     until("refused").await;
     stop.cancel();
     task.await.unwrap();
