@@ -56,11 +56,14 @@ impl Flow {
     }
 }
 
-/// All connections of a family with a transport protocol.
-pub fn flows(family: Family, protocol: u8) -> Result<Vec<Flow>, NftError> {
+/// All connections with a transport protocol, of a family or of both. The kernel goes through its whole table, which
+/// takes milliseconds even where nothing stands in it.
+pub fn flows(family: Option<Family>, protocol: u8) -> Result<Vec<Flow>, NftError> {
+    const EVERY_FAMILY: u8 = 0;
     let mut writer = Writer::default();
     let kind = SUBSYSTEM << 8 | GET;
-    let start = writer.begin_message(kind, NLM_F_REQUEST | NLM_F_DUMP, family.number(), 0);
+    let family = family.map_or(EVERY_FAMILY, Family::number);
+    let start = writer.begin_message(kind, NLM_F_REQUEST | NLM_F_DUMP, family, 0);
     writer.end_message(start);
     socket::dump(&writer.bytes, "list connections", |message, found| {
         found.extend(Flow::read(message.attributes()).filter(|flow| flow.protocol == protocol));

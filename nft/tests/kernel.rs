@@ -215,14 +215,16 @@ fn packets_are_sent_to_backends_and_their_flows_are_forgotten() {
     server.send_to(&buffer[..length], peer).unwrap();
     let (_, peer) = client.recv_from(&mut buffer).unwrap();
     assert_eq!(peer, "10.96.0.2:53".parse().unwrap());
-    let flows = conntrack::flows(Family::Ip, 17).unwrap();
+    let flows = conntrack::flows(None, 17).unwrap();
     let [flow] = flows[..] else { panic!("{flows:?}") };
     assert_eq!(flow.original.destination, "10.96.0.2:53".parse().unwrap());
     assert_eq!(flow.reply.source, "127.0.0.1:8080".parse().unwrap());
-    assert_eq!(conntrack::flows(Family::Ip, 6).unwrap(), []);
+    assert_eq!(conntrack::flows(Some(Family::Ip), 17).unwrap(), [flow]);
+    assert_eq!(conntrack::flows(Some(Family::Ip6), 17).unwrap(), []);
+    assert_eq!(conntrack::flows(None, 6).unwrap(), []);
     assert!(conntrack::forget(&flow).unwrap());
     assert!(!conntrack::forget(&flow).unwrap());
-    assert_eq!(conntrack::flows(Family::Ip, 17).unwrap(), []);
+    assert_eq!(conntrack::flows(None, 17).unwrap(), []);
     // Refused, and counted.
     assert!(client.send_to(b"hi", "10.96.0.1:53").is_err());
     let counters = seaway_nft::counters(TABLE).unwrap();

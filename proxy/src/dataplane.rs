@@ -15,6 +15,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use seaway_nft::conntrack::Flow;
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -121,26 +122,20 @@ pub(crate) fn end_services(dataplane: &mut dyn Dataplane) -> Result<(), Dataplan
     Ok(())
 }
 
-/// Whether the kernel's connection tracking still translates TCP connections that are open.
-pub(crate) fn tracks_open_connections() -> bool {
+/// The TCP connections that the kernel's connection tracking translates. A kernel without it has none.
+pub(crate) fn translated_tcp() -> Vec<Flow> {
     const TCP: u8 = 6;
-    let flows = seaway_nft::Family::ALL
-        .into_iter()
-        .flat_map(|family| seaway_nft::conntrack::flows(family, TCP).unwrap_or_default());
-    flows.into_iter().any(|flow| flow.is_translated() && flow.is_open())
+    let mut flows = seaway_nft::conntrack::flows(None, TCP).unwrap_or_default();
+    flows.retain(Flow::is_translated);
+    flows
 }
 
-/// Has connection tracking forget translated TCP connections that have ended.
-pub(crate) fn forget_ended() {
-    const TCP: u8 = 6;
-    for family in seaway_nft::Family::ALL {
-        let flows = seaway_nft::conntrack::flows(family, TCP).unwrap_or_default();
-        let ended = flows.iter().filter(|flow| flow.zone == 0 && flow.is_translated() && !flow.is_open());
-        for flow in ended {
-            if let Err(error) = seaway_nft::conntrack::forget(flow) {
-                tracing::debug!(%error, "cannot forget a connection that has ended");
-                return;
-            }
+/// Has connection tracking forget those of `translated` that have ended.
+pub(crate) fn forget_ended(translated: &[Flow]) {
+    for flow in translated.iter().filter(|flow| flow.zone == 0 && !flow.is_open()) {
+        if let Err(error) = seaway_nft::conntrack::forget(flow) {
+            tracing::debug!(%error, "cannot forget a connection that has ended");
+            return;
         }
     }
 }

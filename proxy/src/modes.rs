@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use seaway_nft::conntrack::Flow;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::ebpf::{self, Ebpf};
@@ -10,7 +11,7 @@ use crate::dataplane::fake::Fake;
 use crate::dataplane::iptables::{self, Iptables};
 use crate::dataplane::nftables::{self, Nftables};
 use crate::dataplane::userspace::{self, Limits, Remote, Userspace};
-use crate::dataplane::{Dataplane, DataplaneError, forget_ended, tracks_open_connections};
+use crate::dataplane::{Dataplane, DataplaneError, forget_ended, translated_tcp};
 use crate::reconcile::chain;
 use crate::{Mode, ProxyConfig, ProxyError};
 
@@ -109,8 +110,9 @@ impl Leftovers {
             let ended =
                 if mode == Mode::Nftables { nftables::end_services() } else { iptables::end_services() };
             ended?;
-            forget_ended();
-            if tracks_open_connections() {
+            let translated = translated_tcp();
+            forget_ended(&translated);
+            if translated.iter().any(Flow::is_open) {
                 return Ok(false);
             }
         }

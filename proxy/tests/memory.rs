@@ -115,7 +115,23 @@ fn connections_of_a_former_mode_are_passed_by() {
         seaway_ebpf_loader::Connection::untouched(seaway_ebpf_loader::Protocol::Tcp, ends(port), to)
     };
     let service: std::net::IpAddr = [10, 96, 0, 10].into();
-    memory.tracked = vec![untouched(4000, ends(30_001))];
+    let open = seaway_nft::conntrack::Flow {
+        protocol: 6,
+        zone: 0,
+        original: seaway_nft::conntrack::Tuple {
+            source: ends(4000).into(),
+            destination: ends(30_001).into(),
+        },
+        reply: seaway_nft::conntrack::Tuple {
+            source: (service, 8080).into(),
+            destination: ends(4000).into(),
+        },
+        id: None,
+        tcp_state: Some(3),
+    };
+    let ended = seaway_nft::conntrack::Flow { tcp_state: Some(7), ..open };
+    let elsewhere = seaway_nft::conntrack::Flow { zone: 1, ..open };
+    memory.tracked = vec![open, ended, elsewhere];
     memory.accepted = vec![untouched(4001, (service, 80)), untouched(4002, ends(22))];
     let mut snapshot = seaway_model::Snapshot { synced: true, ..seaway_model::Snapshot::default() };
     let key = seaway_model::ServiceKey::new("default", "web");
@@ -130,6 +146,7 @@ fn connections_of_a_former_mode_are_passed_by() {
     let kernel = dataplane.kernel();
     assert_eq!(kernel.maps.connections, [untouched(4001, (service, 80)), untouched(4000, ends(30_001))]);
     assert_eq!(kernel.settled_while_taking_over.get(), Some(true));
+    assert!(kernel.forgotten.get() > 0, "ports of ended connections are not given back");
     assert!(!kernel.maps.config.taking_over);
 
     let mut memory = kernel.clone();

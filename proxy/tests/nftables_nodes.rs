@@ -336,7 +336,7 @@ fn stale_udp_flows_are_forgotten_and_no_others() {
         assert_eq!((ask(&flow).unwrap().as_str(), ask(&other).unwrap().as_str()), ("local", "local"));
         let family = if to.is_ipv4() { seaway_nft::Family::Ip } else { seaway_nft::Family::Ip6 };
         let id = |world: &World| {
-            let flows = world.net.within("node", || seaway_nft::conntrack::flows(family, 17).unwrap());
+            let flows = world.net.within("node", || seaway_nft::conntrack::flows(Some(family), 17).unwrap());
             let found = flows.iter().find(|flow| flow.original.destination == steady);
             found.and_then(|flow| flow.id)
         };

@@ -396,6 +396,9 @@ impl ServiceMaps for KernelMaps {
     }
 
     fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError> {
+        if connections.is_empty() {
+            return Ok(());
+        }
         let now = sys::monotonic_s();
         let held = self.now().flows.all((abi::FlowTuple::default(), abi::FlowValue::default()))?;
         let held: HashSet<abi::FlowTuple> = held.into_iter().map(|(key, _)| key).collect();

@@ -11,14 +11,15 @@ mod kernel;
 mod layout;
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Instant;
 
 use seaway_ebpf_loader as loader;
-use seaway_ebpf_loader::{MapError, Role, ServiceMaps as _};
+use seaway_ebpf_loader::{MapError, Role, ServiceMaps};
+use seaway_nft::conntrack::Flow;
 
 pub use kernel::{Kernel, Loaded, Memory, Room};
 pub(crate) use kernel::{Retiring, remove_all};
@@ -155,11 +156,12 @@ impl<K: Kernel> Ebpf<K> {
         let layout = self.take_layout()?;
         let is_first = layout.is_empty();
         self.layout = Some(layout);
-        let others = self.others(plan);
+        let tracked = self.kernel.tracked();
+        let others = self.others(plan, &tracked);
         self.take_over = if is_first || !others.is_empty() { TakeOver::Underway } else { TakeOver::Over };
         if self.take_over == TakeOver::Underway {
             self.write_settings()?;
-            self.kernel.forget_ended();
+            self.kernel.forget_ended(&tracked);
         }
         self.kernel.maps().put_connections(&others).map_err(map_error)
     }
@@ -170,20 +172,28 @@ impl<K: Kernel> Ebpf<K> {
             return Ok(());
         }
         self.kernel.settle();
-        self.kernel.forget_ended();
-        let others = self.others(plan);
+        let tracked = self.kernel.tracked();
+        self.kernel.forget_ended(&tracked);
+        let others = self.others(plan, &tracked);
         self.kernel.maps().put_connections(&others).map_err(map_error)?;
         self.take_over = TakeOver::Over;
         self.write_settings()
     }
 
     /// The open connections that another mode translates, or that its process has accepted.
-    fn others(&self, plan: &Plan) -> Vec<loader::Connection> {
-        let frontends: HashSet<(IpAddr, u16)> =
-            plan.upserts.iter().map(|(key, _)| (key.addr, key.port)).collect();
+    fn others(&self, plan: &Plan, tracked: &[Flow]) -> Vec<loader::Connection> {
         let mut all = self.kernel.accepted();
-        all.retain(|connection| frontends.contains(&connection.from.1));
-        all.extend(self.kernel.tracked());
+        // There are more frontends than connections.
+        let ends: HashSet<(IpAddr, u16)> = all.iter().map(|connection| connection.from.1).collect();
+        let frontends = plan.upserts.iter().map(|(key, _)| (key.addr, key.port));
+        let contested: HashSet<(IpAddr, u16)> = frontends.filter(|end| ends.contains(end)).collect();
+        all.retain(|connection| contested.contains(&connection.from.1));
+        let open = tracked.iter().filter(|flow| flow.zone == 0 && flow.is_open());
+        let ends = |end: SocketAddr| (end.ip(), end.port());
+        all.extend(open.map(|Flow { original, .. }| {
+            let (source, destination) = (ends(original.source), ends(original.destination));
+            loader::Connection::untouched(loader::Protocol::Tcp, source, destination)
+        }));
         all
     }
 
@@ -207,7 +217,8 @@ impl<K: Kernel> Ebpf<K> {
         Ok(())
     }
 
-    fn apply_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
+    /// Tells the programs of the node. Its links are another matter.
+    fn write_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
         let held = self.kernel.maps().config().map_err(map_error)?;
         let (node_v4, node_v6, hand_over) = (host.node_v4, host.node_v6, host.hand_over);
         let config = self.own_settings(loader::NodeConfig { node_v4, node_v6, hand_over, ..held });
@@ -216,12 +227,17 @@ impl<K: Kernel> Ebpf<K> {
         let nets = cluster::difference(&maps.cluster_nets().map_err(map_error)?, &host.cluster);
         maps.put_cluster_nets(&nets.add).map_err(map_error)?;
         maps.set_config(&config).map_err(map_error)?;
-        maps.remove_cluster_nets(&nets.remove).map_err(map_error)?;
+        maps.remove_cluster_nets(&nets.remove).map_err(map_error)
+    }
+
+    /// Whether exactly the links of `host` carry the programs.
+    fn is_attached(&self, host: &Host) -> bool {
         let held = (&self.uplinks, &self.pod_links, &self.shaped_links);
-        if held == (&host.uplinks, &host.pod_links, &host.shaped_links) {
-            return Ok(());
-        }
-        let missing = self.kernel.attach(&roles(host))?;
+        held == (&host.uplinks, &host.pod_links, &host.shaped_links)
+    }
+
+    /// The links of `host` carry the programs, but for those that do not exist.
+    fn note_attached(&mut self, host: &Host, missing: &[String]) -> Result<(), DataplaneError> {
         let there = |devices: &BTreeSet<Device>| {
             devices.iter().filter(|d| !missing.iter().any(|m| **m == *d.name)).cloned().collect()
         };
@@ -250,72 +266,94 @@ impl<K: Kernel> Ebpf<K> {
         }
         layout.extend(&Room::of(self.kernel.maps()));
     }
+}
 
-    /// Carries out what parts of a plan were compiled to. Returns the frontends that could not be placed, and those for
-    /// which there was no room in a map.
-    fn carry_out(
-        &mut self,
-        compiled: impl Iterator<Item = (Ops, Vec<Failure>)>,
-    ) -> Result<(Vec<Failure>, Vec<Failure>), DataplaneError> {
-        let (mut unplaced, mut unwritten) = (Vec::new(), Vec::new());
-        // An address refuses its other ports only once those that it has are there.
-        let mut refusals = Ops::default();
-        for (mut ops, failed) in compiled {
-            refusals.put_services.append(&mut ops.take_refusals());
-            unplaced.extend(failed);
-            unwritten.extend(self.execute(&ops)?);
-        }
-        unwritten.extend(self.execute(&refusals)?);
-        Ok((unplaced, unwritten))
+/// Frontends that were not written.
+#[derive(Default)]
+struct Unserved {
+    /// They cannot be placed.
+    unplaced: Vec<Failure>,
+    /// There was no room in a map.
+    unwritten: Vec<Failure>,
+}
+
+/// Brings `maps` from `layout` to `plan`, and `layout` with them.
+fn write(maps: &mut impl ServiceMaps, layout: &mut Layout, plan: &Plan) -> Result<Unserved, DataplaneError> {
+    if plan.len() <= PART {
+        let compiled = layout.compile(plan, Instant::now());
+        return carry_out(maps, std::iter::once(compiled));
     }
+    // While one part is written, the next is compiled.
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        scope.spawn(move || {
+            let mut parts = plan.parts(PART).map(|part| layout.compile(&part, Instant::now()));
+            parts.all(|compiled| sender.send(compiled).is_ok());
+        });
+        carry_out(maps, receiver.into_iter())
+    })
+}
 
-    /// Carries out `ops` in their order. Returns the frontends for which there was no room.
-    fn execute(&mut self, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
-        let maps = self.kernel.maps();
-        let mut failed = Vec::new();
-        if !ops.add_ranges.is_empty() {
-            maps.put_source_ranges(&ops.add_ranges).map_err(map_error)?;
-        }
-        if !ops.put_slices.is_empty() {
-            maps.put_backends(&ops.put_slices).map_err(map_error)?;
-        }
-        if !ops.put_tables.is_empty() {
-            maps.put_maglev(&ops.put_tables).map_err(map_error)?;
-        }
-        if !ops.put_services.is_empty() {
-            match maps.put_services(&ops.put_services) {
-                Ok(()) => {}
-                Err(MapError::Full { .. }) => failed = self.put_one_by_one(ops)?,
-                Err(error) => return Err(map_error(error)),
-            }
-        }
-        let maps = self.kernel.maps();
-        if !ops.remove_services.is_empty() {
-            maps.remove_services(&ops.remove_services).map_err(map_error)?;
-        }
-        if !ops.remove_ranges.is_empty() {
-            maps.remove_source_ranges(&ops.remove_ranges).map_err(map_error)?;
-        }
-        Ok(failed)
+/// Carries out what parts of a plan were compiled to.
+fn carry_out(
+    maps: &mut impl ServiceMaps,
+    compiled: impl Iterator<Item = (Ops, Vec<Failure>)>,
+) -> Result<Unserved, DataplaneError> {
+    let mut unserved = Unserved::default();
+    // An address refuses its other ports only once those that it has are there.
+    let mut refusals = Ops::default();
+    for (mut ops, failed) in compiled {
+        refusals.put_services.append(&mut ops.take_refusals());
+        unserved.unplaced.extend(failed);
+        unserved.unwritten.extend(execute(maps, &ops)?);
     }
+    unserved.unwritten.extend(execute(maps, &refusals)?);
+    Ok(unserved)
+}
 
-    /// Those that fit are served; removals go first, since room is what is missing.
-    fn put_one_by_one(&mut self, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
-        let maps = self.kernel.maps();
+/// Carries out `ops` in their order. Returns the frontends for which there was no room.
+fn execute(maps: &mut impl ServiceMaps, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
+    let mut failed = Vec::new();
+    if !ops.add_ranges.is_empty() {
+        maps.put_source_ranges(&ops.add_ranges).map_err(map_error)?;
+    }
+    if !ops.put_slices.is_empty() {
+        maps.put_backends(&ops.put_slices).map_err(map_error)?;
+    }
+    if !ops.put_tables.is_empty() {
+        maps.put_maglev(&ops.put_tables).map_err(map_error)?;
+    }
+    if !ops.put_services.is_empty() {
+        match maps.put_services(&ops.put_services) {
+            Ok(()) => {}
+            Err(MapError::Full { .. }) => failed = put_one_by_one(maps, ops)?,
+            Err(error) => return Err(map_error(error)),
+        }
+    }
+    if !ops.remove_services.is_empty() {
         maps.remove_services(&ops.remove_services).map_err(map_error)?;
-        let mut failed = Vec::new();
-        for entry in &ops.put_services {
-            match maps.put_services(std::slice::from_ref(entry)) {
-                Ok(()) => {}
-                Err(error @ MapError::Full { .. }) => {
-                    let subject = codec::frontend_key(&entry.0).map_or(Subject::Sweep, Subject::Frontend);
-                    failed.push(Failure { subject, error: map_error(error) });
-                }
-                Err(error) => return Err(map_error(error)),
-            }
-        }
-        Ok(failed)
     }
+    if !ops.remove_ranges.is_empty() {
+        maps.remove_source_ranges(&ops.remove_ranges).map_err(map_error)?;
+    }
+    Ok(failed)
+}
+
+/// Those that fit are served; removals go first, since room is what is missing.
+fn put_one_by_one(maps: &mut impl ServiceMaps, ops: &Ops) -> Result<Vec<Failure>, DataplaneError> {
+    maps.remove_services(&ops.remove_services).map_err(map_error)?;
+    let mut failed = Vec::new();
+    for entry in &ops.put_services {
+        match maps.put_services(std::slice::from_ref(entry)) {
+            Ok(()) => {}
+            Err(error @ MapError::Full { .. }) => {
+                let subject = codec::frontend_key(&entry.0).map_or(Subject::Sweep, Subject::Frontend);
+                failed.push(Failure { subject, error: map_error(error) });
+            }
+            Err(error) => return Err(map_error(error)),
+        }
+    }
+    Ok(failed)
 }
 
 impl Ebpf<Loaded> {
@@ -350,53 +388,45 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<Applied, DataplaneError> {
-        let mut failed = Vec::new();
-        if let Some(host) = &plan.host
-            && let Err(error) = self.apply_host(host)
-        {
-            failed.push(Failure { subject: Subject::Host, error });
-        }
+        let mut told = plan.host.as_ref().map_or(Ok(()), |host| self.write_host(host));
         let mut layout = self.take_layout()?;
         self.make_room(&mut layout, plan);
         self.layout = Some(layout);
         self.begin_take_over(plan)?;
         let mut layout = self.take_layout()?;
-        let written = if plan.len() <= PART {
-            let compiled = layout.compile(plan, Instant::now());
-            self.carry_out(std::iter::once(compiled))
-        } else {
-            // While one part is written, the next is compiled.
-            std::thread::scope(|scope| {
-                let (sender, receiver) = mpsc::sync_channel(1);
-                let layout = &mut layout;
-                scope.spawn(move || {
-                    let mut parts = plan.parts(PART).map(|part| layout.compile(&part, Instant::now()));
-                    parts.all(|compiled| sender.send(compiled).is_ok());
-                });
-                self.carry_out(receiver.into_iter())
-            })
+        let moved = plan.host.as_ref().filter(|host| told.is_ok() && !self.is_attached(host));
+        let written = match moved {
+            None => write(self.kernel.maps(), &mut layout, plan),
+            Some(host) => {
+                let write = |maps: &mut K::Maps| write(maps, &mut layout, plan);
+                let (attached, written) = self.kernel.attach_during(&roles(host), write);
+                told = attached.and_then(|missing| self.note_attached(host, &missing));
+                written
+            }
         };
-        let (unplaced, unwritten) = written?;
+        let Unserved { unplaced, unwritten } = written?;
         // The layout counts on what did not fit; it has to be read again.
         self.layout = unwritten.is_empty().then_some(layout);
-        failed.extend(unplaced);
-        failed.extend(unwritten);
+        let host = told.err().map(|error| Failure { subject: Subject::Host, error });
+        let failed: Vec<Failure> = host.into_iter().chain(unplaced).chain(unwritten).collect();
         self.end_take_over(plan)?;
         Ok(Applied { done: plan.len().saturating_sub(failed.len()), failed })
     }
 
     fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
+        let mut stale = self.kernel.maps().connections().map_err(map_error)?;
+        stale.retain(|flow| flow.protocol == loader::Protocol::Udp);
+        if stale.is_empty() {
+            return Ok(Forgotten::default());
+        }
         let layout = self.take_layout()?;
         let groups = self.layout.insert(layout).groups_by_id();
-        let serves = |flow: &loader::Connection| {
+        stale.retain(|flow| {
             let (addr, port) = flow.backend();
-            groups.get(&flow.service).is_some_and(|group| serving.contains(&(*group, addr, port)))
-        };
-        let maps = self.kernel.maps();
-        let mut stale = maps.connections().map_err(map_error)?;
-        stale.retain(|flow| flow.protocol == loader::Protocol::Udp && !serves(flow));
+            !groups.get(&flow.service).is_some_and(|group| serving.contains(&(*group, addr, port)))
+        });
         if !stale.is_empty() {
-            maps.remove_connections(&stale).map_err(map_error)?;
+            self.kernel.maps().remove_connections(&stale).map_err(map_error)?;
         }
         Ok(stale.iter().map(|flow| flow.backend().0).collect())
     }

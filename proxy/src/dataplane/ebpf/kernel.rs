@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use seaway_ebpf_loader as loader;
 use seaway_ebpf_loader::{DropReason, FakeMaps, KernelMaps, Role, ServiceMaps};
 use seaway_model::Protocol;
-use seaway_nft::{Family, conntrack};
+use seaway_nft::conntrack::Flow;
 
 use super::codec;
 use crate::dataplane::{DataplaneError, SocketTable};
@@ -69,8 +70,14 @@ pub trait Kernel: Send {
     /// Exchanges maps for ones with at least so much room, where that is possible. The content stays.
     fn grow(&mut self, room: &Room) -> Result<(), DataplaneError>;
 
-    /// Makes exactly these links carry the packet programs of their roles. Returns those that do not exist.
-    fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError>;
+    /// Makes exactly these links carry the packet programs of their roles, while `work` is done on the maps: at each
+    /// link the kernel waits for the packets that are on their way there. Returns the links that do not exist, and what
+    /// `work` returned.
+    fn attach_during<R>(
+        &mut self,
+        devices: &[(String, Role)],
+        work: impl FnOnce(&mut Self::Maps) -> R,
+    ) -> (Result<Vec<String>, DataplaneError>, R);
 
     /// The links that carry them, with the role whose programs they are.
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError>;
@@ -88,15 +95,17 @@ pub trait Kernel: Send {
     /// Packets dropped, by reason.
     fn drops(&self) -> Vec<DropCount>;
 
-    /// TCP connections from outside that the kernel's connection tracking translates.
-    fn tracked(&self) -> Vec<loader::Connection> {
+    /// TCP connections that the kernel's connection tracking translates.
+    fn tracked(&self) -> Vec<Flow> {
         Vec::new()
     }
 
-    /// Has the kernel's connection tracking forget translated TCP connections that have ended. Sockets of the node now
-    /// reach backends by themselves; under a port that tracking has not given back yet the kernel would choose another
-    /// for them, perhaps one that source NAT of the programs has.
-    fn forget_ended(&self) {}
+    /// Has the kernel's connection tracking forget those of `tracked` that have ended. Sockets of the node now reach
+    /// backends by themselves; under a port that tracking has not given back yet the kernel would choose another for
+    /// them, perhaps one that source NAT of the programs has.
+    fn forget_ended(&self, tracked: &[Flow]) {
+        let _ = tracked;
+    }
 
     /// TCP connections that end at sockets of the node itself.
     fn accepted(&self) -> Vec<loader::Connection> {
@@ -208,8 +217,18 @@ impl Kernel for Loaded {
         Ok(())
     }
 
-    fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError> {
-        self.dataplane.attach_devices(devices).map_err(failed("cannot attach the packet programs"))
+    fn attach_during<R>(
+        &mut self,
+        devices: &[(String, Role)],
+        work: impl FnOnce(&mut KernelMaps) -> R,
+    ) -> (Result<Vec<String>, DataplaneError>, R) {
+        let Self { dataplane, maps } = self;
+        let (attached, done) = std::thread::scope(|scope| {
+            let attaching = scope.spawn(|| dataplane.attach_devices(devices));
+            let done = work(maps);
+            (attaching.join().unwrap_or_else(|panic| resume_unwind(panic)), done)
+        });
+        (attached.map_err(failed("cannot attach the packet programs")), done)
     }
 
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError> {
@@ -250,12 +269,12 @@ impl Kernel for Loaded {
         Some(Box::new(self.maps.clone()))
     }
 
-    fn tracked(&self) -> Vec<loader::Connection> {
-        tracked()
+    fn tracked(&self) -> Vec<Flow> {
+        crate::dataplane::translated_tcp()
     }
 
-    fn forget_ended(&self) {
-        crate::dataplane::forget_ended();
+    fn forget_ended(&self, tracked: &[Flow]) {
+        crate::dataplane::forget_ended(tracked);
     }
 
     fn accepted(&self) -> Vec<loader::Connection> {
@@ -272,22 +291,6 @@ impl Kernel for Loaded {
     }
 }
 
-/// A kernel without connection tracking has none.
-fn tracked() -> Vec<loader::Connection> {
-    let flows = Family::ALL.into_iter().flat_map(|family| conntrack::flows(family, TCP).unwrap_or_default());
-    let translated = flows.filter(|flow| flow.zone == 0 && flow.is_translated() && flow.is_open());
-    let ends = |end: std::net::SocketAddr| (end.ip(), end.port());
-    translated
-        .map(|flow| {
-            let (source, destination) = (ends(flow.original.source), ends(flow.original.destination));
-            loader::Connection::untouched(loader::Protocol::Tcp, source, destination)
-        })
-        .collect()
-}
-
-/// The protocol's number.
-const TCP: u8 = 6;
-
 /// A kernel in memory, with the map limits of the real one.
 #[derive(Debug, Clone)]
 pub struct Memory {
@@ -298,7 +301,9 @@ pub struct Memory {
     /// Maps are exchanged for larger ones when that is asked for.
     pub grows: bool,
     /// Connections that somebody else translates.
-    pub tracked: Vec<loader::Connection>,
+    pub tracked: Vec<Flow>,
+    /// How many of them were forgotten.
+    pub forgotten: std::cell::Cell<usize>,
     /// Connections that end at sockets of the node.
     pub accepted: Vec<loader::Connection>,
     /// Whether the programs left connections to others when [`Kernel::settle`] was called.
@@ -313,6 +318,7 @@ impl Memory {
             devices: BTreeSet::new(),
             grows: false,
             tracked: Vec::new(),
+            forgotten: std::cell::Cell::new(0),
             accepted: Vec::new(),
             settled_while_taking_over: std::cell::Cell::new(None),
         }
@@ -333,9 +339,13 @@ impl Kernel for Memory {
         Ok(())
     }
 
-    fn attach(&mut self, devices: &[(String, Role)]) -> Result<Vec<String>, DataplaneError> {
+    fn attach_during<R>(
+        &mut self,
+        devices: &[(String, Role)],
+        work: impl FnOnce(&mut FakeMaps) -> R,
+    ) -> (Result<Vec<String>, DataplaneError>, R) {
         self.devices = devices.iter().cloned().collect();
-        Ok(Vec::new())
+        (Ok(Vec::new()), work(&mut self.maps))
     }
 
     fn attached(&self) -> Result<BTreeSet<(String, Role)>, DataplaneError> {
@@ -350,8 +360,13 @@ impl Kernel for Memory {
         Some(Box::new(InMemory(self.maps.clone())))
     }
 
-    fn tracked(&self) -> Vec<loader::Connection> {
+    fn tracked(&self) -> Vec<Flow> {
         self.tracked.clone()
+    }
+
+    fn forget_ended(&self, tracked: &[Flow]) {
+        let ended = tracked.iter().filter(|flow| !flow.is_open()).count();
+        self.forgotten.set(self.forgotten.get() + ended);
     }
 
     fn accepted(&self) -> Vec<loader::Connection> {

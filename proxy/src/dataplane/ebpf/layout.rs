@@ -1,11 +1,12 @@
 //! Where everything lies in the maps: user space's picture of them, rebuilt from the kernel at start and moved on
 //! with each plan. [`Layout::compile`] is pure: plan in, ordered map operations out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hashbrown::{HashMap, HashSet};
 use imbl::OrdMap;
 use ipnet::IpNet;
 use seaway_ebpf_loader as loader;
@@ -240,12 +241,14 @@ impl Layout {
     /// moment beside the new ones.
     pub(super) fn needs(&self, plan: &Plan) -> Room {
         let (mut services, mut backends, mut ranges, mut chunks) = (0, 0, 0, 0_u32);
-        let mut seen = HashSet::new();
+        let (mut seen, mut last) = (HashSet::new(), None);
         for (key, frontend) in &plan.upserts {
             services += usize::from(!self.group_of.contains_key(key));
             let guard = codec::guard(key, frontend).map(|(guard, _)| guard);
             services += usize::from(guard.is_some_and(|guard| !self.guards.contains_key(&guard)));
-            if seen.insert((frontend.group, frontend.backends.as_ptr())) {
+            let slice = (frontend.group, frontend.backends.as_ptr());
+            // In the order of keys, those of one slice mostly stand together.
+            if last.replace(slice) != Some(slice) && seen.insert(slice) {
                 backends += frontend.backends.len();
                 ranges += frontend.source_ranges.len();
                 let count = u32::try_from(frontend.backends.len()).unwrap_or(u32::MAX);
@@ -282,9 +285,11 @@ impl Layout {
     pub(super) fn compile(&mut self, plan: &Plan, now: Instant) -> (Ops, Vec<Failure>) {
         let mut ops = Ops::default();
         let mut failed = Vec::new();
+        // Groups that may have let go of something.
         let mut touched = BTreeSet::new();
         for (key, frontend) in &plan.upserts {
             if let Err(error) = self.upsert(*key, frontend, now, &mut ops, &mut touched) {
+                touched.insert(frontend.group);
                 failed.push(Failure { subject: Subject::Frontend(*key), error });
             }
         }
@@ -321,7 +326,6 @@ impl Layout {
         let unsupported = |what| DataplaneError::Unsupported { frontend: key, what, backend: "ebpf" };
         let place = codec::key(&key).ok_or_else(|| unsupported("SCTP"))?;
         let (id, probe) = self.id(frontend.group).ok_or_else(|| unsupported("a ninth group of one id"))?;
-        touched.insert(frontend.group);
         let base = self.slice(frontend, id, now, ops)?;
         let table = self.table(frontend, base, now, ops)?;
         // Before the former frontend lets go of its own, which is the same as a rule.

@@ -84,7 +84,7 @@ impl Tables for Commands {
             Family::V4 => seaway_nft::Family::Ip,
             Family::V6 => seaway_nft::Family::Ip6,
         };
-        conntrack::flows(family, Protocol::Udp.number()).map_err(tracking("cannot list UDP flows"))
+        conntrack::flows(Some(family), Protocol::Udp.number()).map_err(tracking("cannot list UDP flows"))
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<bool, DataplaneError> {

@@ -88,9 +88,7 @@ impl Kernel for Netlink {
 
     fn udp_flows(&mut self) -> Result<Vec<Flow>, DataplaneError> {
         const UDP: u8 = 17;
-        let mut all = conntrack::flows(Family::Ip, UDP).map_err(failed)?;
-        all.extend(conntrack::flows(Family::Ip6, UDP).map_err(failed)?);
-        Ok(all)
+        conntrack::flows(None, UDP).map_err(failed)
     }
 
     fn forget(&mut self, flow: &Flow) -> Result<bool, DataplaneError> {
