@@ -188,7 +188,7 @@ impl Handler {
             Some(place) => Step::Later(Box::new(Pending {
                 handler: Arc::clone(self),
                 zone: Arc::clone(zone),
-                avoid: zone.service_addresses().to_vec(),
+                avoid: zone.service_addresses().collect(),
                 scope: ask.scope,
                 ask,
                 walk,

@@ -244,9 +244,10 @@ impl Zone {
     }
 
     /// The addresses of the Service by which pods reach the server.
-    pub fn service_addresses(&self) -> &[IpAddr] {
+    pub fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let key = &self.settings.service;
-        self.find(&key.namespace, &key.name).map_or(&[], |records| records.cluster_ips())
+        let records = self.find(&key.namespace, &key.name);
+        records.map(ServiceRecords::cluster_ips).into_iter().flatten()
     }
 
     /// Answers a question of class IN.
@@ -280,7 +281,7 @@ impl Zone {
 
     fn insert(&mut self, records: ServiceRecords) {
         for (addr, hostname) in records.reverse() {
-            let owner = Owner { service: records.key.clone(), hostname };
+            let owner = Owner { service: records.key().clone(), hostname };
             let mut owners: Vec<Owner> =
                 self.owners.get(&addr).map(|owners| owners.to_vec()).unwrap_or_default();
             owners.push(owner);
@@ -404,16 +405,13 @@ impl Zone {
 
     fn glue(&self, kind: RecordType) -> Vec<Record> {
         let name_server = &self.settings.name_server;
-        let wanted = |addr: &&IpAddr| match kind {
+        let wanted = |addr: &IpAddr| match kind {
             RecordType::A => addr.is_ipv4(),
             RecordType::AAAA => addr.is_ipv6(),
             _ => true,
         };
-        self.service_addresses()
-            .iter()
-            .filter(wanted)
-            .map(|&a| self.record(name_server, address(a)))
-            .collect()
+        let addrs = self.service_addresses().filter(wanted);
+        addrs.map(|addr| self.record(name_server, address(addr))).collect()
     }
 
     fn reverse(&self, name: &Name, kind: RecordType, range: IpNet) -> Reply {

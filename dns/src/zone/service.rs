@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
@@ -11,25 +11,31 @@ use smallvec::SmallVec;
 
 use super::lookup::{Part, Port};
 
-/// A Service, prepared for questions. Endpoints are shared with the snapshot, not copied.
+/// A Service, prepared for questions: what most of them ask for lies together, and all else in one other place.
 #[derive(Debug, Clone)]
 pub(super) struct ServiceRecords {
-    pub(super) key: ServiceKey,
+    /// Most names of Services are no longer.
+    pub(super) name: SmallVec<[u8; 24]>,
+    pub(super) namespace: Arc<str>,
     kind: Kind,
     ports: SmallVec<[PortRecord; 1]>,
+    rest: Arc<Rest>,
+}
+
+/// What questions about endpoints and names elsewhere need, and who changes the Service.
+#[derive(Debug)]
+struct Rest {
+    key: ServiceKey,
+    /// Shared with the snapshot, not copied.
     endpoints: Arc<EndpointSet>,
     publish_not_ready: bool,
     /// Places in `endpoints` of those that have a host name, by that name.
-    hosts: Option<Box<Hosts>>,
+    hosts: BTreeMap<Arc<str>, Vec<usize>>,
+    /// Where an ExternalName Service leads. `None` where the name is none.
+    external: Option<Name>,
 }
 
-/// Places of endpoints by their host names. Few Services have any: it lies elsewhere, so that the others take less room.
-type Hosts = BTreeMap<Arc<str>, Vec<usize>>;
-
-/// One of each family, beside the rest: who asks for them has no second place to fetch.
-type ClusterIps = SmallVec<[IpAddr; 2]>;
-
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Kind {
     ClusterIp {
         addrs: ClusterIps,
@@ -37,9 +43,35 @@ enum Kind {
         hidden: bool,
     },
     /// Whether there is an endpoint to name.
-    Headless { usable: bool },
-    /// `None` where the name is none. It lies elsewhere for the same reason.
-    External(Option<Box<Name>>),
+    Headless {
+        usable: bool,
+    },
+    External,
+}
+
+/// A Service has one address of a family at most.
+#[derive(Debug, Clone, Copy)]
+struct ClusterIps {
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
+    /// The Service names the IPv6 one first.
+    v6_first: bool,
+}
+
+impl ClusterIps {
+    const NONE: Self = Self { v4: None, v6: None, v6_first: false };
+
+    fn of(addrs: &[IpAddr]) -> Self {
+        let v4 = addrs.iter().find_map(|addr| if let IpAddr::V4(v4) = addr { Some(*v4) } else { None });
+        let v6 = addrs.iter().find_map(|addr| if let IpAddr::V6(v6) = addr { Some(*v6) } else { None });
+        Self { v4, v6, v6_first: addrs.first().is_some_and(IpAddr::is_ipv6) }
+    }
+
+    fn iter(self) -> impl Iterator<Item = IpAddr> {
+        let (v4, v6) = (self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6));
+        let ordered = if self.v6_first { [v6, v4] } else { [v4, v6] };
+        ordered.into_iter().flatten()
+    }
 }
 
 /// A port, with its name beside the rest, for the same reason.
@@ -68,30 +100,36 @@ pub(super) struct Place<'a> {
 impl ServiceRecords {
     pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>, ignore_empty: bool) -> Self {
         let usable = |endpoint: &Endpoint| endpoint.ready || service.publish_not_ready;
-        let mut hosts = Hosts::new();
+        let mut hosts: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
         for (at, endpoint) in endpoints.endpoints.iter().enumerate() {
             if let Some(hostname) = endpoint.hostname.as_ref().filter(|_| usable(endpoint)) {
                 hosts.entry(lower(hostname)).or_default().push(at);
             }
         }
+        let mut external = None;
         let kind = match (&service.external_name, service.kind) {
             (target, ServiceKind::ExternalName) => {
-                Kind::External(target.as_deref().and_then(absolute).map(Box::new))
+                external = target.as_deref().and_then(absolute);
+                Kind::External
             }
             _ if service.headless => Kind::Headless { usable: endpoints.endpoints.iter().any(usable) },
             _ => Kind::ClusterIp {
-                addrs: service.cluster_ips.as_slice().into(),
+                addrs: ClusterIps::of(&service.cluster_ips),
                 hidden: ignore_empty && !endpoints.endpoints.iter().any(usable),
             },
         };
+        let (key, publish_not_ready) = (service.key.clone(), service.publish_not_ready);
         Self {
-            key: service.key.clone(),
+            name: key.name.as_bytes().into(),
+            namespace: Arc::clone(&key.namespace),
             kind,
             ports: service.ports.iter().map(PortRecord::new).collect(),
-            endpoints,
-            publish_not_ready: service.publish_not_ready,
-            hosts: (!hosts.is_empty()).then(|| Box::new(hosts)),
+            rest: Arc::new(Rest { key, endpoints, publish_not_ready, hosts, external }),
         }
+    }
+
+    pub(super) fn key(&self) -> &ServiceKey {
+        &self.rest.key
     }
 
     /// A headless Service without an endpoint to name does not exist, by the specification.
@@ -101,18 +139,18 @@ impl ServiceRecords {
 
     /// Where an ExternalName Service leads.
     pub(super) fn external(&self) -> Option<&Name> {
-        if let Kind::External(target) = &self.kind { target.as_deref() } else { None }
+        if let Kind::External = self.kind { self.rest.external.as_ref() } else { None }
     }
 
-    pub(super) fn cluster_ips(&self) -> &[IpAddr] {
-        if let Kind::ClusterIp { addrs, .. } = &self.kind { addrs } else { &[] }
+    pub(super) fn cluster_ips(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        if let Kind::ClusterIp { addrs, .. } = self.kind { addrs.iter() } else { ClusterIps::NONE.iter() }
     }
 
     /// The addresses that the Service's own name stands for.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let headless = matches!(self.kind, Kind::Headless { .. });
-        let endpoints = self.usable().filter(move |_| headless).map(|endpoint| endpoint.addr);
-        self.cluster_ips().iter().copied().chain(without_repeats(endpoints))
+        // Who asks for a ClusterIP does not touch the endpoints.
+        let endpoints = self.is_headless().then(|| self.usable()).into_iter().flatten();
+        self.cluster_ips().chain(without_repeats(endpoints.map(|endpoint| endpoint.addr)))
     }
 
     pub(super) fn is_headless(&self) -> bool {
@@ -121,25 +159,25 @@ impl ServiceRecords {
 
     /// Addresses to find the Service by, with the host names of endpoints of a headless one.
     pub(super) fn reverse(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
-        match &self.kind {
-            Kind::ClusterIp { addrs, hidden: false } => addrs.iter().map(|&addr| (addr, None)).collect(),
+        match self.kind {
+            Kind::ClusterIp { addrs, hidden: false } => addrs.iter().map(|addr| (addr, None)).collect(),
             Kind::Headless { .. } => {
                 self.usable().map(|e| (e.addr, e.hostname.as_ref().map(lower))).collect()
             }
-            Kind::ClusterIp { hidden: true, .. } | Kind::External(_) => Vec::new(),
+            Kind::ClusterIp { hidden: true, .. } | Kind::External => Vec::new(),
         }
     }
 
     /// The addresses of the endpoints that `label` names: by host name, else by dashed address.
     pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
-        if let Some(places) = self.hosts.as_ref().and_then(|hosts| hosts.get(label)) {
-            let addrs = places.iter().filter_map(|&at| self.endpoints.endpoints.get(at)).map(|e| e.addr);
+        if let Some(places) = self.rest.hosts.get(label) {
+            let addrs = places.iter().filter_map(|&at| self.rest.endpoints.endpoints.get(at)).map(|e| e.addr);
             return without_repeats(addrs).collect();
         }
         let Some(addr) = parse_dashed(label) else { return Vec::new() };
         // Endpoints are ordered by address.
-        let from = self.endpoints.endpoints.partition_point(|endpoint| endpoint.addr < addr);
-        let named = self.endpoints.endpoints[from..]
+        let from = self.rest.endpoints.endpoints.partition_point(|endpoint| endpoint.addr < addr);
+        let named = self.rest.endpoints.endpoints[from..]
             .iter()
             .take_while(|endpoint| endpoint.addr == addr)
             .any(|endpoint| self.is_usable(endpoint) && endpoint.hostname.is_none());
@@ -191,7 +229,7 @@ impl ServiceRecords {
     }
 
     fn usable(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.endpoints.iter().filter(|endpoint| self.is_usable(endpoint))
+        self.rest.endpoints.endpoints.iter().filter(|endpoint| self.is_usable(endpoint))
     }
 
     fn usable_in(&self, part: Option<&Part>) -> impl Iterator<Item = &Endpoint> {
@@ -204,7 +242,7 @@ impl ServiceRecords {
     }
 
     fn is_usable(&self, endpoint: &Endpoint) -> bool {
-        endpoint.ready || self.publish_not_ready
+        endpoint.ready || self.rest.publish_not_ready
     }
 }
 
@@ -238,10 +276,10 @@ pub(super) fn parse_dashed(label: &str) -> Option<IpAddr> {
     if label.contains(['.', ':']) {
         return None;
     }
-    if let Ok(addr) = label.replace('-', ".").parse::<std::net::Ipv4Addr>() {
+    if let Ok(addr) = label.replace('-', ".").parse::<Ipv4Addr>() {
         return Some(addr.into());
     }
-    label.replace('-', ":").parse::<std::net::Ipv6Addr>().ok().map(IpAddr::V6)
+    label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6)
 }
 
 fn absolute(name: &str) -> Option<Name> {

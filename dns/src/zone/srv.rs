@@ -23,7 +23,7 @@ impl Zone {
         (port, within): (Option<&Port<'_>>, Option<&Part>),
         window: Window,
     ) {
-        let Some(service) = self.name_of(&records.key, None) else { return };
+        let Some(service) = self.name_of(records.key(), None) else { return };
         if records.is_headless() {
             self.push_places(answer, owner, &service, records.places(port, within), window);
         } else {
@@ -40,14 +40,14 @@ impl Zone {
         (records, port): (&ServiceRecords, Option<&Port<'_>>),
         window: Window,
     ) {
-        let (ports, addrs) = (records.cluster_ports(port), records.cluster_ips());
+        let ports = records.cluster_ports(port);
         if ports.is_empty() {
             return;
         }
-        let weight = weight(ports.len() * addrs.len());
+        let weight = weight(ports.len() * records.cluster_ips().count());
         let srv = |port| RData::SRV(SRV::new(0, weight, port, service.clone()));
         answer.answers.extend(window.of(ports).map(|port| self.record(owner, srv(port))));
-        answer.additionals.extend(addrs.iter().map(|&addr| self.record(service, address(addr))));
+        answer.additionals.extend(records.cluster_ips().map(|addr| self.record(service, address(addr))));
     }
 
     /// Of a headless one. Endpoints that share a host name are one target with several addresses.
