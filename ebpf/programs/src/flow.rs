@@ -45,7 +45,7 @@ pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
         if now.wrapping_sub(flow.last_seen_s) < RESTING_S {
             return Some(flow);
         }
-        forget(packet, flow);
+        forget(&packet.flow, flow);
         return None;
     }
     touch_by(packet, flow, now);
@@ -101,17 +101,16 @@ pub(crate) fn forget_ended(packet: &Packet) {
     // SAFETY: as in `known`.
     let flow = unsafe { &*flow };
     if flow.flags & (FLOW_REPLY | FLOW_CLOSING) == FLOW_REPLY | FLOW_CLOSING {
-        let _ = FLOWS.remove(&flow.to.inverted());
-        let _ = FLOWS.remove(&reply);
+        forget(&reply, flow);
     }
 }
 
-/// Removes both directions.
+/// Removes both directions of the flow that is at `key`.
 #[inline(always)]
-pub(crate) fn forget(packet: &Packet, flow: &FlowValue) {
+pub(crate) fn forget(key: &FlowTuple, flow: &FlowValue) {
     // Either may be gone already.
     let _ = FLOWS.remove(&flow.to.inverted());
-    let _ = FLOWS.remove(&packet.flow);
+    let _ = FLOWS.remove(key);
 }
 
 /// Marks both directions as ending.

@@ -3,12 +3,15 @@
 use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
+};
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use seaway_ebpf_abi::Counter;
 
+use crate::count::count;
 use crate::frame::{Dropped, Frame};
 use crate::route::SKIP_NEIGH;
 
@@ -171,4 +174,16 @@ pub(crate) fn diff<const N: usize>(from: &mut [u32; N], to: &mut [u32; N]) -> u6
     let size = size_of::<[u32; N]>() as u32;
     // SAFETY: the helper reads `size` bytes of each.
     unsafe { bpf_csum_diff(from.as_mut_ptr(), size, to.as_mut_ptr(), size, 0) as u64 & 0xffff_ffff }
+}
+
+/// What becomes of a packet, for the hooks that have a buffer of it: one that is dropped is counted.
+#[inline(always)]
+pub(crate) fn verdict(result: Dropped<i32>) -> i32 {
+    match result {
+        Ok(verdict) => verdict,
+        Err(reason) => {
+            count(reason);
+            TC_ACT_SHOT
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Packets that leave: by an uplink, replies of this node's backends to clients outside; to a pod, replies of backends
 //! to what was translated when it came from there. Both get back the address that the client asked.
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{Counter, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES};
@@ -9,7 +9,7 @@ use seaway_ebpf_abi::{Counter, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowVa
 use crate::count::count;
 use crate::frame::{Dropped, Frame};
 use crate::maps::{Scratch, pod_link, scratch};
-use crate::skb::Skb;
+use crate::skb::{Skb, verdict};
 use crate::stats::{self, Event};
 use crate::{flow, icmp, nat, parse};
 
@@ -31,17 +31,6 @@ fn sw_pod_egress(ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     verdict(egress(skb, FLOW_POD))
-}
-
-#[inline(always)]
-fn verdict(result: Dropped<i32>) -> i32 {
-    match result {
-        Ok(verdict) => verdict,
-        Err(reason) => {
-            count(reason);
-            TC_ACT_SHOT
-        }
-    }
 }
 
 /// Whether a flow is one of replies that are translated here: those for pods at the pods, all others at the uplinks.

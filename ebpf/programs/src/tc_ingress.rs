@@ -2,7 +2,7 @@
 //! backends on other nodes; from a pod of this node what the socket programs have not seen (sandboxes and virtual
 //! machines with a stack of their own, raw packets).
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
@@ -18,7 +18,7 @@ use crate::maps::{Scratch, config, is_pod, pod_link, scratch};
 use crate::parse::Packet;
 use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
-use crate::skb::Skb;
+use crate::skb::{Skb, verdict};
 use crate::stats::account;
 use crate::{dsr, flow, nat, parse, pods};
 
@@ -35,17 +35,6 @@ fn sw_pod_ingress(ctx: TcContext) -> i32 {
         // Filters of others at this link have their turn, such as one that limits what the pod sends.
         TC_ACT_OK => TC_ACT_UNSPEC,
         other => other,
-    }
-}
-
-#[inline(always)]
-fn verdict(result: Dropped<i32>) -> i32 {
-    match result {
-        Ok(verdict) => verdict,
-        Err(reason) => {
-            count(reason);
-            TC_ACT_SHOT
-        }
     }
 }
 
@@ -220,7 +209,7 @@ fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: boo
             let room = if tell { dsr::length(v4) as u16 } else { 0 };
             if flow.flags & FLOW_ANNOUNCED == 0 {
                 // What comes instead may be fragments, which cannot tell either: source NAT is for them.
-                flow::forget(&scratch.packet, flow);
+                flow::forget(&scratch.packet.flow, flow);
             }
             return too_big(skb, scratch, mtu.wrapping_sub(room));
         }
