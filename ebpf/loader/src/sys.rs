@@ -562,12 +562,20 @@ pub(crate) fn ifname(index: u32) -> Option<String> {
 }
 
 /// Has the threads of this process share memory that is free: glibc gives each of many threads a heap of its own, and
-/// what one has freed is of no use to the others. To be called before there are threads.
+/// what one has freed is of no use to the others. What is large, such as the text of a list or a vector that has grown,
+/// is left to the kernel: it grows where it stands, and once freed it is gone, where a heap keeps a hole of its size.
+/// To be called before there are threads.
 pub fn share_arenas() {
-    // SAFETY: the allocator's own function, which takes numbers: two heaps for all threads.
+    // SAFETY: the allocator's own function, which takes numbers: two heaps for all threads, and what they keep.
     #[cfg(target_env = "gnu")]
     unsafe {
+        /// Untold, glibc moves this on to the largest piece that was ever freed.
+        const LARGE_BYTES: libc::c_int = 256 * 1024;
+        /// What is free at the end of a heap, for what comes next.
+        const SPARE_BYTES: libc::c_int = 1024 * 1024;
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, SPARE_BYTES);
     }
 }
 

@@ -34,7 +34,7 @@ use layout::{Contents, Layout, Ops};
 
 /// Frontends that are compiled and written together. What a first sync needs on its way stays small beside what is
 /// kept.
-const PART: usize = 4096;
+const PART: usize = 2048;
 
 /// The eBPF data plane of one node.
 #[derive(Debug)]
