@@ -163,10 +163,10 @@ impl Zone {
         }
         origin.set_fqdn(true);
         let origin = origin.to_lowercase();
-        let below = |labels: &[&str]| below(&origin, labels).ok_or_else(|| wrong("is too long".to_owned()));
+        let below = |labels: &[&[u8]]| below(&origin, labels).ok_or_else(|| wrong("is too long".to_owned()));
         let settings = Settings {
-            name_server: below(&["ns", "dns"])?,
-            mailbox: below(&["hostmaster"])?,
+            name_server: below(&[b"ns", b"dns"])?,
+            mailbox: below(&[b"hostmaster"])?,
             service: ServiceKey::new(&config.service.0, &config.service.1),
             ttl_s: config.ttl_s,
             pod_records: config.pod_records,
@@ -454,19 +454,17 @@ impl Zone {
     fn name_of_owner(&self, owner: &Owner, addr: IpAddr) -> Option<Name> {
         let ServiceKey { namespace, name } = &owner.service;
         let headless = self.find(namespace, name).is_some_and(ServiceRecords::is_headless);
+        let service = self.name_of(namespace, name.as_bytes())?;
         match &owner.hostname {
-            Some(hostname) => self.name_of(&owner.service, Some(hostname)),
-            None if headless => self.name_of(&owner.service, Some(&service::dashed(addr))),
-            None => self.name_of(&owner.service, None),
+            Some(hostname) => service.prepend_label(hostname.as_bytes()).ok(),
+            None if headless => service.prepend_label(service::dashed(addr).as_bytes()).ok(),
+            None => Some(service),
         }
     }
 
-    fn name_of(&self, service: &ServiceKey, label: Option<&str>) -> Option<Name> {
-        let (name, namespace) = (&*service.name, &*service.namespace);
-        match label {
-            Some(label) => below(&self.settings.origin, &[label, name, namespace, "svc"]),
-            None => below(&self.settings.origin, &[name, namespace, "svc"]),
-        }
+    /// The name of a Service; `None` where it would be too long or a label is none.
+    fn name_of(&self, namespace: &str, name: &[u8]) -> Option<Name> {
+        below(&self.settings.origin, &[name, namespace.as_bytes(), b"svc"])
     }
 
     fn record(&self, owner: &Name, data: RData) -> Record {
@@ -506,19 +504,19 @@ pub(crate) fn address_of_reverse(name: &Name) -> Option<IpAddr> {
     (range.prefix_len() == range.max_prefix_len()).then(|| range.addr())
 }
 
+/// The name made of `labels` and `origin`; `None` where it would be too long or a label is none.
+fn below(origin: &Name, labels: &[&[u8]]) -> Option<Name> {
+    let mut name = Name::new();
+    for label in labels {
+        name = name.append_label(*label).ok()?;
+    }
+    name.append_domain(origin).ok()
+}
+
 /// The addresses that a reverse name stands for.
 pub(crate) fn range_of_reverse(name: &Name) -> Option<IpNet> {
     match arpa::parse(name)? {
         Reverse::Range(range) => Some(range),
         Reverse::Below(_) => None,
     }
-}
-
-/// The name made of `labels` and `origin`; `None` where it would be too long or a label is none.
-fn below(origin: &Name, labels: &[&str]) -> Option<Name> {
-    let mut name = Name::new();
-    for label in labels {
-        name = name.append_label(label.as_bytes()).ok()?;
-    }
-    name.append_domain(origin).ok()
 }

@@ -23,7 +23,7 @@ impl Zone {
         (port, within): (Option<&Port<'_>>, Option<&Part>),
         window: Window,
     ) {
-        let Some(service) = self.name_of(records.key(), None) else { return };
+        let Some(service) = self.name_of(&records.namespace, &records.name) else { return };
         if records.is_headless() {
             self.push_places(answer, owner, &service, records.places(port, within), window);
         } else {
