@@ -56,7 +56,7 @@ pub struct Reconciler {
     pending: BTreeSet<FrontendKey>,
     links: Vec<Link>,
     serves_pod_links: bool,
-    /// The pod subnets of all nodes.
+    /// The pod subnets and addresses of all nodes.
     cluster: Arc<ClusterNets>,
     /// Other people's rules about packets between pods.
     rulesets: watch::Receiver<Rulesets>,

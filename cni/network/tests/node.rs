@@ -3,133 +3,26 @@
 #![allow(clippy::unwrap_used, reason = "test helpers")]
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use seaway_cni_network::ipam::{Ipam, Owner, Range, Request};
 use seaway_cni_network::netlink::{Netlink, Route, RouteQuery};
 use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
-use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, run_with};
+use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup};
 use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
 use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(10);
-const VXLAN: Overlay = Overlay::Vxlan { vni: 1, port: 8472 };
+#[path = "support/agent.rs"]
+mod agent;
+
+use agent::{Agent, PATIENCE, VXLAN, add_pod, config, conflist, snapshot};
+
 /// The protocol number of routes to other nodes.
 const PROTOCOL: u8 = 88;
-
-fn config(node: &LabNode, overlay: Overlay) -> NodeNetworkConfig {
-    let plugin_source = node.state_dir().join("plugin");
-    std::fs::write(&plugin_source, "a plugin").unwrap();
-    NodeNetworkConfig {
-        node_name: node.name().to_owned(),
-        overlay,
-        uplink: None,
-        cni_conf_dir: node.state_dir().join("net.d"),
-        cni_bin_dir: node.state_dir().join("bin"),
-        data_dir: node.state_dir().join("ipam"),
-        plugin_source,
-        masquerade: true,
-        resync_interval: Duration::from_secs(2),
-    }
-}
-
-/// The Nodes of the lab. Node N (from 1) has the pod subnets 10.244.N.0/24 and fd00:10:244:N::/64.
-fn snapshot(lab: &Lab, numbers: &[usize], synced: bool) -> Arc<Snapshot> {
-    let mut snapshot = Snapshot { synced, version: 1, ..Snapshot::default() };
-    for number in numbers {
-        let node = lab.node(number - 1);
-        let addresses = node.addresses().map(|addr| NodeAddress { addr, kind: NodeAddressKind::Internal });
-        let subnets = [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")];
-        let node = Node {
-            name: node.name().into(),
-            addresses: addresses.to_vec(),
-            pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
-        };
-        snapshot.nodes.insert(node.name.clone(), Arc::new(node));
-    }
-    Arc::new(snapshot)
-}
-
-/// The node part of one node, running.
-struct Agent {
-    snapshots: watch::Sender<Arc<Snapshot>>,
-    shutdown: CancellationToken,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Agent {
-    fn start(node: &LabNode, config: NodeNetworkConfig, snapshot: Arc<Snapshot>) -> Self {
-        Self::start_with(node, config, NodeNetworkOptions::default(), snapshot)
-    }
-
-    fn start_with(
-        node: &LabNode,
-        config: NodeNetworkConfig,
-        options: NodeNetworkOptions,
-        snapshot: Arc<Snapshot>,
-    ) -> Self {
-        let (snapshots, receiver) = watch::channel(snapshot);
-        let shutdown = CancellationToken::new();
-        let stop = shutdown.clone();
-        let namespace = Namespace::open(node.namespace().path()).unwrap();
-        let thread = std::thread::spawn(move || {
-            namespace
-                .run(|| {
-                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                    runtime.block_on(run_with(config, options, None, receiver, stop)).unwrap();
-                })
-                .unwrap();
-        });
-        Self { snapshots, shutdown, thread: Some(thread) }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-        let outcome = self.thread.take().unwrap().join();
-        if !std::thread::panicking() {
-            outcome.unwrap();
-        }
-    }
-}
-
-/// A pod that is wired as the plugin does it.
-struct Pod {
-    namespace: Namespace,
-    addresses: [IpAddr; 2],
-}
-
-fn add_pod(lab: &Lab, number: usize, host: u8) -> Pod {
-    let namespace = Namespace::anonymous().unwrap();
-    let addresses = [
-        format!("10.244.{number}.{host}").parse().unwrap(),
-        format!("fd00:10:244:{number}::{host}").parse().unwrap(),
-    ];
-    let attachment = Attachment::new("seaway", &format!("pod{host}"), "eth0");
-    let wiring =
-        Wiring { addresses: addresses.to_vec(), mtu: Some(1400), mac: None, bandwidth: Bandwidth::default() };
-    lab.node(number - 1).run(|| attachment.wire(&namespace, &wiring)).unwrap();
-    Pod { namespace, addresses }
-}
-
-fn conflist(node: &LabNode) -> PathBuf {
-    node.state_dir().join("net.d/10-seaway.conflist")
-}
 
 fn routes(node: &LabNode) -> Vec<Route> {
     let query = RouteQuery { protocol: Some(PROTOCOL), ..RouteQuery::default() };
@@ -449,81 +342,6 @@ fn what_somebody_deletes_comes_back() {
 }
 
 #[test]
-fn the_masquerade_comes_back_and_others_tables_are_left_alone() {
-    let lab = Lab::new(1).unwrap();
-    let node = lab.node(0);
-    node.ok(&[
-        "nft",
-        "add table inet foreign; add chain inet foreign input { type filter hook input priority 0; }",
-    ]);
-    let all = snapshot(&lab, &[1], true);
-    let agent = Agent::start(node, config(node, Overlay::None), Arc::clone(&all));
-    wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
-    let rules = || node.ok(&["nft", "list", "ruleset"]);
-    let complete =
-        || rules().matches("daddr != @cluster masquerade to :32768-65535 fully-random").count() == 2;
-    wait_for(PATIENCE, "the rules", complete);
-    let before = rules();
-    for spoil in ["delete table ip seaway-masq", "flush chain ip6 seaway-masq postrouting", "flush ruleset"] {
-        node.ok(&["nft", spoil]);
-        wait_for(PATIENCE, "the rules to come back", complete);
-    }
-    assert!(before.contains("table inet foreign") && !rules().contains("foreign"));
-    node.ok(&["nft", "add table inet foreign"]);
-    drop(agent);
-    let off = NodeNetworkConfig { masquerade: false, ..config(node, Overlay::None) };
-    let _agent = Agent::start(node, off, all);
-    wait_for(PATIENCE, "the tables to go", || !rules().contains("seaway-masq"));
-    assert!(rules().contains("table inet foreign"));
-}
-
-/// The client outside knows the way to pods of the first node.
-fn show_pods(lab: &Lab) {
-    let mut netlink = lab.client().netlink().unwrap();
-    let eth0 = netlink.link("eth0").unwrap().unwrap();
-    let subnets = ["10.244.1.0/24", "fd00:10:244:1::/64"];
-    for (subnet, via) in subnets.into_iter().zip(lab.node(0).addresses()) {
-        netlink.add_route(&Route::to(subnet.parse().unwrap()).via(via).on(eth0.index)).unwrap();
-    }
-}
-
-/// As after a restart without the tables, or when packets that went past the stack begin to go through it.
-#[test]
-fn a_connection_that_is_open_keeps_its_addresses_when_the_masquerade_comes() {
-    let lab = Lab::new(1).unwrap();
-    let (node, client) = (lab.node(0), lab.client());
-    show_pods(&lab);
-    let pod = add_pod(&lab, 1, 5);
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        node.run(|| seaway_cni_network::netns::sysctl::write(key, "1")).unwrap();
-    }
-    let connect = |family: usize| {
-        let addr = (client.addresses()[family], 0);
-        let listener = client.run(|| TcpListener::bind(addr)).unwrap();
-        let to = listener.local_addr().unwrap();
-        let near = pod.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap().unwrap();
-        let (far, from) = listener.accept().unwrap();
-        (near, far, from.ip())
-    };
-    let open = [0, 1].map(connect);
-    let _agent = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[1], true));
-    let rules = || node.ok(&["nft", "list", "ruleset"]).matches("fully-random").count();
-    wait_for(PATIENCE, "the tables", || rules() == 2);
-    for (family, (near, far, from)) in open.into_iter().enumerate() {
-        assert_eq!(from, pod.addresses[family]);
-        // The pod is the first to speak: tracking takes what it says for the beginning.
-        for (mut sender, mut receiver) in [(&near, &far), (&far, &near)] {
-            sender.write_all(b"on").unwrap();
-            receiver.set_read_timeout(Some(PATIENCE)).unwrap();
-            let mut heard = [0; 2];
-            receiver.read_exact(&mut heard).unwrap();
-            assert_eq!(&heard, b"on");
-        }
-        assert_eq!(connect(family).2, node.addresses()[family], "new ones are masqueraded");
-    }
-}
-
-#[test]
 fn another_projects_device_is_left_alone_and_ours_comes_when_it_is_gone() {
     let lab = Lab::new(1).unwrap();
     let node = lab.node(0);
@@ -557,24 +375,6 @@ fn another_projects_device_is_left_alone_and_ours_comes_when_it_is_gone() {
     netlink.delete_link(other.index).unwrap();
     wait_for(PATIENCE, "the network configuration", || conflist(node).exists());
     assert!(netlink.link("seaway-vxlan").unwrap().unwrap().up);
-}
-
-#[test]
-fn destinations_that_are_left_out_see_the_pod_and_all_others_the_node() {
-    let lab = Lab::new(1).unwrap();
-    let (node, client) = (lab.node(0), lab.client());
-    let outside = client.addresses();
-    show_pods(&lab);
-    let pod = add_pod(&lab, 1, 5);
-    let seen = |family: usize| tcp_exchange(&pod.namespace, client.namespace(), outside[family], 100).ok();
-    for (left_out, destination) in outside.into_iter().enumerate() {
-        let not_masqueraded = vec![destination.into()];
-        let options = NodeNetworkOptions { not_masqueraded, ..NodeNetworkOptions::default() };
-        let all = snapshot(&lab, &[1], true);
-        let _agent = Agent::start_with(node, config(node, Overlay::None), options, all);
-        wait_for(PATIENCE, "the tables", || seen(left_out) == Some(pod.addresses[left_out]));
-        wait_for(PATIENCE, "the tables", || seen(1 - left_out) == Some(node.addresses()[1 - left_out]));
-    }
 }
 
 #[test]

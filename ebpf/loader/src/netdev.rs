@@ -3,6 +3,7 @@
 
 use std::io;
 
+use netlink_packet_core::{DefaultNla, Emitable, NlasIterator};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
@@ -34,8 +35,8 @@ pub(crate) fn running(ifindex: u32) -> io::Result<Option<u32>> {
 /// The same, from the attributes of a link.
 fn running_in(link: &[u8]) -> Option<u32> {
     let xdp = attribute(link, IFLA_XDP)?;
-    let attached = attribute(xdp, IFLA_XDP_ATTACHED)?;
-    let id = attribute(xdp, IFLA_XDP_PROG_ID).and_then(|id| id.try_into().ok());
+    let attached = attribute(&xdp, IFLA_XDP_ATTACHED)?;
+    let id = attribute(&xdp, IFLA_XDP_PROG_ID).and_then(|id| id.try_into().ok());
     (attached != [0]).then_some(id.map_or(0, u32::from_ne_bytes))
 }
 
@@ -84,27 +85,16 @@ fn read_answer(answer: &[u8]) -> io::Result<Vec<u8>> {
 
 /// An attribute as it is sent.
 fn attribute_bytes(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).unwrap_or_default();
-    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let attribute = DefaultNla::new(kind, value.to_vec());
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
     bytes
 }
 
 /// The value of the first attribute of a kind.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    /// Flags that may stand in an attribute's kind.
-    const KIND: u16 = 0x3fff;
-    loop {
-        let (head, _) = bytes.split_first_chunk::<4>()?;
-        let [a, b, c, d] = *head;
-        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]) & KIND);
-        let value = bytes.get(4..length)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
+fn attribute(bytes: &[u8], wanted: u16) -> Option<Vec<u8>> {
+    let found = NlasIterator::new(bytes).map_while(Result::ok).find(|found| found.kind() == wanted)?;
+    Some(found.value().to_vec())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! memory, the time from a change to its answer, and what is left of the service under ten times too many questions.
 
 mod answers;
+mod comparison;
 mod overload;
 mod peers;
 mod programming;

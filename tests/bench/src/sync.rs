@@ -226,7 +226,7 @@ fn memory(agents: &[Footprint], last: &Talker, report: &mut Report) -> Result<()
     };
     let target = Target::OursAtMost(100.0);
     let up = row("agent-memory", &of(|agent| agent.resident), target);
-    let note = format!("at most {:.0} MB, during the first list", median(&of(|agent| agent.peak)));
+    let note = format!("at most {:.0} MB, during the first sync", median(&of(|agent| agent.peak)));
     let limits = "the objects themselves, and what the allocator keeps of the list";
     let note = if up.is_ok() { note } else { format!("falls short: {limits}; {note}") };
     report.add(up.with_note(note));

@@ -10,9 +10,9 @@ use rustix::time::{ClockId, clock_gettime};
 use seaway_dns::{DnsConfig, Metrics, Responder};
 
 use super::Effort;
+use super::comparison::{Comparison, Costs, Rows};
 use super::records::{Case, snapshot};
-use crate::row::{Report, Row, Target};
-use crate::stats::Pairs;
+use crate::row::{Report, Target};
 
 /// Different questions of one measurement.
 const PACKETS: usize = 512;
@@ -29,35 +29,13 @@ struct Side {
 pub fn run(effort: Effort, report: &mut Report) -> Result<()> {
     Report::progress("answers without sockets");
     let sides = effort.sizes.iter().map(|&size| Side::new(size)).collect::<Result<Vec<_>>>()?;
-    let mut beside_hit = vec![[const { Pairs::new() }; 2]; sides.len()];
-    let mut beside_small = vec![[const { Pairs::new() }; 4]; sides.len()];
+    let mut comparison = Comparison::new(effort.sizes);
     // What is measured first finds everything cold.
     costs(&sides, effort.answers / 10)?;
     for _ in 0..3 * effort.rounds {
-        let costs = costs(&sides, effort.answers)?;
-        for (at, cost) in costs.iter().enumerate() {
-            for (pairs, miss) in beside_hit[at].iter_mut().zip([1, 2]) {
-                pairs.push(cost[miss], cost[0]);
-            }
-            for (case, pairs) in beside_small[at].iter_mut().enumerate() {
-                pairs.push(cost[case], costs[0][case]);
-            }
-        }
+        comparison.push(&costs(&sides, effort.answers)?);
     }
-    for (at, &size) in effort.sizes.iter().enumerate() {
-        for (pairs, case) in beside_hit[at].iter().zip([Case::NxDomain, Case::NoData]) {
-            let name = format!("{}-beside-hit-bare", case.name());
-            report.add(Row::beside(&name, size, "us", "hit", pairs.compared(), Target::None));
-        }
-        if at == 0 {
-            continue;
-        }
-        for (pairs, case) in beside_small[at].iter().zip(Case::ALL) {
-            let (name, peer) =
-                (format!("{}-by-size-bare", case.name()), format!("{} records", effort.sizes[0]));
-            report.add(Row::beside(&name, size, "us", &peer, pairs.compared(), Target::None));
-        }
-    }
+    comparison.report(&Rows { suffix: "-bare", miss: Target::None, size: Target::None }, report);
     Ok(())
 }
 
@@ -85,7 +63,7 @@ impl Side {
 
 /// CPU time per answer, in microseconds, of each side and each kind of question. All take turns of a few milliseconds, so
 /// that none of them meets a slower machine than the others.
-fn costs(sides: &[Side], answers: usize) -> Result<Vec<[f64; Case::ALL.len()]>> {
+fn costs(sides: &[Side], answers: usize) -> Result<Vec<Costs>> {
     let turn = answers.div_ceil(TURNS);
     let mut spent_ns = vec![[0; Case::ALL.len()]; sides.len()];
     for round in 0..TURNS {
