@@ -17,7 +17,7 @@ use std::sync::Arc;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use imbl::OrdMap;
+use imbl::OrdSet;
 use ipnet::IpNet;
 use seaway_model::{ServiceKey, Snapshot};
 use smallvec::SmallVec;
@@ -117,8 +117,8 @@ pub struct Updated {
 /// An address's owner, for reverse look-ups.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
-    service: ServiceKey,
-    /// The host name of an endpoint of a headless Service. One without is named by the address, which need not be kept.
+    service: Arc<ServiceKey>,
+    /// The host name of an endpoint. One without is named by the address, which need not be kept.
     hostname: Option<Arc<str>>,
 }
 
@@ -128,8 +128,8 @@ pub struct Zone {
     settings: Arc<Settings>,
     snapshot: Arc<Snapshot>,
     services: Index,
-    /// Ordered: a tree takes a third of the memory that a hash map does, and few ask for it.
-    owners: OrdMap<IpAddr, Arc<[Owner]>>,
+    /// Ordered: a tree takes a third of the memory that a hash map does, and few ask for it. An address may have thousands.
+    owners: OrdSet<(IpAddr, Owner)>,
     /// Ranges whose reverse names are ours to deny.
     ranges: Arc<[IpNet]>,
     soa: Arc<Record>,
@@ -182,7 +182,7 @@ impl Zone {
             settings: Arc::new(settings),
             snapshot: Arc::default(),
             services: Index::default(),
-            owners: OrdMap::new(),
+            owners: OrdSet::new(),
             soa,
         })
     }
@@ -192,16 +192,16 @@ impl Zone {
         let mut updated = Updated::default();
         let changes = snapshot.changes_since(&self.snapshot);
         for key in &changes.services {
-            self.remove(key);
             match snapshot.services.get(key) {
                 Some(service) if service.headless => updated.headless = true,
                 Some(_) => updated.cluster_ip = true,
                 None => {}
             }
-            if let Some(service) = snapshot.services.get(key).filter(|_| self.shows(&key.namespace)) {
+            let records = snapshot.services.get(key).filter(|_| self.shows(&key.namespace)).map(|service| {
                 let endpoints = snapshot.endpoints.get(key).cloned().unwrap_or_default();
-                self.insert(ServiceRecords::new(service, endpoints, self.settings.ignore_empty_services));
-            }
+                ServiceRecords::new(service, endpoints, self.settings.ignore_empty_services)
+            });
+            self.replace(key, records);
         }
         if !changes.nodes.is_empty() {
             let pods = snapshot.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
@@ -269,7 +269,7 @@ impl Zone {
             return self.in_zone(name, kind, self.node(&labels), window);
         }
         match arpa::parse(name) {
-            Some(Reverse::Range(range)) => self.reverse(name, kind, range),
+            Some(Reverse::Range(range)) => self.reverse(name, kind, range, window),
             Some(Reverse::Below(range)) => self.below_reverse(range),
             None => Reply::NotOurs,
         }
@@ -279,30 +279,30 @@ impl Zone {
         self.services.get(namespace, name)
     }
 
-    fn insert(&mut self, records: ServiceRecords) {
-        for (addr, hostname) in records.reverse() {
-            let owner = Owner { service: records.key().clone(), hostname };
-            let mut owners: Vec<Owner> =
-                self.owners.get(&addr).map(|owners| owners.to_vec()).unwrap_or_default();
-            owners.push(owner);
-            owners.sort();
-            owners.dedup();
-            self.owners.insert(addr, owners.into());
+    /// Puts what is told of a Service in the place of what was. Of its addresses only those are touched that have changed.
+    fn replace(&mut self, key: &ServiceKey, records: Option<ServiceRecords>) {
+        let former = self.services.remove(key).map(|former| former.reverse()).unwrap_or_default();
+        let next = records.as_ref().map(ServiceRecords::reverse).unwrap_or_default();
+        let service = Arc::new(key.clone());
+        let owned = |(addr, hostname): &(IpAddr, Option<Arc<str>>)| {
+            (*addr, Owner { service: Arc::clone(&service), hostname: hostname.clone() })
+        };
+        for gone in only_in(&former, &next) {
+            self.owners.remove(&owned(gone));
         }
-        self.services.insert(records);
+        for new in only_in(&next, &former) {
+            self.owners.insert(owned(new));
+        }
+        if let Some(records) = records {
+            self.services.insert(records);
+        }
     }
 
-    fn remove(&mut self, key: &ServiceKey) {
-        let Some(records) = self.services.remove(key) else { return };
-        for (addr, _) in records.reverse() {
-            let Some(owners) = self.owners.get(&addr) else { continue };
-            let left: Vec<Owner> = owners.iter().filter(|owner| owner.service != *key).cloned().collect();
-            if left.is_empty() {
-                self.owners.remove(&addr);
-            } else {
-                self.owners.insert(addr, left.into());
-            }
-        }
+    /// Whose an address is.
+    fn owners_of(&self, addr: IpAddr) -> impl Iterator<Item = &Owner> {
+        let first = Owner { service: Arc::new(ServiceKey::new("", "")), hostname: None };
+        let from = self.owners.range((addr, first)..);
+        from.take_while(move |(owned, _)| *owned == addr).map(|(_, owner)| owner)
     }
 
     /// Answers for a node of the zone's tree, following aliases as long as they stay in the zone.
@@ -379,8 +379,11 @@ impl Zone {
             (Node::Port(records, port), RecordType::SRV) => {
                 self.push_srv(&mut answer, owner, records, (Some(port), None), window);
             }
-            (Node::Endpoint(addrs), RecordType::A | RecordType::AAAA) => {
+            (Node::Endpoint(_, addrs), RecordType::A | RecordType::AAAA) => {
                 answers.extend(self.addresses(owner, kind, addrs.iter().copied(), window));
+            }
+            (Node::Endpoint(records, _), RecordType::SRV) => {
+                self.push_endpoint_srv(&mut answer, owner, records, window);
             }
             (Node::Pod(addr), RecordType::A | RecordType::AAAA) => {
                 answers.extend(self.addresses(owner, kind, [*addr], window));
@@ -414,25 +417,25 @@ impl Zone {
         addrs.map(|addr| self.record(name_server, address(addr))).collect()
     }
 
-    fn reverse(&self, name: &Name, kind: RecordType, range: IpNet) -> Reply {
+    fn reverse(&self, name: &Name, kind: RecordType, range: IpNet, window: Window) -> Reply {
         if !self.synced() {
             return Reply::Authoritative(Answer::new(ResponseCode::ServFail));
         }
         let whole = range.prefix_len() == range.max_prefix_len();
-        let owners = self.owners.get(&range.addr()).filter(|_| whole);
+        let owned = whole && self.owners_of(range.addr()).next().is_some();
         let ours = self.ranges.iter().find(|ours| ours.contains(&range));
         let mut answer = Answer::new(ResponseCode::NoError);
-        match (owners, ours) {
-            (Some(owners), _) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
-                let names = owners.iter().filter_map(|owner| self.name_of_owner(owner, range.addr()));
-                let asked = name;
+        match (owned, ours) {
+            (true, _) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
+                let owners = self.owners_of(range.addr()).take(window.records_max);
+                let names = owners.filter_map(|owner| self.name_of_owner(owner, range.addr()));
                 let pointer = |name| RData::PTR(hickory_proto::rr::rdata::PTR(name));
-                answer.answers = names.map(|name| self.record(asked, pointer(name))).collect();
+                answer.answers = names.map(|target| self.record(name, pointer(target))).collect();
                 return Reply::Authoritative(answer);
             }
-            (None, Some(_)) if whole => answer.code = ResponseCode::NXDomain,
-            (Some(_), _) | (None, Some(_)) => {}
-            (None, None) => return Reply::NotOurs,
+            (false, Some(_)) if whole => answer.code = ResponseCode::NXDomain,
+            (true, _) | (false, Some(_)) => {}
+            (false, None) => return Reply::NotOurs,
         }
         let apex = ours.and_then(|ours| arpa::apex(*ours)).unwrap_or_else(|| name.clone());
         answer.authority = Some(soa(&self.settings, apex, self.snapshot.version).into());
@@ -452,13 +455,13 @@ impl Zone {
     }
 
     fn name_of_owner(&self, owner: &Owner, addr: IpAddr) -> Option<Name> {
-        let ServiceKey { namespace, name } = &owner.service;
-        let headless = self.find(namespace, name).is_some_and(ServiceRecords::is_headless);
+        let ServiceKey { namespace, name } = &*owner.service;
+        let records = self.find(namespace, name)?;
         let service = self.name_of(namespace, name.as_bytes())?;
         match &owner.hostname {
             Some(hostname) => service.prepend_label(hostname.as_bytes()).ok(),
-            None if headless => service.prepend_label(service::dashed(addr).as_bytes()).ok(),
-            None => Some(service),
+            None if records.cluster_ips().any(|ip| ip == addr) => Some(service),
+            None => service.prepend_label(service::dashed(addr).as_bytes()).ok(),
         }
     }
 
@@ -470,6 +473,15 @@ impl Zone {
     fn record(&self, owner: &Name, data: RData) -> Record {
         Record::from_rdata(owner.clone(), self.settings.ttl_s, data)
     }
+}
+
+/// What `some` have and `others` have not; both are in order.
+fn only_in<'a, T: Ord>(some: &'a [T], others: &'a [T]) -> impl Iterator<Item = &'a T> {
+    let mut others = others.iter().peekable();
+    some.iter().filter(move |one| {
+        while others.next_if(|other| other < one).is_some() {}
+        others.peek() != Some(one)
+    })
 }
 
 fn soa(settings: &Settings, owner: Name, version: u64) -> Record {

@@ -69,7 +69,7 @@ pub(super) enum Node<'a> {
     /// A named port of a Service.
     Port(&'a ServiceRecords, Port<'a>),
     /// An endpoint's name below its Service, and its addresses.
-    Endpoint(Vec<IpAddr>),
+    Endpoint(&'a ServiceRecords, Vec<IpAddr>),
     /// A pod by its address.
     Pod(IpAddr),
 }
@@ -160,7 +160,7 @@ fn below_service<'a>(records: &'a ServiceRecords, label: &str) -> Node<'a> {
     }
     match records.endpoint(label) {
         addrs if addrs.is_empty() => Node::Missing,
-        addrs => Node::Endpoint(addrs),
+        addrs => Node::Endpoint(records, addrs),
     }
 }
 

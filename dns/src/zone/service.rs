@@ -31,7 +31,7 @@ struct Rest {
     publish_not_ready: bool,
     /// Places in `endpoints` of those that have a host name, by that name.
     hosts: BTreeMap<Arc<str>, Vec<usize>>,
-    /// Where an ExternalName Service leads. `None` where the name is none.
+    /// Where an ExternalName Service leads. `None` where that is no name.
     external: Option<Name>,
 }
 
@@ -132,9 +132,14 @@ impl ServiceRecords {
         &self.rest.key
     }
 
-    /// A headless Service without an endpoint to name does not exist, by the specification.
+    /// A headless Service without an endpoint to name does not exist, by the specification; nor does an alias of what is no
+    /// name.
     pub(super) fn exists(&self) -> bool {
-        !matches!(self.kind, Kind::Headless { usable: false } | Kind::ClusterIp { hidden: true, .. })
+        match self.kind {
+            Kind::ClusterIp { hidden, .. } => !hidden,
+            Kind::Headless { usable } => usable,
+            Kind::External => self.rest.external.is_some(),
+        }
     }
 
     /// Where an ExternalName Service leads.
@@ -157,31 +162,39 @@ impl ServiceRecords {
         matches!(self.kind, Kind::Headless { .. })
     }
 
-    /// Addresses to find the Service by, with the host names of endpoints of a headless one.
+    /// Addresses to find the Service by, with the host names of endpoints: in order, each once.
     pub(super) fn reverse(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
-        match self.kind {
-            Kind::ClusterIp { addrs, hidden: false } => addrs.iter().map(|addr| (addr, None)).collect(),
-            Kind::Headless { .. } => {
-                self.usable().map(|e| (e.addr, e.hostname.as_ref().map(lower))).collect()
-            }
-            Kind::ClusterIp { hidden: true, .. } | Kind::External => Vec::new(),
+        if !self.exists() {
+            return Vec::new();
         }
+        let endpoints = self.usable().map(|e| (e.addr, e.hostname.as_ref().map(lower)));
+        let mut all: Vec<_> = self.cluster_ips().map(|addr| (addr, None)).chain(endpoints).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
-    /// The addresses of the endpoints that `label` names: by host name, else by dashed address.
+    /// The addresses of the endpoints that `label` names.
     pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
+        without_repeats(self.named(label).iter().map(|endpoint| endpoint.addr)).collect()
+    }
+
+    /// Where the endpoints are that `label` names: by port, then address.
+    pub(super) fn places_of(&self, label: &str) -> Vec<Place<'_>> {
+        placed(self.named(label).into_iter(), None)
+    }
+
+    /// The endpoints that `label` names: by host name, else by dashed address.
+    fn named(&self, label: &str) -> SmallVec<[&Endpoint; 2]> {
+        let endpoints = &self.rest.endpoints.endpoints;
         if let Some(places) = self.rest.hosts.get(label) {
-            let addrs = places.iter().filter_map(|&at| self.rest.endpoints.endpoints.get(at)).map(|e| e.addr);
-            return without_repeats(addrs).collect();
+            return places.iter().filter_map(|&at| endpoints.get(at)).collect();
         }
-        let Some(addr) = parse_dashed(label) else { return Vec::new() };
+        let Some(addr) = parse_dashed(label) else { return SmallVec::new() };
         // Endpoints are ordered by address.
-        let from = self.rest.endpoints.endpoints.partition_point(|endpoint| endpoint.addr < addr);
-        let named = self.rest.endpoints.endpoints[from..]
-            .iter()
-            .take_while(|endpoint| endpoint.addr == addr)
-            .any(|endpoint| self.is_usable(endpoint) && endpoint.hostname.is_none());
-        if named { vec![addr] } else { Vec::new() }
+        let from = endpoints.partition_point(|endpoint| endpoint.addr < addr);
+        let there = endpoints[from..].iter().take_while(|endpoint| endpoint.addr == addr);
+        there.filter(|endpoint| self.is_usable(endpoint) && endpoint.hostname.is_none()).collect()
     }
 
     pub(super) fn has_protocol(&self, protocol: Protocol) -> bool {
@@ -214,18 +227,7 @@ impl ServiceRecords {
 
     /// Where one port is, or all are, at all endpoints or at a part: by label, then port, then address.
     pub(super) fn places(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Vec<Place<'_>> {
-        let mut places = Vec::new();
-        for endpoint in self.usable_in(within) {
-            for offer in &*endpoint.ports {
-                if is_meant(port, offer.name.as_bytes(), offer.protocol) {
-                    places.push(Place { label: label(endpoint), port: offer.port, addr: endpoint.addr });
-                }
-            }
-        }
-        // Endpoints are ordered by address, and a stable sort leaves them so.
-        places.sort_by(|a, b| (&a.label, a.port).cmp(&(&b.label, b.port)));
-        places.dedup();
-        places
+        placed(self.usable_in(within), port)
     }
 
     fn usable(&self) -> impl Iterator<Item = &Endpoint> {
@@ -244,6 +246,22 @@ impl ServiceRecords {
     fn is_usable(&self, endpoint: &Endpoint) -> bool {
         endpoint.ready || self.rest.publish_not_ready
     }
+}
+
+/// Where one port is, or all are, at endpoints that are ordered by address: by label, then port, then address.
+fn placed<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, port: Option<&Port<'_>>) -> Vec<Place<'a>> {
+    let mut places = Vec::new();
+    for endpoint in endpoints {
+        for offer in &*endpoint.ports {
+            if is_meant(port, offer.name.as_bytes(), offer.protocol) {
+                places.push(Place { label: label(endpoint), port: offer.port, addr: endpoint.addr });
+            }
+        }
+    }
+    // A stable sort leaves those of one label and port in the order of addresses.
+    places.sort_by(|a, b| (&a.label, a.port).cmp(&(&b.label, b.port)));
+    places.dedup();
+    places
 }
 
 /// Whether a question is about a port: about this one, or about all.
@@ -282,7 +300,11 @@ pub(super) fn parse_dashed(label: &str) -> Option<IpAddr> {
     label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6)
 }
 
+/// A target's name. An address is none: Kubernetes does not have ExternalName lead to one.
 fn absolute(name: &str) -> Option<Name> {
+    if name.trim_end_matches('.').parse::<IpAddr>().is_ok() {
+        return None;
+    }
     let mut name = Name::from_ascii(name).ok().filter(|name| name.num_labels() > 0)?;
     name.set_fqdn(true);
     Some(name)

@@ -31,6 +31,20 @@ impl Zone {
         }
     }
 
+    /// SRV records of all ports of one endpoint, whose name is `owner`.
+    pub(super) fn push_endpoint_srv(
+        &self,
+        answer: &mut Answer,
+        owner: &Name,
+        records: &ServiceRecords,
+        window: Window,
+    ) {
+        let Some(service) = self.name_of(&records.namespace, &records.name) else { return };
+        let Some(label) = owner.iter().next().and_then(|label| str::from_utf8(label).ok()) else { return };
+        let places = records.places_of(&label.to_ascii_lowercase());
+        self.push_places(answer, owner, &service, places, window);
+    }
+
     /// Of a Service with a ClusterIP: each leads to the Service itself.
     fn push_ports(
         &self,
