@@ -51,7 +51,7 @@ pub struct DnsConfig {
     pub zonal: bool,
     /// Walk the search path for pods whose namespace is known, so that a name outside of the cluster costs one round trip.
     pub autopath: bool,
-    /// Search domains that pods have after those of the cluster.
+    /// Search domains that pods have after those of the cluster: those of their nodes, most likely.
     pub search: Vec<String>,
     /// A file with settings that is read at the start and whenever it changes, over what stands here: TOML, or a CoreDNS
     /// Corefile where its name does not end in `.toml`.
@@ -121,19 +121,6 @@ impl Default for DnsConfig {
     }
 }
 
-impl DnsConfig {
-    /// Whether answers depend on every pod of the cluster, as far as the settings file can be read by now.
-    pub fn wants_all_pods(&self) -> bool {
-        self.pod_records == PodRecords::Verified
-            || settings::load(self).is_ok_and(|settings| settings.config.pod_records == PodRecords::Verified)
-    }
-
-    /// Whether the search path is walked for clients whose namespace is known.
-    pub fn wants_autopath(&self) -> bool {
-        self.autopath || settings::load(self).is_ok_and(|settings| settings.config.autopath)
-    }
-}
-
 /// How many files the process may have open.
 pub(crate) fn open_files_max() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
@@ -157,9 +144,29 @@ pub fn upstreams_from(resolv_conf: &str) -> Vec<SocketAddr> {
     upstreams
 }
 
+/// The search domains that a `resolv.conf` names: pods of the node have them after those of the cluster. Domains of the
+/// cluster's own `zone` are left out: they differ from pod to pod.
+pub fn search_from(resolv_conf: &str, zone: &str) -> Vec<String> {
+    // As everywhere, the last line is the one that holds.
+    let line = resolv_conf.lines().rfind(|line| line.split_whitespace().next() == Some("search"));
+    let name = |text: &str| settings::domain(text).ok();
+    let cluster = name(zone);
+    let domains = line.unwrap_or_default().split_whitespace().skip(1).filter_map(name);
+    let others = domains.filter(|domain| cluster.as_ref().is_none_or(|cluster| !cluster.zone_of(domain)));
+    others.filter(|domain| !domain.is_root()).map(|domain| domain.to_ascii()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn search_domains_of_a_resolv_conf() {
+        let text = "search old.example\nnameserver 192.0.2.1\n search shop.svc.Cluster.local cluster.local corp.example a..b . \
+                    Lab.example.\noptions ndots:5\n";
+        assert_eq!(search_from(text, "cluster.local"), ["corp.example.", "lab.example."]);
+        assert!(search_from("nameserver 192.0.2.1\nsearch\n", "cluster.local").is_empty());
+    }
 
     #[test]
     fn upstreams_of_a_resolv_conf() {

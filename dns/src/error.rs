@@ -51,8 +51,7 @@ pub enum DnsError {
     },
     /// The settings file asks for what the server was not started for.
     #[error(
-        "the settings in {path} are refused:\n  pods = \"verified\" takes a list of all pods, which is fetched from the start \
-         on: restart to have it"
+        "the settings in {path} are refused:\n  pods = \"verified\" takes a list of all pods, which nobody makes"
     )]
     PodsUnknown {
         /// The file.

@@ -12,6 +12,7 @@ mod forward;
 mod handler;
 mod hosts;
 mod metrics;
+mod pods;
 mod responder;
 mod rewrite;
 mod server;
@@ -21,16 +22,13 @@ mod standby;
 mod wire;
 pub mod zone;
 
-use std::sync::Arc;
-
-use seaway_model::Snapshot;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use admin::{serve_admin, watch_health};
-pub use config::{DnsConfig, PodRecords, upstreams_from};
+pub use config::{DnsConfig, PodRecords, search_from, upstreams_from};
 pub use error::DnsError;
 pub use metrics::Metrics;
+pub use pods::{PodsWanted, Watched};
 pub use responder::Responder;
 pub use server::Server;
 pub use settings::Problem;
@@ -43,9 +41,9 @@ pub use standby::{StandbyConfig, StandbyError, run_beside_standby, serve_as_stan
 /// When an address cannot be listened at, or the configuration contradicts itself.
 pub async fn run(
     config: DnsConfig,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    watched: impl Into<Watched>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), DnsError> {
-    Server::bind(&config)?.serve(snapshots, metrics, shutdown).await
+    Server::bind(&config)?.serve(watched, metrics, shutdown).await
 }

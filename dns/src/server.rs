@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use seaway_model::Snapshot;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -29,7 +28,7 @@ use tracing::{info, warn};
 use crate::metrics::Meter;
 use crate::settings::{self, Settings};
 use crate::zone::Zone;
-use crate::{DnsConfig, DnsError, Metrics, PodRecords};
+use crate::{DnsConfig, DnsError, Metrics, Watched};
 use limit::Limiter;
 use state::{Keeper, State};
 use udp::Listeners;
@@ -149,10 +148,11 @@ impl Server {
     /// When the runtime does not take the sockets, certificates cannot be read, or one of the server's tasks panicked.
     pub async fn serve(
         self,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        watched: impl Into<Watched>,
         metrics: Metrics,
         shutdown: CancellationToken,
     ) -> Result<(), DnsError> {
+        let Watched { mut snapshots, pods } = watched.into();
         let listening = self.local_addrs();
         let mut zone = self.zone;
         zone.update(&snapshots.borrow_and_update());
@@ -172,8 +172,8 @@ impl Server {
         let settings = self.settings;
         let mut keeper = Keeper {
             config: config.clone(),
-            all_pods: settings.config.pod_records == PodRecords::Verified,
             settings,
+            pods,
             listening,
             publish,
             metrics: metrics.clone(),

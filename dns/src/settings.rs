@@ -16,6 +16,7 @@ use hickory_proto::rr::{Name, RecordType};
 use crate::DnsConfig;
 pub use read::Problem;
 pub(crate) use read::load;
+pub(crate) use values::name as domain;
 
 /// Everything that a settings file may say.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -32,7 +32,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{DnsConfig, DnsError, Metrics, Server};
+use crate::{DnsConfig, DnsError, Metrics, Server, Watched};
 use channel::{Word, hear, say};
 use peers::Peers;
 pub use process::{StandbyError, serve_as_standby};
@@ -66,10 +66,11 @@ pub struct StandbyConfig {
 pub async fn run_beside_standby(
     config: DnsConfig,
     standby: StandbyConfig,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    watched: Watched,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), DnsError> {
+    let mut snapshots = watched.snapshots.clone();
     let directory = standby.directory.clone();
     if directory.join(SOCKET).exists() {
         // Until the zone is known the other nodes' answers are the better ones.
@@ -87,8 +88,8 @@ pub async fn run_beside_standby(
     if let Some(link) = &link {
         link.hold(&server.sockets());
     }
-    let note = note_peers(&config, &directory, snapshots.clone());
-    let serve = server.serve(snapshots, metrics, shutdown);
+    let note = note_peers(&config, &directory, snapshots);
+    let serve = server.serve(watched, metrics, shutdown);
     tokio::select! {
         ended = serve => ended,
         never = note => match never {},

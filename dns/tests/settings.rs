@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use resolver::{Behaviour, Resolver};
-use seaway_dns::{DnsConfig, Metrics, Server};
+use seaway_dns::{DnsConfig, Metrics, PodsWanted, Server, Watched};
+use seaway_model::Snapshot;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -429,6 +430,47 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Names of pods come to be verified while the server runs: from the moment on that all pods are known, and they are listed
+/// no longer than that is wanted.
+#[tokio::test]
+async fn pods_are_listed_while_their_names_are_to_be_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |mode: &str| file(dir.path(), "dns.toml", &format!("[cluster]\npods = \"{mode}\"\n"));
+    let config = config(mode("insecure"));
+    let (pods, mut wanted) = PodsWanted::new(&config, false);
+    assert!(!*wanted.borrow_and_update());
+    let text = "service shop/web cluster 10.96.0.1\npod shop/one 10.244.0.1\nnamespace shop";
+    let (writer, snapshots) = watch::channel(Arc::new(cluster::snapshot(text)));
+    let server = Server::bind(&config).unwrap();
+    let address = server.local_addrs()[0];
+    let registry = prometheus::Registry::new();
+    let metrics = Metrics::new(&registry).unwrap();
+    let shutdown = CancellationToken::new();
+    let watched = Watched { snapshots, pods: Some(pods) };
+    tokio::spawn(server.serve(watched, metrics, shutdown.clone()));
+    let answers = async |addr: &str, code: &str| {
+        let name = format!("{addr}.shop.pod.cluster.local.");
+        ask(address, &name, RecordType::A).await.starts_with(code)
+    };
+    assert!(answers("10-244-0-1", "NoError").await && answers("10-244-0-2", "NoError").await);
+    mode("verified");
+    timeout(Duration::from_secs(10), wanted.wait_for(|all| *all)).await.unwrap().unwrap();
+    // Nothing is denied of which it is not known.
+    assert!(answers("10-244-0-2", "NoError").await);
+    writer.send_replace(Arc::new(Snapshot { all_pods: true, ..cluster::snapshot(text) }));
+    eventually(async || answers("10-244-0-2", "NXDomain").await).await;
+    assert!(answers("10-244-0-1", "NoError").await);
+    mode("disabled");
+    eventually(async || answers("10-244-0-1", "NXDomain").await).await;
+    timeout(Duration::from_secs(10), wanted.wait_for(|all| !*all)).await.unwrap().unwrap();
+    // Whoever starts with them wants them from the start, and those who ask from everywhere for the search path, too.
+    mode("verified");
+    assert!(*PodsWanted::new(&config, false).1.borrow());
+    mode("disabled");
+    assert!(*PodsWanted::new(&config, true).1.borrow());
+    shutdown.cancel();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
@@ -462,6 +504,10 @@ async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not
     // Right in itself, and yet pods that are there would be denied: nobody has asked for a list of them.
     file(dir.path(), "dns.toml", &format!("[cluster]\npods = \"verified\"\n{}", hosts("192.0.2.9")));
     eventually(async || told().contains("coredns_reload_failed_total 2")).await;
+    assert!(answers("192.0.2.2").await);
+    // A file that is gone is a mistake as well.
+    std::fs::remove_file(dir.path().join("dns.toml")).unwrap();
+    eventually(async || told().contains("coredns_reload_failed_total 3")).await;
     assert!(answers("192.0.2.2").await);
     // By way of a new file under the old name, as ConfigMaps change.
     let next = file(dir.path(), "next", &hosts("192.0.2.3"));

@@ -36,6 +36,8 @@ pub struct Snapshot {
     /// Pods by address; those in their node's network are left out, since they share its addresses. Only the own node's
     /// pods, or all, as was asked for.
     pub pods: OrdMap<IpAddr, TargetPod>,
+    /// Every node's pods are among `pods`.
+    pub all_pods: bool,
     /// When the oldest of the endpoint changes that this snapshot is the first to show came about
     /// (`endpoints.kubernetes.io/last-change-trigger-time`), where it is known: the latency of programming is
     /// measured from here.

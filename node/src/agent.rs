@@ -99,10 +99,12 @@ pub async fn run(mut config: NodeConfig, shutdown: CancellationToken) -> Result<
         config.node_ips = found;
     }
     let recorder = Recorder::new(client.clone(), &config.name);
+    let pods_wanted = config.dns.then(|| seaway_dns::PodsWanted::new(&dns_config(&config), false));
+    let (pods_wanted, all_pods) = pods_wanted.unzip();
     let watched = seaway_watch::Options {
         metrics: Some(seaway_watch::Metrics::new(&registry)),
         own_node: (config.proxy || config.dns).then(|| config.name.clone()),
-        all_pods: config.dns && dns_config(&config).wants_all_pods(),
+        all_pods,
         namespaces: config.dns,
         on_invalid: Some(proxy_events::on_invalid(recorder.clone())),
     };
@@ -118,6 +120,7 @@ pub async fn run(mut config: NodeConfig, shutdown: CancellationToken) -> Result<
         pods: watch::Sender::new(BTreeMap::new()),
         proxy: seaway_proxy::StatusHandle::default(),
         dns_metrics,
+        pods_wanted,
         proxy_metrics: config.proxy.then(|| seaway_proxy::Metrics::new(&registry)),
         recorder,
         registry,
@@ -216,6 +219,7 @@ pub(crate) struct Agent {
     proxy: seaway_proxy::StatusHandle,
     proxy_metrics: Option<seaway_proxy::Metrics>,
     pub(crate) dns_metrics: Option<seaway_dns::Metrics>,
+    pub(crate) pods_wanted: Option<seaway_dns::PodsWanted>,
     recorder: Recorder,
     pub(crate) shutdown: CancellationToken,
     /// Ends the watch and the service proxy, last of all: pods that asked this node's DNS have to be led to another one's.

@@ -11,16 +11,18 @@ use crate::dns_slices::{self, DnsPlace, Leaving};
 
 /// What the node's DNS server is told.
 pub(crate) fn dns_config(config: &NodeConfig) -> seaway_dns::DnsConfig {
+    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let mut upstreams = config.dns_upstreams.clone();
     if upstreams.is_empty() {
-        upstreams =
-            seaway_dns::upstreams_from(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        upstreams = seaway_dns::upstreams_from(&resolv_conf);
     }
     seaway_dns::DnsConfig {
         listen: config.node_ips.iter().map(|ip| SocketAddr::new(*ip, config.dns_port)).collect(),
         zone: config.cluster_domain.clone(),
         upstreams,
         reverse: config.service_cidrs.clone(),
+        // Pods get them from the same file.
+        search: seaway_dns::search_from(&resolv_conf, &config.cluster_domain),
         file: config.dns_config.clone(),
         ..seaway_dns::DnsConfig::default()
     }
@@ -58,13 +60,15 @@ impl Agent {
             });
         }
         let leaving = Leaving::default();
-        let (parts, snapshots, leave) = (self.parts.clone(), self.snapshots.clone(), leaving.clone());
+        let (parts, leave) = (self.parts.clone(), leaving.clone());
+        let watched =
+            seaway_dns::Watched { snapshots: self.snapshots.clone(), pods: self.pods_wanted.clone() };
         let standby = standby(config);
         tasks.spawn(async move {
             let end = &leave.withdrawn;
             let start = || {
-                let (dns, snapshots, metrics) = (dns.clone(), snapshots.clone(), metrics.clone());
-                seaway_dns::run_beside_standby(dns, standby.clone(), snapshots, metrics, end.clone())
+                let (dns, watched, metrics) = (dns.clone(), watched.clone(), metrics.clone());
+                seaway_dns::run_beside_standby(dns, standby.clone(), watched, metrics, end.clone())
             };
             parts.keep("dns", end, start).await;
             leave.drained.cancel();

@@ -64,6 +64,10 @@ pub struct Store {
     nodes: Progress<Arc<Node>>,
     /// `None`: nobody asked for pods.
     pods: Option<Progress<Arc<HostPod>>>,
+    /// The list of pods that comes next is one of every node's.
+    listing_all_pods: bool,
+    /// It may not be made.
+    pods_denied: bool,
     /// Which addresses each pod has in the snapshot.
     pod_addrs: HashMap<TargetPod, Box<[IpAddr]>>,
     /// `None`: nobody asked for namespaces.
@@ -109,6 +113,15 @@ impl Store {
         }
     }
 
+    /// From now on every node's pods are listed, or fewer. Nobody waits for a list that comes later than the first.
+    pub fn list_pods_anew(&mut self, of_all_nodes: bool) {
+        (self.listing_all_pods, self.pods_denied) = (of_all_nodes, false);
+        self.pods.get_or_insert(Progress { complete: true, incoming: None });
+        if !of_all_nodes {
+            self.changed |= std::mem::take(&mut self.snapshot.all_pods);
+        }
+    }
+
     /// Takes events in, one after the other.
     pub fn apply_all(&mut self, events: Vec<Event>) {
         for event in events {
@@ -123,7 +136,10 @@ impl Store {
             Event::Slice(change) => self.apply_slice(change),
             Event::Node(change) => self.apply_node(change),
             Event::Pod(change) => self.apply_pod(change),
-            Event::PodsDenied => self.pods.get_or_insert_default().complete = true,
+            Event::PodsDenied => {
+                self.pods.get_or_insert_default().complete = true;
+                self.pods_denied = true;
+            }
             Event::Namespace(change) => self.apply_namespace(change),
             Event::NamespacesDenied => self.namespaces.get_or_insert_default().complete = true,
         }
@@ -145,6 +161,11 @@ impl Store {
         let published = Arc::new(self.snapshot.clone());
         self.snapshot.triggered_at = None;
         Some(published)
+    }
+
+    /// Whether every node's pods were asked for and may not be listed.
+    pub(crate) fn all_pods_denied(&self) -> bool {
+        self.listing_all_pods && self.pods_denied
     }
 
     /// Slices whose Service is not known, once everything has been listed. A slice may be early: who asks, asks twice.
@@ -209,6 +230,8 @@ impl Store {
                 for pod in &listed {
                     self.put_addrs(pod);
                 }
+                let all = self.listing_all_pods;
+                self.changed |= std::mem::replace(&mut self.snapshot.all_pods, all) != all;
                 let with_ports = listed.into_iter().filter(|pod| !pod.ports.is_empty()).collect();
                 self.changed |= swap(&mut self.snapshot.host_pods, with_ports, |pod| &pod.pod);
             }

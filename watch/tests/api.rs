@@ -152,6 +152,67 @@ async fn host_ports_are_waited_for_unless_forbidden() {
     task.await.unwrap();
 }
 
+/// Every node's pods are listed while somebody wants them, without a moment in which the cluster is not known.
+#[tokio::test]
+async fn all_pods_come_and_go_as_they_are_wanted() {
+    let server = Server::default();
+    server.put("services", service("web", 1, 80));
+    let of = |name: &str, node: &str, addr: &str| {
+        let mut pod = pod(8080);
+        pod["metadata"]["name"] = name.into();
+        pod["spec"]["nodeName"] = node.into();
+        pod["status"]["podIPs"][0]["ip"] = addr.into();
+        pod
+    };
+    server.put("pods", of("own", "node1", "10.244.1.5"));
+    server.put("pods", of("other", "node2", "10.244.2.5"));
+    let (wants, all_pods) = watch::channel(false);
+    for own_node in [Some("node1".to_owned()), None] {
+        let own = usize::from(own_node.is_some());
+        let options =
+            seaway_watch::Options { own_node, all_pods: Some(all_pods.clone()), ..Default::default() };
+        let stop = CancellationToken::new();
+        let (snapshots, task) = seaway_watch::spawn_for(server.client(), options, stop.clone());
+        let mut watched = Watched { server: server.clone(), snapshots, stop, task };
+        let first = watched.until("synced", |s| s.synced).await;
+        assert_eq!((first.pods.len(), first.all_pods), (own, false));
+        let mut seen = watched.snapshots.clone();
+        let observer = tokio::spawn(async move {
+            while seen.changed().await.is_ok() {
+                let snapshot = seen.borrow_and_update().clone();
+                assert!(snapshot.synced && snapshot.pods.len() >= own);
+                assert!(!snapshot.all_pods || snapshot.pods.len() == 2);
+                assert!(snapshot.host_pods.len() >= own);
+            }
+        });
+        wants.send_replace(true);
+        watched.until("all", |s| s.all_pods).await;
+        wants.send_replace(false);
+        watched.until("fewer", |s| !s.all_pods && s.pods.len() == own).await;
+        if own == 1 {
+            // Where they may not be listed, one's own are followed all the same, until it is asked for anew.
+            let lists = || server.0.lock().unwrap().lists;
+            let before = lists();
+            server.0.lock().unwrap().all_pods_forbidden = true;
+            wants.send_replace(true);
+            let listed = async {
+                while lists() == before {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), listed).await.unwrap();
+            server.put("pods", of("third", "node1", "10.244.1.6"));
+            watched.until("one's own", |s| s.pods.len() == 2 && !s.all_pods).await;
+            server.delete("pods", "third");
+            wants.send_replace(false);
+            server.0.lock().unwrap().all_pods_forbidden = false;
+            watched.until("one's own again", |s| s.pods.len() == 1).await;
+        }
+        watched.end().await;
+        observer.await.unwrap();
+    }
+}
+
 fn pod(container_port: u16) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": "default", "name": "web", "uid": "u", "resourceVersion": "1"},

@@ -14,12 +14,14 @@ use tracing::{error, info};
 use crate::handler::Handler;
 use crate::settings::{self, Settings};
 use crate::zone::Zone;
-use crate::{DnsConfig, DnsError, Metrics, PodRecords};
+use crate::{DnsConfig, DnsError, Metrics, PodRecords, PodsWanted};
 
 /// How often gauges are brought up to date.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How often the settings file is looked at, and the files that it names.
 const RELOAD_EVERY: Duration = Duration::from_secs(1);
+/// What is new in it has to be the same after so long: whoever writes it may be in the middle of that.
+const SETTLES_IN: Duration = Duration::from_millis(100);
 
 /// What questions are answered from.
 #[derive(Debug)]
@@ -47,8 +49,8 @@ impl State {
 pub(super) struct Keeper {
     pub(super) config: DnsConfig,
     pub(super) settings: Settings,
-    /// Whether the first settings wanted every pod of the cluster in the snapshots.
-    pub(super) all_pods: bool,
+    /// Who is told whether every pod of the cluster is wanted in the snapshots.
+    pub(super) pods: Option<PodsWanted>,
     pub(super) listening: Vec<SocketAddr>,
     pub(super) publish: watch::Sender<Arc<State>>,
     pub(super) metrics: Metrics,
@@ -64,12 +66,16 @@ impl Keeper {
     ) {
         let mut report = tokio::time::interval(REPORT_EVERY);
         let mut reload = tokio::time::interval(RELOAD_EVERY);
-        let (mut watched, mut refused) = (true, None);
+        let (mut watched, mut look) = (true, Look::default());
         loop {
             tokio::select! {
                 () = end.cancelled() => return,
                 _ = report.tick() => self.publish.borrow().handler.report(),
-                _ = reload.tick(), if self.config.file.is_some() => self.reload(&mut refused),
+                _ = reload.tick(), if self.config.file.is_some() => if self.is_new(&mut look) {
+                    reload.reset_after(SETTLES_IN);
+                } else {
+                    self.reload(&mut look);
+                },
                 changed = snapshots.changed(), if watched => {
                     watched = changed.is_ok();
                     let snapshot = Arc::clone(&snapshots.borrow_and_update());
@@ -107,37 +113,57 @@ impl Keeper {
         }
     }
 
-    /// Takes newer settings over, if they are any good. `refused` is what was said about them last.
-    fn reload(&mut self, refused: &mut Option<String>) {
-        let applied = settings::load(&self.config).and_then(|settings| self.apply(settings));
-        match applied {
-            Ok(false) => *refused = None,
-            Ok(true) => {
-                *refused = None;
-                self.metrics.settings_loaded(true);
-                info!(file = ?self.config.file, "the settings are taken over");
-            }
-            Err(error) => {
-                let text = chain(&error);
-                if refused.as_deref() != Some(&text) {
-                    self.metrics.settings_loaded(false);
-                    error!("{text}\nthe former settings stay");
-                    *refused = Some(text);
-                }
-            }
+    /// Looks at the settings file. Whether it says something that it did not say before.
+    fn is_new(&self, look: &mut Look) -> bool {
+        let found = settings::load(&self.config).map_err(|error| chain(&error));
+        let new = look.found.as_ref() != Some(&found);
+        if new {
+            *look = Look { found: Some(found), said: None };
         }
+        new
     }
 
-    fn apply(&mut self, settings: Settings) -> Result<bool, DnsError> {
-        if settings == self.settings {
-            return Ok(false);
+    /// Takes over what the file says, if it is any good.
+    fn reload(&mut self, look: &mut Look) {
+        let Some(found) = &look.found else { return };
+        let applied = found.clone().and_then(|settings| self.apply(settings).map_err(|error| chain(&error)));
+        let said = match applied {
+            Ok(Applied::Same) => None,
+            Ok(Applied::Anew) => {
+                self.metrics.settings_loaded(true);
+                Some("the settings are taken over".to_owned())
+            }
+            Ok(Applied::Later) => Some("the settings hold as soon as all pods are listed".to_owned()),
+            Err(text) => {
+                if look.said.as_ref() != Some(&text) {
+                    self.metrics.settings_loaded(false);
+                    error!("{text}\nthe former settings stay");
+                }
+                look.said = Some(text);
+                return;
+            }
+        };
+        if let Some(text) = said.as_ref().filter(|_| look.said != said) {
+            info!(file = ?self.config.file, "{text}");
         }
-        if settings.config.pod_records == PodRecords::Verified && !self.all_pods {
-            // Pods that are there would be denied.
-            let path = self.config.file.as_deref().unwrap_or(Path::new("")).display().to_string();
-            return Err(DnsError::PodsUnknown { path });
+        look.said = said;
+    }
+
+    fn apply(&mut self, settings: Settings) -> Result<Applied, DnsError> {
+        if settings == self.settings {
+            self.want_pods(&settings);
+            return Ok(Applied::Same);
         }
         let state = Arc::clone(&self.publish.borrow());
+        if self.lacks_pods(&settings, state.zone.snapshot()) {
+            // Pods that are there would be denied.
+            if self.pods.is_none() {
+                let path = self.config.file.as_deref().unwrap_or(Path::new("")).display().to_string();
+                return Err(DnsError::PodsUnknown { path });
+            }
+            self.want_pods(&settings);
+            return Ok(Applied::Later);
+        }
         let zone = if settings.config == self.settings.config {
             (*state.zone).clone()
         } else {
@@ -148,9 +174,40 @@ impl Keeper {
         let next = State::new(&settings, zone, Some(&state), &self.listening, &self.metrics)?;
         self.publish.send_replace(Arc::new(next));
         self.metrics.set_plugins(&self.listening, &settings);
+        self.want_pods(&settings);
         self.settings = settings;
-        Ok(true)
+        Ok(Applied::Anew)
     }
+
+    /// Whether names of pods are to be verified from now on, and not all pods are known.
+    fn lacks_pods(&self, settings: &Settings, snapshot: &Snapshot) -> bool {
+        let verified = |settings: &Settings| settings.config.pod_records == PodRecords::Verified;
+        verified(settings) && !verified(&self.settings) && !snapshot.all_pods
+    }
+
+    fn want_pods(&self, settings: &Settings) {
+        if let Some(pods) = &self.pods {
+            pods.tell(&settings.config);
+        }
+    }
+}
+
+/// What was seen of the settings file last.
+#[derive(Debug, Default)]
+struct Look {
+    found: Option<Result<Settings, String>>,
+    /// What was said about it, once.
+    said: Option<String>,
+}
+
+/// What became of settings.
+enum Applied {
+    /// They hold already.
+    Same,
+    /// They hold from now on.
+    Anew,
+    /// They will hold when what they need is known.
+    Later,
 }
 
 /// An error with what caused it.
@@ -158,5 +215,53 @@ fn chain(error: &DnsError) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::Name;
+
+    /// Whoever writes the file may have come as far as nothing, or half of it: each is right, and not what is meant.
+    #[test]
+    fn a_file_is_taken_over_when_it_has_been_the_same_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("dns.toml");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        let whole = "[[zone]]\nname = \"one.example\"\n[[zone]]\nname = \"two.example\"\n";
+        write(whole);
+        let config = DnsConfig { file: Some(file.clone()), ..DnsConfig::default() };
+        let settings = settings::load(&config).unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let zone = Zone::new(&config).unwrap();
+        let state = State::new(&settings, zone, None, &[], &metrics).unwrap();
+        let (publish, _states) = watch::channel(Arc::new(state));
+        let (listening, pods, draining) = (Vec::new(), None, false);
+        let mut keeper = Keeper { config, settings, pods, listening, publish, metrics, draining };
+        let mut look = Look::default();
+        // Each step: what the file says, and how many zones there are after a look at it.
+        let steps = [
+            (whole, 3),
+            (whole, 3),
+            ("", 3),
+            ("[[zone]]\nname = \"one.example\"\n", 3),
+            (whole, 3),
+            (whole, 3),
+            ("[[zone", 3),
+            ("[[zone", 3),
+            ("[[zone]]\nname = \"one.example\"\n", 3),
+            ("[[zone]]\nname = \"one.example\"\n", 2),
+            ("[[zone]]\nname = \".\"\n", 2),
+            ("[[zone]]\nname = \".\"\n", 1),
+        ];
+        for (at, (text, zones)) in steps.into_iter().enumerate() {
+            write(text);
+            if !keeper.is_new(&mut look) {
+                keeper.reload(&mut look);
+            }
+            assert_eq!(keeper.settings.zones.len(), zones, "step {at}");
+        }
+        assert_eq!(keeper.settings.zones[0].name, Name::root());
     }
 }

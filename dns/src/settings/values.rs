@@ -77,7 +77,7 @@ pub(super) fn server_name(text: &str) -> Result<String, String> {
 }
 
 /// A domain name, lower case, absolute whether or not it ends in a dot.
-pub(super) fn name(text: &str) -> Result<Name, String> {
+pub(crate) fn name(text: &str) -> Result<Name, String> {
     let mut name = Name::from_ascii(text).map_err(|error| format!("{text:?} is no domain name: {error}"))?;
     name.set_fqdn(true);
     Ok(name.to_lowercase())

@@ -18,9 +18,10 @@ pub fn run(args: Dns) -> Result<ExitCode> {
 }
 
 async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
+    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf");
+    let search = seaway_dns::search_from(resolv_conf.as_deref().unwrap_or_default(), &args.cluster_domain);
     let upstreams = if args.upstream.is_empty() {
-        let text = std::fs::read_to_string("/etc/resolv.conf").context("cannot read /etc/resolv.conf")?;
-        seaway_dns::upstreams_from(&text)
+        seaway_dns::upstreams_from(&resolv_conf.context("cannot read /etc/resolv.conf")?)
     } else {
         args.upstream
     };
@@ -30,6 +31,7 @@ async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
         upstreams,
         reverse: args.service_cidr,
         autopath: args.autopath,
+        search,
         file: args.config,
         ..DnsConfig::default()
     };
@@ -37,13 +39,15 @@ async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
     let metrics = seaway_dns::Metrics::new(&registry)?;
     let credentials = crate::cluster::bringup::client_config(&args.kubeconfig).await?;
     let client = seaway_watch::observed_client(credentials, seaway_node::counting_requests(metrics.clone()))?;
+    let (pods, all_pods) = seaway_dns::PodsWanted::new(&config, true);
     let watched = seaway_watch::Options {
-        all_pods: config.wants_all_pods() || config.wants_autopath(),
+        all_pods: Some(all_pods),
         namespaces: true,
         ..seaway_watch::Options::default()
     };
     let (snapshots, watching) = seaway_watch::spawn_for(client, watched, shutdown.clone());
-    let serve = seaway_dns::run(config, snapshots, metrics.clone(), shutdown.clone());
+    let watched = seaway_dns::Watched { snapshots, pods: Some(pods) };
+    let serve = seaway_dns::run(config, watched, metrics.clone(), shutdown.clone());
     let done = match args.http {
         // Its end is the server's: a probe is to see that it is draining.
         Some(address) => tokio::select! {

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) down: bool,
     /// This resource is answered with 403.
     pub(crate) forbidden: Option<String>,
+    /// Only the pods of one node may be listed.
+    pub(crate) all_pods_forbidden: bool,
     pub(crate) lists: usize,
 }
 
@@ -80,7 +82,9 @@ impl Server {
         if state.down {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "down");
         }
-        if state.forbidden.as_ref() == Some(&resource) {
+        let node = query.split('&').find_map(|part| part.strip_prefix("fieldSelector=spec.nodeName%3D"));
+        let all_pods = resource == "pods" && node.is_none() && state.all_pods_forbidden;
+        if all_pods || state.forbidden.as_ref() == Some(&resource) {
             return failure(StatusCode::FORBIDDEN, "forbidden");
         }
         if query.contains("watch=") {
@@ -102,8 +106,10 @@ impl Server {
             return Response::new(BodyExt::boxed(http_body_util::StreamBody::new(frames)));
         }
         state.lists += 1;
-        let items: Vec<&Value> =
-            state.objects.iter().filter(|((of, _), _)| *of == resource).map(|(_, object)| object).collect();
+        let of_resource =
+            state.objects.iter().filter(|((of, _), _)| *of == resource).map(|(_, object)| object);
+        let selected = |object: &&Value| node.is_none_or(|node| object["spec"]["nodeName"] == node);
+        let items: Vec<&Value> = of_resource.filter(selected).collect();
         let list = json!({"kind": "List", "apiVersion": "v1", 
             "metadata": {"resourceVersion": state.history.len().to_string()}, "items": items});
         Response::new(http_body_util::Full::new(Bytes::from(list.to_string())).boxed())
