@@ -76,6 +76,10 @@ fn the_agent_knows_its_flags_and_sees_the_hosts_directories_under_their_own_name
     let cgroup = node.cgroup.unwrap();
     let mount = mounts.iter().find(|mount| Path::new(&mount.mount_path) == cgroup).unwrap();
     assert_eq!(hosts[&mount.name], "/sys/fs/cgroup");
+    // Where runtimes keep the namespaces of pods, also those that come later.
+    let mount = mounts.iter().find(|mount| mount.mount_path == "/var/run/netns").unwrap();
+    assert_eq!(hosts[&mount.name], mount.mount_path);
+    assert_eq!(mount.mount_propagation.as_deref(), Some("HostToContainer"));
 }
 
 #[test]

@@ -41,7 +41,7 @@ use thiserror::Error;
 
 pub use files::{DirectoryFiles, Files};
 pub use range::Range;
-pub use store::{Ipam, Request, Reservation};
+pub use store::{Ipam, Request, Reservation, boot_id};
 
 /// For how long an address that was freed is not given out again, as long as there are others.
 pub const REST_MS: u64 = 30_000;
@@ -80,6 +80,24 @@ impl fmt::Display for Owner {
     }
 }
 
+/// Who holds an address, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The interface.
+    pub owner: Owner,
+    /// The pod, `namespace/name`, if it is known.
+    pub pod: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some(pod) => write!(f, "{pod} ({}, {})", self.owner.container_id, self.owner.ifname),
+            None => self.owner.fmt(f),
+        }
+    }
+}
+
 /// Why an address could not be given or freed.
 #[derive(Debug, Error)]
 pub enum IpamError {
@@ -91,7 +109,7 @@ pub enum IpamError {
         /// How many addresses they have.
         size: u128,
         /// Who holds them.
-        holders: Vec<Owner>,
+        holders: Vec<Holder>,
     },
     /// The directory or a file of it.
     #[error("IPAM: cannot {action} {}", path.display())]
@@ -117,14 +135,14 @@ pub enum IpamError {
 /// An error of the file system under the store.
 pub(crate) type FilesResult<T> = Result<T, IpamError>;
 
-fn join(ranges: &[IpNet]) -> String {
-    ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn join(parts: &[impl fmt::Display]) -> String {
+    parts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The first few holders and how many more there are.
-fn describe(holders: &[Owner]) -> String {
+fn describe(holders: &[Holder]) -> String {
     const SHOWN: usize = 5;
-    let text = holders.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let text = join(&holders[..holders.len().min(SHOWN)]);
     match holders.len().saturating_sub(SHOWN) {
         0 => text,
         more => format!("{text} and {more} more"),

@@ -10,6 +10,7 @@ mod config;
 pub mod fault;
 mod hash;
 pub mod ipam;
+mod lock;
 #[cfg(feature = "node")]
 mod metrics;
 pub mod netlink;
@@ -17,6 +18,7 @@ pub mod netns;
 #[cfg(feature = "node")]
 mod node;
 pub mod pod;
+pub mod ready;
 
 #[cfg(feature = "node")]
 pub use config::{NodeNetworkConfig, NodeNetworkOptions, Overlay, VXLAN_DEVICE};

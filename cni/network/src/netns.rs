@@ -4,7 +4,7 @@
 //! caller: [`Namespace::run`] uses a thread that ends with the closure, [`Namespace::enter`] makes a child process
 //! change between `fork` and `exec`, and sockets can be opened in a namespace and used elsewhere
 //! ([`crate::netlink::Netlink::open_in`]).
-#![allow(unsafe_code, reason = "unshare and the hook between fork and exec are unsafe to call")]
+#![allow(unsafe_code, reason = "unshare, ioctl and the hook between fork and exec are unsafe to call")]
 
 mod spawn;
 pub mod sysctl;
@@ -12,10 +12,11 @@ pub mod sysctl;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -131,10 +132,14 @@ impl Namespace {
 
     /// Opens the namespace that a file stands for: a bind mount, or `/proc/PID/ns/net`.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let file = File::open(path).map_err(|source| NetnsError::Open { path: path.to_owned(), source })?;
-        let file_system = rustix::fs::fstatfs(&file)
-            .map_err(|error| NetnsError::Open { path: path.to_owned(), source: error.into() })?;
+        let failed = |source| NetnsError::Open { path: path.to_owned(), source };
+        // Opening a device may set something off, and opening a pipe waits for its other end: the path is a stranger's.
+        let file_system = rustix::fs::statfs(path).map_err(|error| failed(error.into()))?;
         if file_system.f_type != NSFS_MAGIC {
+            return Err(NetnsError::NotANamespace { path: path.to_owned() });
+        }
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        if !is_of_networks(&file) {
             return Err(NetnsError::NotANamespace { path: path.to_owned() });
         }
         Ok(Self { fd: file.into(), path: path.to_owned() })
@@ -163,6 +168,16 @@ impl Namespace {
             .and_then(|fd| File::from(fd).metadata())
             .map_err(|source| NetnsError::Open { path: self.path.clone(), source })?;
         Ok(metadata.ino())
+    }
+
+    /// Keeps others who ask for the same from working on the namespace, for as long as what is returned lives. None:
+    /// somebody has done so for all of `limit`.
+    pub fn lock(&self, limit: Duration) -> Result<Option<NamespaceLock>, NetnsError> {
+        let failed = |source| NetnsError::Open { path: self.path.clone(), source };
+        // A lock is of one opening of the file: duplicates of the descriptor would share it.
+        let own = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let held = File::open(own).and_then(|file| crate::lock::exclusive(file, limit)).map_err(failed)?;
+        Ok(held.map(|file| NamespaceLock { _file: file }))
     }
 
     /// Runs `work` inside, on a thread of its own, and waits for it. A panic in `work` is passed on.
@@ -194,6 +209,18 @@ impl Namespace {
         self.enter(&mut command)?;
         Ok(command)
     }
+}
+
+/// The right to work on a namespace, see [`Namespace::lock`]. It ends with this value, and with the process.
+#[derive(Debug)]
+pub struct NamespaceLock {
+    _file: File,
+}
+
+/// Whether the file stands for a network namespace, and not for one of another kind.
+fn is_of_networks(file: &File) -> bool {
+    // SAFETY: the request has no argument, and the descriptor is open.
+    unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) == libc::CLONE_NEWNET }
 }
 
 impl AsFd for Namespace {

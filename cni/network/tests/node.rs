@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use seaway_cni_network::ipam::{Ipam, Owner, Range, Request};
 use seaway_cni_network::netlink::{Netlink, Route, RouteQuery};
-use seaway_cni_network::netns::Namespace;
+use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
-use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup};
+use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, ready};
 use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
 use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
 
@@ -98,7 +98,7 @@ fn sysctls_are_set_for_links_of_its_own_only() {
     let lab = Lab::new(2).unwrap();
     let forwarding = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
     for (node, forwards) in lab.nodes().iter().zip([true, false]) {
-        let set = |key: &str| seaway_cni_network::netns::sysctl::write(key, "1").unwrap();
+        let set = |key: &str| sysctl::write(key, "1").unwrap();
         node.run(|| forwarding.iter().filter(|_| forwards).for_each(|key| set(key)));
         let before = node.run(sysctls);
         let agent = Agent::start(node, config(node, VXLAN), snapshot(&lab, &[1, 2], true));
@@ -238,8 +238,29 @@ fn the_configuration_goes_when_the_node_cannot_serve_for_long() {
     let agent = Agent::start_with(node, broken, options, snapshot(&lab, &[1], true));
     wait_for(PATIENCE, "the configuration to go", || !conflist(node).exists());
     drop(agent);
-    let _agent = Agent::start(node, self::config(node, VXLAN), snapshot(&lab, &[1], true));
+    let options =
+        NodeNetworkOptions { withdraw_after: Duration::from_millis(300), ..NodeNetworkOptions::default() };
+    let config =
+        NodeNetworkConfig { resync_interval: Duration::from_millis(100), ..self::config(node, VXLAN) };
+    let agent = Agent::start_with(node, config, options, snapshot(&lab, &[1], true));
     wait_for(PATIENCE, "the configuration to come back", || conflist(node).exists());
+    // Without an API server the last known state serves. Without a Node its subnets may be another's.
+    let mark = node.state_dir().join("ipam/.ready");
+    assert!(ready::is_set_up(&mark));
+    agent.snapshots.send(snapshot(&lab, &[], false)).unwrap();
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        // Each of these takes a round.
+        node.run(|| sysctl::write("net/ipv4/ip_forward", "0").unwrap());
+        let forwards = || node.run(|| sysctl::read("net/ipv4/ip_forward").unwrap()) == "1";
+        wait_for(PATIENCE, "a round", forwards);
+        assert!(conflist(node).exists() && ready::is_set_up(&mark));
+    }
+    agent.snapshots.send(snapshot(&lab, &[], true)).unwrap();
+    wait_for(PATIENCE, "the configuration to go", || !conflist(node).exists() && !mark.exists());
+    agent.snapshots.send(snapshot(&lab, &[1], true)).unwrap();
+    wait_for(PATIENCE, "the configuration to come back", || conflist(node).exists());
+    assert!(ready::is_set_up(&mark));
 }
 
 #[test]
@@ -260,8 +281,7 @@ fn nothing_is_installed_before_the_subnets_are_known_and_nothing_pruned_before_a
     netlink.add_route(&foreign).unwrap();
 
     let agent = Agent::start(node, config(node, Overlay::None), snapshot(&lab, &[2], false));
-    let forwarding =
-        || node.run(|| seaway_cni_network::netns::sysctl::read("net/ipv6/conf/all/forwarding").unwrap());
+    let forwarding = || node.run(|| sysctl::read("net/ipv6/conf/all/forwarding").unwrap());
     wait_for(PATIENCE, "forwarding", || forwarding() == "1");
     assert!(!has_route(node, "10.244.2.0/24") && !conflist(node).exists());
     agent.snapshots.send(snapshot(&lab, &[1, 2], false)).unwrap();

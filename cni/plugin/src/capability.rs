@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use seaway_cni_network::netlink::{Mac, TokenBucket};
 use seaway_cni_network::pod::Bandwidth;
 use serde::Deserialize;
@@ -119,8 +120,8 @@ pub(crate) fn port_mappings(mappings: Vec<PortMapping>) -> Result<Option<Value>,
 
 /// An address with or without a prefix length, as the runtime may give it.
 pub(crate) fn wanted(key: &str, text: &str) -> Result<IpAddr, CniError> {
-    let addr = text.split_once('/').map_or(text, |(addr, _)| addr);
-    addr.parse().map_err(|_| invalid(format!("{key}: {text:?} is not an address")))
+    let net = text.parse::<IpNet>().map(|net| net.addr());
+    net.or_else(|_| text.parse()).map_err(|_| invalid(format!("{key}: {text:?} is not an address")))
 }
 
 /// A unicast Ethernet address.

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::capability::{self, RawArgs, RawRuntimeConfig};
-use crate::env::is_identifier;
+use crate::env::{Command, is_identifier};
 use crate::error::{CniError, Code};
+use crate::result::validate_result;
 use crate::version::Version;
 
 /// Where reservations are kept if nothing else is said.
@@ -22,6 +23,10 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/cni/seaway";
 const MAX_NAME: usize = 200;
 /// IPv4 needs 68; below 1280 there is no IPv6.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65535;
+const LEAST_MTU_V6: u32 = 1280;
+/// More ranges, and addresses that are asked for, than anybody means: all are held against each other.
+const MAX_RANGES: usize = 1024;
+const MAX_WANTED: usize = 64;
 
 /// A configuration that can be worked with.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) port_mappings: Option<Value>,
     /// The device that packets to other nodes take, if there is one: without it pods are cut off.
     pub(crate) overlay_device: Option<String>,
+    /// Where the node's agent tells that the pod network is set up: ADD waits for it.
+    pub(crate) ready_file: Option<PathBuf>,
     /// What the plugins before us in the chain have made.
     pub(crate) prev_result: Option<Value>,
     /// GC: the attachments that are to stay. An empty list is not the same as none.
@@ -58,7 +65,7 @@ pub(crate) struct ValidAttachment {
     pub(crate) ifname: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawConfig {
     cni_version: Option<String>,
@@ -70,6 +77,7 @@ struct RawConfig {
     runtime_config: Option<RawRuntimeConfig>,
     args: Option<RawArgs>,
     overlay_device: Option<String>,
+    ready_file: Option<PathBuf>,
     prev_result: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<ValidAttachment>>,
@@ -77,6 +85,20 @@ struct RawConfig {
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
     dns: Option<Value>,
+}
+
+/// What undoing needs of it: what cannot be used was never made.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPlace {
+    cni_version: Option<String>,
+    #[serde(default)]
+    name: String,
+    data_dir: Option<PathBuf>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<ValidAttachment>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,13 +111,17 @@ pub(crate) struct RawRange {
 }
 
 impl Config {
+    /// Reads and checks what `command` needs of a configuration.
+    pub(crate) fn parse_for(command: Command, stdin: &[u8]) -> Result<Self, CniError> {
+        match command {
+            Command::Del | Command::Gc => RawConfig::from(decode::<RawPlace>(stdin)?).check(),
+            _ => Self::parse(stdin),
+        }
+    }
+
     /// Reads and checks a configuration.
     pub(crate) fn parse(stdin: &[u8]) -> Result<Self, CniError> {
-        let raw: RawConfig = serde_json::from_slice(stdin).map_err(|error| {
-            CniError::new(Code::Decoding, "the network configuration on stdin cannot be read").because(&error)
-        })?;
-        let version = Version::parse(raw.cni_version.as_deref())?;
-        raw.validate(version).map_err(|error| error.at_version(version))
+        decode::<RawConfig>(stdin)?.check()
     }
 
     /// The pools, which ADD cannot do without.
@@ -108,6 +134,12 @@ impl Config {
 
     /// ADD gives all addresses that are asked for or none: each has to be in a pool, and a pool gives one.
     pub(crate) fn require_wanted(&self) -> Result<(), CniError> {
+        if self.wanted.len() > MAX_WANTED {
+            return Err(invalid(format!(
+                "{} addresses are asked for: a pod has one of a family",
+                self.wanted.len()
+            )));
+        }
         let has = |pool: &[Range], addr: &IpAddr| pool.iter().any(|range| range.contains(*addr));
         for addr in &self.wanted {
             let Some(pool) = self.pools.iter().find(|pool| has(pool, addr)) else {
@@ -123,23 +155,38 @@ impl Config {
     }
 }
 
+impl From<RawPlace> for RawConfig {
+    fn from(place: RawPlace) -> Self {
+        Self {
+            cni_version: place.cni_version,
+            name: place.name,
+            data_dir: place.data_dir,
+            valid_attachments: place.valid_attachments,
+            attachments: place.attachments,
+            ..Self::default()
+        }
+    }
+}
+
+fn decode<'de, T: Deserialize<'de>>(stdin: &'de [u8]) -> Result<T, CniError> {
+    serde_json::from_slice(stdin).map_err(|error| {
+        CniError::new(Code::Decoding, "the network configuration on stdin cannot be read").because(&error)
+    })
+}
+
 impl RawConfig {
+    fn check(self) -> Result<Config, CniError> {
+        let version = Version::parse(self.cni_version.as_deref())?;
+        self.validate(version).map_err(|error| error.at_version(version))
+    }
+
     fn validate(self, version: Version) -> Result<Config, CniError> {
-        if !is_identifier(&self.name) || self.name.len() > MAX_NAME {
-            return Err(invalid(format!(
-                "the network's name {:?} is missing or has characters other than letters, digits, '_', '.', '-'",
-                self.name
-            )));
-        }
-        let data_dir = self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
-        if !data_dir.is_absolute() {
-            return Err(invalid(format!("\"dataDir\" {} is not an absolute path", data_dir.display())));
-        }
-        if let Some(mtu) = self.mtu.filter(|mtu| *mtu != 0 && !MTU.contains(mtu)) {
-            return Err(invalid(format!("\"mtu\" {mtu} is not between {} and {}", MTU.start(), MTU.end())));
-        }
-        if self.prev_result.as_ref().is_some_and(|value| !value.is_object() && !value.is_null()) {
-            return Err(CniError::new(Code::Decoding, "\"prevResult\" is not an object"));
+        validate_name(&self.name)?;
+        let data_dir = absolute("dataDir", self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()))?;
+        let ready_file = self.ready_file.filter(|path| !path.as_os_str().is_empty());
+        let ready_file = ready_file.map(|path| absolute("readyFile", path)).transpose()?;
+        if let Some(prev_result) = &self.prev_result {
+            validate_result(prev_result)?;
         }
         let runtime = self.runtime_config.unwrap_or_default();
         let asked = self.args.and_then(|args| args.cni).and_then(|args| args.ips).unwrap_or_default();
@@ -151,12 +198,15 @@ impl RawConfig {
             Some(sets) => sets.into_iter().flatten().collect(),
             None => self.ranges.unwrap_or_default(),
         };
+        let pools = pools(ranges)?;
+        let mtu = self.mtu.filter(|mtu| *mtu != 0);
+        mtu.map_or(Ok(()), |mtu| validate_mtu(mtu, &pools))?;
         Ok(Config {
             version,
             name: self.name,
             data_dir,
-            pools: pools(ranges)?,
-            mtu: self.mtu.filter(|mtu| *mtu != 0),
+            pools,
+            mtu,
             wanted: wanted.collect::<Result<_, _>>()?,
             mac: runtime
                 .mac
@@ -167,6 +217,7 @@ impl RawConfig {
             bandwidth: runtime.bandwidth.unwrap_or_default().limits()?,
             port_mappings: capability::port_mappings(runtime.port_mappings.unwrap_or_default())?,
             overlay_device: self.overlay_device,
+            ready_file,
             prev_result: self.prev_result.filter(Value::is_object),
             valid_attachments: self.valid_attachments.or(self.attachments),
             dns: self.dns.filter(|dns| dns.as_object().is_some_and(|dns| !dns.is_empty())),
@@ -178,9 +229,45 @@ pub(crate) fn invalid(message: impl Into<String>) -> CniError {
     CniError::new(Code::Config, message)
 }
 
+fn validate_name(name: &str) -> Result<(), CniError> {
+    if name.len() > MAX_NAME {
+        let length = name.len();
+        return Err(invalid(format!("the network's name has {length} characters, more than {MAX_NAME}")));
+    }
+    if !is_identifier(name) {
+        return Err(invalid(format!(
+            "the network's name {name:?} is missing or has characters other than letters, digits, '_', '.', '-'"
+        )));
+    }
+    Ok(())
+}
+
+fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, CniError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(invalid(format!("\"{key}\" {} is not an absolute path", path.display())))
+}
+
+fn validate_mtu(mtu: u32, pools: &[Vec<Range>]) -> Result<(), CniError> {
+    if !MTU.contains(&mtu) {
+        return Err(invalid(format!("\"mtu\" {mtu} is not between {} and {}", MTU.start(), MTU.end())));
+    }
+    let v6 = pools.iter().flatten().find(|range| range.subnet().addr().is_ipv6());
+    match v6.filter(|_| mtu < LEAST_MTU_V6) {
+        Some(range) => Err(invalid(format!(
+            "\"mtu\" {mtu} is less than {LEAST_MTU_V6}, without which there is no IPv6, and there is the range {}",
+            range.subnet()
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn pools(raw: Vec<RawRange>) -> Result<Vec<Vec<Range>>, CniError> {
+    if raw.len() > MAX_RANGES {
+        return Err(invalid(format!("\"ranges\": {} of them, more than {MAX_RANGES}", raw.len())));
+    }
     let mut pools: Vec<Vec<Range>> = Vec::new();
-    let mut seen: Vec<IpNet> = Vec::new();
     for raw in raw {
         let subnet = raw.subnet.trunc();
         for addr in [raw.range_start, raw.range_end, raw.gateway].into_iter().flatten() {
@@ -188,16 +275,13 @@ fn pools(raw: Vec<RawRange>) -> Result<Vec<Vec<Range>>, CniError> {
                 return Err(invalid(format!("\"ranges\": {addr} is not in the subnet {subnet}")));
             }
         }
-        if let Some(other) = seen.iter().find(|other| other.contains(&subnet) || subnet.contains(*other))
-            && raw.range_start.is_none()
-            && raw.range_end.is_none()
-        {
-            return Err(invalid(format!("\"ranges\": the subnets {other} and {subnet} overlap")));
-        }
-        seen.push(subnet);
         let range = Range::new(subnet).within(raw.range_start, raw.range_end).without(raw.gateway);
         if range.size() == 0 {
             return Err(invalid(format!("\"ranges\": the range in {subnet} has no addresses")));
+        }
+        if let Some(other) = pools.iter().flatten().find(|other| other.overlaps(&range)) {
+            let other = other.subnet();
+            return Err(invalid(format!("\"ranges\": those in the subnets {other} and {subnet} overlap")));
         }
         let v4 = subnet.addr().is_ipv4();
         match pools.iter_mut().find(|pool| pool[0].subnet().addr().is_ipv4() == v4) {
@@ -237,9 +321,11 @@ mod tests {
 
     #[test]
     fn all_addresses_that_are_asked_for_can_be_given() {
+        let many = vec![r#""10.244.1.7""#; MAX_WANTED + 1].join(",");
         let table = [
             (r#""10.244.1.7","fd00:1::7/64""#, "ok"),
             (r#""fd00:1::7","fd00:1::7""#, "ok"),
+            (&many, "65 addresses are asked for: a pod has one of a family"),
             (r#""10.9.0.200""#, "ok"),
             ("", "ok"),
             (r#""10.244.2.7""#, "the address 10.244.2.7 is asked for, which is in none of the ranges"),
@@ -290,53 +376,68 @@ mod tests {
             (r#"{"cniVersion":"9.9.9","name":"a"}"#, Code::IncompatibleVersion),
             (r#"{"cniVersion":"1.0.0"}"#, Code::Config),
             (r#"{"cniVersion":"1.0.0","name":"../a"}"#, Code::Config),
-            (r#"{"cniVersion":"1.0.0","name":"a","dataDir":"relative"}"#, Code::Config),
-            (r#"{"cniVersion":"1.0.0","name":"a","mtu":-1}"#, Code::Decoding),
-            (r#"{"cniVersion":"1.0.0","name":"a","mtu":7}"#, Code::Config),
-            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0"}]}"#, Code::Decoding),
-            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/33"}]}"#, Code::Decoding),
-            (r#"{"cniVersion":"1.0.0","name":"a","ranges":[{}]}"#, Code::Decoding),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24","gateway":"10.1.0.1"}]}"#,
-                Code::Config,
-            ),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]}"#,
-                Code::Config,
-            ),
-            (r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"ips":["x"]}}"#, Code::Config),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"mac":"01:00:00:00:00:00"}}"#,
-                Code::Config,
-            ),
-            (r#"{"cniVersion":"1.0.0","name":"a","prevResult":3}"#, Code::Decoding),
-            (r#"{"cniVersion":"1.0.0","name":"a","args":{"cni":{"ips":["10.0.0"]}}}"#, Code::Config),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"bandwidth":{"ingressBurst":8}}}"#,
-                Code::Config,
-            ),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"bandwidth":{"egressRate":-8}}}"#,
-                Code::Decoding,
-            ),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"portMappings":[{"containerPort":0}]}}"#,
-                Code::Config,
-            ),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":1}]}}"#,
-                Code::Decoding,
-            ),
-            (
-                r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{"portMappings":[{"containerPort":1,"protocol":"x"}]}}"#,
-                Code::Config,
-            ),
         ];
         for (json, code) in table {
             let error = parse(json).unwrap_err();
             assert_eq!(error.code, code, "{json}: {error}");
             assert!(!error.message.is_empty());
         }
+    }
+
+    #[test]
+    fn each_key_that_cannot_be_used_gets_its_code() {
+        let table = [
+            (r#""dataDir":"relative""#, Code::Config),
+            (r#""mtu":-1"#, Code::Decoding),
+            (r#""mtu":7"#, Code::Config),
+            (r#""ranges":[{"subnet":"10.0.0.0"}]"#, Code::Decoding),
+            (r#""ranges":[{"subnet":"10.0.0.0/33"}]"#, Code::Decoding),
+            (r#""ranges":[{}]"#, Code::Decoding),
+            (r#""ranges":[{"subnet":"10.0.0.0/24","gateway":"10.1.0.1"}]"#, Code::Config),
+            (r#""ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]"#, Code::Config),
+            (r#""runtimeConfig":{"ips":["x"]}"#, Code::Config),
+            (r#""runtimeConfig":{"mac":"01:00:00:00:00:00"}"#, Code::Config),
+            (r#""prevResult":3"#, Code::Decoding),
+            (r#""prevResult":{"interfaces":7}"#, Code::Decoding),
+            (r#""prevResult":{"ips":[7]}"#, Code::Decoding),
+            (r#""prevResult":{"ips":[{"address":"10.0.0.1"}]}"#, Code::Decoding),
+            (r#""prevResult":{"ips":[{"interface":"0"}]}"#, Code::Decoding),
+            (r#""prevResult":{"routes":[{"dst":"x"}]}"#, Code::Decoding),
+            (r#""prevResult":{"dns":[]}"#, Code::Decoding),
+            (r#""readyFile":"x""#, Code::Config),
+            (r#""mtu":1279,"ranges":[{"subnet":"fd00::/64"}]"#, Code::Config),
+            (
+                r#""ranges":[{"subnet":"10.0.0.0/24","rangeEnd":"10.0.0.9"},{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9"}]"#,
+                Code::Config,
+            ),
+            (
+                r#""ranges":[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.8"}]"#,
+                Code::Config,
+            ),
+            (r#""runtimeConfig":{"ips":["10.0.0.1/33"]}"#, Code::Config),
+            (r#""args":{"cni":{"ips":["10.0.0"]}}"#, Code::Config),
+            (r#""runtimeConfig":{"bandwidth":{"ingressBurst":8}}"#, Code::Config),
+            (r#""runtimeConfig":{"bandwidth":{"egressRate":-8}}"#, Code::Decoding),
+            (r#""runtimeConfig":{"portMappings":[{"containerPort":0}]}"#, Code::Config),
+            (r#""runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":1}]}"#, Code::Decoding),
+            (r#""runtimeConfig":{"portMappings":[{"containerPort":1,"protocol":"x"}]}"#, Code::Config),
+        ];
+        for (members, code) in table {
+            let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"a",{members}}}"#)).unwrap_err();
+            assert_eq!(error.code, code, "{members}: {error}");
+            assert!(!error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_told_how_much_it_is() {
+        let many = (0..=MAX_RANGES)
+            .map(|number| format!(r#"{{"subnet":"10.0.{}.{}/32"}}"#, number / 256, number % 256));
+        let many = many.collect::<Vec<_>>().join(",");
+        let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"a","ranges":[{many}]}}"#)).unwrap_err();
+        assert!(error.code == Code::Config && error.message.contains("1025 of them"), "{error}");
+        let long = format!(r#"{{"cniVersion":"1.0.0","name":"{}"}}"#, "a".repeat(201));
+        assert!(parse(&long).unwrap_err().message.contains("201 characters"));
         let deep = format!("{{\"cniVersion\":\"1.0.0\",\"name\":\"a\",\"x\":{}", "[".repeat(100_000));
         assert_eq!(parse(&deep).unwrap_err().code, Code::Decoding);
     }

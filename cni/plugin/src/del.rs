@@ -5,6 +5,7 @@ use std::path::Path;
 use seaway_cni_network::ipam::{Ipam, IpamError, Owner};
 use seaway_cni_network::netns::Namespace;
 
+use crate::add::OTHER_CALL_WITHIN;
 use crate::attachment::{attachment, owner, refuse_own_netns};
 use crate::config::Config;
 use crate::env::Environment;
@@ -19,6 +20,8 @@ pub(crate) fn del(
     bury: &dyn Fn(&Path) -> Result<(), CniError>,
 ) -> Result<(), CniError> {
     let (owner, namespace) = (owner(environment), open_if_there(environment));
+    // An ADD that is under way ends first. One that does not end does not keep anything from being taken away.
+    let _lock = namespace.as_ref().and_then(|namespace| namespace.lock(OTHER_CALL_WITHIN).ok().flatten());
     let held = Ipam::peek(&config.data_dir, &config.name, &owner).unwrap_or_default();
     let retired = attachment(environment, config).retire(&held.addresses, namespace.as_ref())?;
     free(config, &owner)?;

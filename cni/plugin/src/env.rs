@@ -8,6 +8,10 @@ use crate::error::{CniError, Code};
 
 /// The longest name of an interface (`IFNAMSIZ` without the final zero).
 const MAX_IFNAME: usize = 15;
+/// The longest names of a namespace and a pod, together.
+const MAX_POD: usize = 63 + 253;
+/// What the kernel has in the place of names.
+const NO_NAMES: [&str; 2] = ["all", "default"];
 
 /// What the runtime wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct Environment {
     pub ifname: Option<String>,
     /// CNI_PATH
     pub path: Option<String>,
+    /// CNI_ARGS
+    pub args: Option<String>,
     /// CNI_NETNS_OVERRIDE is "true" or "1": the plugin's own namespace may be a container's.
     pub netns_override: bool,
 }
@@ -92,6 +98,7 @@ impl Environment {
             netns: read("CNI_NETNS"),
             ifname: read("CNI_IFNAME"),
             path: read("CNI_PATH"),
+            args: read("CNI_ARGS"),
             netns_override: read("CNI_NETNS_OVERRIDE")
                 .is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true")),
         }
@@ -114,6 +121,17 @@ impl Environment {
             validate_ifname(self.ifname.as_deref().unwrap_or_default())?;
         }
         Ok(command)
+    }
+
+    /// The pod that the container is of, `namespace/name`, if the runtime tells. Whatever else stands in CNI_ARGS is not
+    /// for us.
+    pub fn pod(&self) -> Option<String> {
+        let of = |key: &str| {
+            let pairs = self.args.as_deref()?.split(';').filter_map(|pair| pair.split_once('='));
+            pairs.filter(|(name, value)| *name == key && is_identifier(value)).map(|(_, value)| value).next()
+        };
+        let (namespace, name) = (of("K8S_POD_NAMESPACE")?, of("K8S_POD_NAME")?);
+        (namespace.len() + name.len() <= MAX_POD).then(|| format!("{namespace}/{name}"))
     }
 
     fn value(&self, name: &str) -> Option<&str> {
@@ -159,8 +177,10 @@ fn validate_ifname(name: &str) -> Result<(), CniError> {
         "it has more than 15 characters"
     } else if name == "." || name == ".." {
         "that is a directory"
-    } else if name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
-        "'/', ':', blanks and control characters are not allowed"
+    } else if name.contains(|c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control()) {
+        "'/', ':', '%', blanks and control characters are not allowed"
+    } else if NO_NAMES.contains(&name) {
+        "that stands for every interface"
     } else {
         return Ok(());
     };
@@ -216,13 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn the_pod_is_told_in_the_arguments() {
+        let pod = |args: &str| {
+            Environment::from_map(&HashMap::from([("CNI_ARGS".to_owned(), args.to_owned())])).pod()
+        };
+        let usual = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=a-b";
+        assert_eq!(pod(usual).as_deref(), Some("default/web-0"));
+        for none in ["", ";;=;", "K8S_POD_NAME=web-0", "K8S_POD_NAMESPACE=a\nb;K8S_POD_NAME=web-0"] {
+            assert_eq!(pod(none), None, "{none:?}");
+        }
+        assert_eq!(pod(&format!("K8S_POD_NAMESPACE=a;K8S_POD_NAME={}", "b".repeat(400))), None);
+    }
+
+    #[test]
     fn unknown_commands_and_bad_names_are_refused() {
         let with = |change: fn(&mut Environment)| {
             let mut environment = environment("ADD", &[]);
             change(&mut environment);
             environment.validate().map_err(|error| (error.code, error.message))
         };
-        let cases: [fn(&mut Environment); 12] = [
+        let cases: [fn(&mut Environment); 15] = [
             |e| e.command = None,
             |e| e.command = Some("add".to_owned()),
             |e| e.container_id = Some("../../etc".to_owned()),
@@ -235,6 +268,10 @@ mod tests {
             |e| e.ifname = Some("a b".to_owned()),
             |e| e.ifname = Some("abcdefghijklmnop".to_owned()),
             |e| e.ifname = Some("a\u{7}".to_owned()),
+            // Of this the kernel would make another name.
+            |e| e.ifname = Some("eth%d".to_owned()),
+            |e| e.ifname = Some("all".to_owned()),
+            |e| e.ifname = Some("default".to_owned()),
         ];
         for case in cases {
             assert_eq!(with(case).unwrap_err().0, Code::Environment);

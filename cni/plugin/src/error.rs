@@ -42,6 +42,8 @@ pub enum Code {
     CheckFailed = 102,
     /// The interface is there already.
     InterfaceExists = 103,
+    /// What should not be.
+    Internal = 999,
 }
 
 /// An error of the plugin.

@@ -34,6 +34,7 @@ const MAX_STDIN: u64 = 4 << 20;
 
 /// What `seaway-cni` does when it is executed.
 pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(answer_panic));
     let mut arguments = std::env::args_os().skip(1);
     if let (Some(bury::ARGUMENT), Some(data_dir)) =
         (arguments.next().as_deref().and_then(std::ffi::OsStr::to_str), arguments.next())
@@ -58,6 +59,13 @@ pub fn main() -> ExitCode {
         writeln!(stdout, "{output}").and_then(|()| stdout.flush()).is_ok()
     });
     if succeeded && written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A mistake of ours is an answer, too. Nothing comes after it: whoever called reads one.
+fn answer_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let error = CniError::new(Code::Internal, format!("a mistake in the plugin: {panic}"));
+    println!("{}", error.to_json());
+    std::process::exit(1);
 }
 
 /// Whether something comes from stdin, or its end, within a moment.
@@ -100,7 +108,7 @@ fn carry_out(
     if command == Command::Version {
         return Ok(Some(version::answer(stdin)));
     }
-    let config = config::Config::parse(stdin)?;
+    let config = config::Config::parse_for(command, stdin)?;
     let version = config.version;
     dispatch(command, environment, &config, bury).map_err(|error| error.at_version(version))
 }

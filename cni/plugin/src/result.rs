@@ -40,6 +40,7 @@ pub(crate) fn result(config: &Config, made: &Made<'_>) -> Value {
 
 fn list<'a>(result: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
     let value = result.entry(key).or_insert_with(|| json!([]));
+    // Null is as good as absent, and anything else was refused.
     if !value.is_array() {
         *value = json!([]);
     }
@@ -90,6 +91,54 @@ fn fit_version(version: Version, ips: &mut [Value]) {
 fn default_route(addr: IpAddr) -> Value {
     let any = if addr.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
     json!({ "dst": any, "gw": gateway(addr).to_string() })
+}
+
+fn is_text(value: &Value) -> bool {
+    value.is_string()
+}
+
+fn is_net(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.parse::<IpNet>().is_ok())
+}
+
+/// A key of a result or of something in it, and what may stand there.
+type Member = (&'static str, fn(&Value) -> bool);
+
+/// The lists of a result.
+const KNOWN: [(&str, &[Member]); 3] = [
+    ("interfaces", &[("name", is_text), ("mac", is_text), ("sandbox", is_text)]),
+    ("ips", &[("address", is_net), ("interface", Value::is_i64)]),
+    ("routes", &[("dst", is_net)]),
+];
+
+/// Fails if what is known in a result does not have its form. Of what is not known nothing is said.
+pub(crate) fn validate_result(result: &Value) -> Result<(), CniError> {
+    let wrong = |what: &str| Err(CniError::new(Code::Decoding, format!("\"prevResult\"{what}")));
+    let Value::Object(result) = result else {
+        return if result.is_null() { Ok(()) } else { wrong(" is not an object") };
+    };
+    for (key, members) in KNOWN {
+        let list = match result.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(list)) => list,
+            Some(_) => return wrong(&format!(": \"{key}\" is not a list")),
+        };
+        for (place, item) in list.iter().enumerate() {
+            let bad = members.iter().find(|(member, is_good)| {
+                item.get(member).is_some_and(|value| !value.is_null() && !is_good(value))
+            });
+            if let Some((member, _)) = bad {
+                return wrong(&format!(": \"{key}\"[{place}]: \"{member}\" is {}", item[member]));
+            }
+            if !item.is_object() {
+                return wrong(&format!(": \"{key}\"[{place}] is not an object"));
+            }
+        }
+    }
+    match result.get("dns") {
+        None | Some(Value::Null | Value::Object(_)) => Ok(()),
+        Some(_) => wrong(": \"dns\" is not an object"),
+    }
 }
 
 /// The addresses that a result gives to the interface `ifname` within a pod.

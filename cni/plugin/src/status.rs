@@ -3,15 +3,20 @@
 use seaway_cni_network::ipam::{Ipam, IpamError};
 use seaway_cni_network::netlink::Netlink;
 use seaway_cni_network::netns::sysctl;
+use seaway_cni_network::ready;
 
 use crate::config::Config;
 use crate::error::{CniError, Code};
 
 /// Fails with code 51 if the node does not pass packets on, and with code 50 if there are no ranges, no free
-/// address, or no place to write reservations.
+/// address, no place to write reservations, or no agent yet that has set up the node.
 pub(crate) fn status(config: &Config) -> Result<(), CniError> {
     let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
     let pools = config.require_pools().map_err(unavailable)?;
+    if config.ready_file.as_deref().is_some_and(|path| !ready::is_set_up(path)) {
+        let message = "the agent of this node has not set up the pod network since the boot";
+        return Err(CniError::new(Code::NotAvailable, message));
+    }
     if let Some(reason) = degraded(config)? {
         return Err(CniError::new(Code::Degraded, reason));
     }

@@ -7,18 +7,27 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-const VARIABLES: [(&str, &str); 4] = [
+const VARIABLES: [(&str, &str); 5] = [
     ("CNI_CONTAINERID", "some-container-id"),
     ("CNI_NETNS", "/nowhere/netns"),
     ("CNI_IFNAME", "eth0"),
+    ("CNI_ARGS", "SOME=extra;args=values;=;;not a pair"),
     ("CNI_PATH", "/some/cni/path"),
 ];
 
 fn call(verb: Option<&str>, without: &[&str], stdin: &str) -> Output {
-    let variables = VARIABLES.iter().filter(|(name, _)| !without.contains(name));
+    let given = VARIABLES.iter().filter(|(name, _)| !without.contains(name));
+    call_with(verb, given.copied(), stdin)
+}
+
+fn call_with<'a>(
+    verb: Option<&str>,
+    variables: impl Iterator<Item = (&'a str, &'a str)>,
+    stdin: &str,
+) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_seaway-cni"))
         .env_clear()
-        .envs(variables.copied())
+        .envs(variables)
         .envs(verb.map(|verb| ("CNI_COMMAND", verb)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -51,12 +60,12 @@ fn config(version: &str) -> String {
 fn each_variable_that_a_verb_needs_is_missed_by_name() {
     // One column per variable, as in the reference's table: y is required.
     let table = [
-        ("ADD", "yyyy"),
-        ("CHECK", "yyyy"),
-        ("DEL", "ynyy"),
-        ("GC", "nnny"),
-        ("STATUS", "nnny"),
-        ("VERSION", "nnnn"),
+        ("ADD", "yyyny"),
+        ("CHECK", "yyyny"),
+        ("DEL", "ynyny"),
+        ("GC", "nnnny"),
+        ("STATUS", "nnnny"),
+        ("VERSION", "nnnnn"),
     ];
     for (verb, required) in table {
         for ((name, _), mark) in VARIABLES.iter().zip(required.chars()) {
@@ -64,6 +73,10 @@ fn each_variable_that_a_verb_needs_is_missed_by_name() {
             let wanted = format!("required env variables [{name}] missing");
             let named = missed == Err((4, wanted));
             assert_eq!(named, mark == 'y', "{verb} without {name}: {missed:?}");
+            // One that is empty is as good as none.
+            let emptied =
+                VARIABLES.iter().map(|(other, value)| (*other, if other == name { "" } else { *value }));
+            assert_eq!(outcome(&call_with(Some(verb), emptied, &config("1.1.0"))), missed);
         }
         let required: Vec<&str> = VARIABLES
             .iter()
@@ -117,7 +130,16 @@ fn names_that_lead_elsewhere_are_refused() {
         let json = format!(r#"{{"cniVersion":"1.1.0","name":"{name}"}}"#);
         assert_eq!(outcome(&call(Some("DEL"), &[], &json)).unwrap_err().0, 7, "{name:?}");
     }
-    assert_eq!(with("CNI_COMMAND", "add"), 4);
+}
+
+#[test]
+fn verbs_that_there_are_not_are_named() {
+    for verb in ["add", "ADD ", "UPDATE", "\u{e9}", "ADD\nDEL"] {
+        for without in [&[][..], &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"][..]] {
+            let wanted = Err((4, format!("unknown CNI_COMMAND: {verb}")));
+            assert_eq!(outcome(&call(Some(verb), without, &config("1.1.0"))), wanted);
+        }
+    }
 }
 
 #[test]

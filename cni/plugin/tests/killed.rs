@@ -159,6 +159,11 @@ fn lock_out(bed: &Bed<'_>) {
     assert!(error["code"] == 11 && error["msg"].as_str().unwrap().contains("another process"), "{error}");
     assert_eq!(bed.call("DEL", &pod, &bed.runtime.config), Ok(None));
     assert_eq!(bed.call("DEL", &other, &bed.runtime.config), Ok(None));
+    // Nor is the agent waited for without end, which has not come up since the boot.
+    let mut early = bed.runtime.config.clone();
+    early["readyFile"] = json!("/nowhere/ready");
+    let error = bed.call("ADD", &other, &early).unwrap_err().to_json();
+    assert!(error["code"] == 11 && error["msg"].as_str().unwrap().contains("since the boot"), "{error}");
     fault::hurry(false);
     drop(lock);
     assert_eq!((bed.held().len(), bed.runtime.in_kernel()), (2, (0, 0)));

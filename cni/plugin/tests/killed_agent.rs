@@ -112,6 +112,7 @@ fn state(node: &LabNode) -> BTreeMap<&'static str, String> {
         ("files", format!("{files:?}")),
         ("plugin", read("bin/seaway-cni")),
         ("conflist", read("net.d/10-seaway.conflist")),
+        ("ready", read("ipam/.ready")),
         ("rules", node.ok(&["nft", "list", "ruleset"])),
     ])
 }
@@ -162,7 +163,9 @@ fn every_step_of_the_agent_may_be_the_last() {
         // As soon as the configuration is there, pods may start: all else has to be there before.
         let found = state(node);
         if !found["conflist"].is_empty() {
-            assert_eq!((&found["plugin"], &found["conflist"]), (&whole["plugin"], &whole["conflist"]));
+            for before in ["plugin", "conflist", "ready"] {
+                assert_eq!(found[before], whole[before]);
+            }
             assert!(found["routes"] == whole["routes"] && found["device"] == whole["device"], "{found:#?}");
         }
         run_until(node, || state(node) == whole);

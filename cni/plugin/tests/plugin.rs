@@ -12,9 +12,9 @@ use std::time::Duration;
 use runtime::{BOTH, Runtime, Sandbox, addresses, outcome};
 use seaway_cni::{Environment, call};
 use seaway_cni_network::ipam::{Ipam, Owner};
-use seaway_cni_network::netlink::{Netlink, RouteQuery};
+use seaway_cni_network::netlink::{Mac, Netlink, Route, RouteQuery};
 use seaway_cni_network::netns::{Namespace, sysctl};
-use seaway_cni_network::pod::ROUTE_PROTOCOL;
+use seaway_cni_network::pod::{HOST_MAC, ROUTE_PROTOCOL};
 use seaway_lab::{Lab, tcp_exchange, udp_exchange, wait_for};
 use serde_json::{Value, json};
 
@@ -100,6 +100,49 @@ fn check_finds_what_somebody_has_taken_away() {
     outer.delete_route(&route).unwrap();
     assert!(check().unwrap_err()["msg"].as_str().unwrap().contains("no route"));
     outer.add_route(&route).unwrap();
+    let host = outer.link_by_index(eth0.peer.unwrap()).unwrap().unwrap();
+    let says = |what: &str| {
+        let error = check().unwrap_err();
+        assert!(error["code"] == 102 && error["msg"].as_str().unwrap().contains(what), "{what}: {error}");
+    };
+    let set = |family: &str, key: &str, value: &str| {
+        let key = format!("net/{family}/conf/{}/{key}", host.name);
+        lab.node(0).run(|| sysctl::write(&key, value).unwrap());
+    };
+    for family in ["ipv4", "ipv6"] {
+        set(family, "forwarding", "0");
+        says("are not passed on");
+        set(family, "forwarding", "1");
+    }
+    outer.set_mtu(host.index, 1300).unwrap();
+    says("MTU 1450 is larger than 1300");
+    inner.set_mtu(eth0.index, 1300).unwrap();
+    assert_eq!(check(), Ok(Value::Null), "the agent lets both follow the way underneath");
+    outer.set_mtu(host.index, 1450).unwrap();
+    assert_eq!(check(), Ok(Value::Null), "a plugin after us may make the pod's smaller");
+    outer.set_mac(host.index, Mac([2, 0, 0, 0, 0, 1])).unwrap();
+    says("instead of ee:ee:ee:ee:ee:ee");
+    outer.set_mac(host.index, HOST_MAC).unwrap();
+    for gateway in ["169.254.1.1/32", "fe80::1/64"] {
+        outer.delete_address(host.index, gateway.parse().unwrap()).unwrap();
+        says("does not have the gateway's address");
+        outer.add_silent_address(host.index, gateway.parse().unwrap()).unwrap();
+        // With the last address of IPv4 its routes go as well.
+        outer.replace_route(&route).unwrap();
+    }
+    let in_table = Route { table: 100, ..route.clone() };
+    outer.delete_route(&route).unwrap();
+    outer.add_route(&in_table).unwrap();
+    says("no route");
+    outer.add_route(&route).unwrap();
+    assert_eq!(check(), Ok(Value::Null));
+    let default = inner.routes(RouteQuery { link: Some(eth0.index), ..RouteQuery::default() }).unwrap();
+    let default = default.into_iter().find(|route| route.gateway.is_some()).unwrap();
+    inner.delete_route(&default).unwrap();
+    says("no default route through");
+    inner.add_route(&default).unwrap();
+    a.namespace.run(|| sysctl::write("net/ipv6/conf/eth0/disable_ipv6", "1").unwrap()).unwrap();
+    says("IPv6 is disabled");
     inner.delete_address(eth0.index, "10.244.1.1/32".parse().unwrap()).unwrap();
     assert!(check().unwrap_err()["msg"].as_str().unwrap().contains("address 10.244.1.1"));
     inner.set_down(eth0.index).unwrap();
@@ -320,4 +363,122 @@ fn versions_and_earlier_results_are_passed_on() {
     let answer = runtime.call("VERSION", &a, json!({})).unwrap();
     assert_eq!(answer["supportedVersions"], json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
     assert_eq!(runtime.held(), 0);
+}
+
+/// What a runtime must not do, and does when it gives up a call that goes on.
+#[test]
+fn two_calls_for_one_container_do_not_take_from_each_other() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let config = runtime.config.to_string();
+    let together = |pod: &Sandbox, verbs: [&str; 2]| {
+        let children = verbs.map(|verb| runtime.start(verb, pod, config.as_bytes()));
+        children.map(|child| outcome(child.wait_with_output().unwrap()))
+    };
+    for number in 0..30 {
+        let pod = Sandbox::new(&format!("pod-{number}"));
+        let [one, two] = together(&pod, ["ADD", "ADD"]);
+        let (added, refused) = match (one, two) {
+            (Ok(added), Err(refused)) | (Err(refused), Ok(added)) => (added, refused),
+            both => panic!("one of them, not {both:?}"),
+        };
+        assert_eq!(refused["code"], 103, "{refused}");
+        assert_eq!((runtime.held(), runtime.in_kernel()), (1, (1, 2)));
+        assert_eq!(runtime.call("CHECK", &pod, json!({ "prevResult": added })), Ok(Value::Null));
+        runtime.del(&pod);
+        let [added, deleted] = together(&pod, ["ADD", "DEL"]);
+        deleted.unwrap();
+        // One after the other, whichever comes first.
+        let (held, (links, _)) = (runtime.held(), runtime.in_kernel());
+        assert_eq!(held, links, "{added:?}");
+        runtime.del(&pod);
+        assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    }
+}
+
+#[test]
+fn add_waits_for_the_nodes_agent_after_a_boot_and_the_rest_does_not() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        lab.node(0).run(|| sysctl::write(key, "1").unwrap());
+    }
+    let (mark, pod) = (lab.node(0).state_dir().join("ready"), Sandbox::new("pod"));
+    let config = || json!({ "readyFile": mark, "cni.dev/valid-attachments": [] });
+    std::fs::write(&mark, "another boot").unwrap();
+    let status = runtime.call("STATUS", &pod, config()).unwrap_err();
+    assert!(status["code"] == 50 && status["msg"].as_str().unwrap().contains("since the boot"), "{status}");
+    let mut all = runtime.config.clone();
+    all["readyFile"] = json!(mark);
+    let mut waiting = runtime.start("ADD", &pod, all.to_string().as_bytes());
+    runtime.call("DEL", &Sandbox::new("other"), config()).unwrap();
+    runtime.call("GC", &pod, config()).unwrap();
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    std::fs::write(&mark, std::fs::read("/proc/sys/kernel/random/boot_id").unwrap()).unwrap();
+    outcome(waiting.wait_with_output().unwrap()).unwrap();
+    assert_eq!(runtime.call("STATUS", &pod, config()), Ok(Value::Null));
+    runtime.call("DEL", &pod, config()).unwrap();
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+}
+
+/// A runtime calls DEL with the very configuration that ADD could not use. It would do so for ever.
+#[test]
+fn what_add_cannot_use_del_and_gc_do_without() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let pod = Sandbox::new("pod");
+    for wrong in [
+        json!({ "runtimeConfig": { "mac": "zz" } }),
+        json!({ "runtimeConfig": { "portMappings": [{ "containerPort": 1, "protocol": "x" }] } }),
+        json!({ "runtimeConfig": { "bandwidth": { "ingressRate": -1 } } }),
+        json!({ "runtimeConfig": 7 }),
+        json!({ "ranges": [{ "subnet": "10.0.0.0/33" }] }),
+        json!({ "mtu": "large" }),
+        json!({ "args": { "cni": { "ips": ["x"] } } }),
+        json!({ "prevResult": { "interfaces": 7 } }),
+    ] {
+        let error = runtime.call("ADD", &pod, wrong.clone()).unwrap_err();
+        assert!(error["code"] == 6 || error["code"] == 7, "{wrong}: {error}");
+        assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+        assert_eq!(runtime.call("DEL", &pod, wrong.clone()), Ok(Value::Null), "{wrong}");
+        // Nor does it keep what is there from going.
+        runtime.add(&pod);
+        assert_eq!(runtime.call("DEL", &pod, wrong.clone()), Ok(Value::Null), "{wrong}");
+        assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+        runtime.add(&pod);
+        let mut collect = wrong;
+        collect["cni.dev/valid-attachments"] = json!([]);
+        assert_eq!(runtime.call("GC", &pod, collect), Ok(Value::Null));
+        assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    }
+}
+
+#[test]
+fn no_path_in_the_place_of_a_namespace_is_waited_for() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let pipe = lab.node(0).state_dir().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for netns in [pipe.to_str().unwrap(), "/dev/zero", "/proc/self/ns/uts", "/proc/self/ns/mnt", "/"] {
+        let pod = Sandbox { netns: netns.to_owned(), ..Sandbox::new("pod") };
+        let error = runtime.call("ADD", &pod, json!({})).unwrap_err();
+        assert_eq!(error["code"], 8, "{netns}: {error}");
+        runtime.del(&pod);
+    }
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+}
+
+#[test]
+fn no_name_of_a_network_is_in_the_way_of_another() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let pod = Sandbox::new("pod");
+    for name in ["retired.lock", "ready", "lock", "boot", "owners", &"n".repeat(200)] {
+        let named = json!({ "name": name });
+        runtime.call("ADD", &pod, named.clone()).unwrap();
+        runtime.call("DEL", &pod, named).unwrap();
+        runtime.add(&pod);
+        runtime.del(&pod);
+    }
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
 }

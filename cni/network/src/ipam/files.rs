@@ -5,13 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::{FilesResult, IpamError};
-use crate::fault;
+use crate::{fault, lock};
 
 /// How long the lock is waited for. A holder needs less than a millisecond for itself.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -58,13 +55,12 @@ impl DirectoryFiles {
         }
         let path = directory.join("lock");
         let failed = |source| IpamError::Io { action: "lock", path: path.clone(), source };
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
-        let lock = match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => lock,
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => wait_for(lock, &path, wait)?,
-            Err(error) => return Err(failed(error.into())),
-        };
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        match lock::exclusive(file, wait).map_err(failed)? {
+            Some(lock) => Ok(Self { directory: directory.to_owned(), _lock: lock }),
+            None => Err(IpamError::Locked { path, waited_ms }),
+        }
     }
 
     fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> IpamError + use<> {
@@ -76,32 +72,6 @@ impl DirectoryFiles {
 /// Where a record of this number stands.
 fn place(number: u64) -> u64 {
     number.saturating_mul(RECORD as u64)
-}
-
-/// Waits in the kernel's queue, which is fair, but not for ever: on a thread that is left behind if it takes too
-/// long, and gives the lock back if it gets it after all.
-fn wait_for(lock: File, path: &Path, limit: Duration) -> FilesResult<File> {
-    let failed = |source| IpamError::Io { action: "lock", path: path.to_owned(), source };
-    let (locked, waiting) = mpsc::channel();
-    let wait = move || {
-        let outcome = loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                outcome => break outcome,
-            }
-        };
-        // Nobody waits any more: the lock goes with the file.
-        drop(locked.send(outcome.map(|()| lock)));
-    };
-    std::thread::Builder::new().name("ipam-lock".to_owned()).spawn(wait).map_err(failed)?;
-    match waiting.recv_timeout(limit) {
-        Ok(Ok(lock)) => Ok(lock),
-        Ok(Err(error)) => Err(failed(error.into())),
-        Err(_) => {
-            let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-            Err(IpamError::Locked { path: path.to_owned(), waited_ms })
-        }
-    }
 }
 
 impl Files for DirectoryFiles {

@@ -62,6 +62,13 @@ impl Range {
         (self.last - self.first).saturating_add(1) - u128::from(gateway)
     }
 
+    /// Whether there is an address that `other` gives as well.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.subnet.addr().is_ipv4() == other.subnet.addr().is_ipv4()
+            && self.first <= other.last
+            && other.first <= self.last
+    }
+
     /// Whether pods may have `addr`.
     pub fn contains(&self, addr: IpAddr) -> bool {
         let value = number(addr);

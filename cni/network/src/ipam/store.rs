@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::files::{DIRECTORIES, DirectoryFiles, Files};
 use super::pool::{self, Choice};
-use super::{AddressState, FilesResult, IpamError, Owner, Range};
+use super::{AddressState, FilesResult, Holder, IpamError, Owner, Range};
 
 const BOOT: &str = "boot";
 /// The one record of an entry of the index.
@@ -30,6 +30,9 @@ pub struct Reservation {
     /// Ports of the node that lead to the pod (capability `portMappings`), as the runtime gave them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_mappings: Option<Value>,
+    /// The pod, `namespace/name`, where the runtime told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// What an owner asks for besides an address of each pool.
@@ -41,6 +44,8 @@ pub struct Request<'a> {
     pub netns: Option<&'a str>,
     /// Port mappings, to be remembered.
     pub port_mappings: Option<&'a Value>,
+    /// The pod, `namespace/name`, to be remembered.
+    pub pod: Option<&'a str>,
 }
 
 /// The reservations of one network, open and locked. See the module's head for what is on the disk.
@@ -109,6 +114,7 @@ impl<F: Files> Ipam<F> {
             pools,
             netns: request.netns.map(str::to_owned),
             port_mappings: request.port_mappings.cloned(),
+            pod: request.pod.map(str::to_owned),
         };
         if let Some(held) = self.reservation(owner)? {
             if fits(&held, pools, request.wanted) {
@@ -219,7 +225,7 @@ impl<F: Files> Ipam<F> {
         Ok(IpamError::Exhausted {
             ranges: pool.iter().map(Range::subnet).collect(),
             size: pool.iter().fold(0, |sum: u128, range| sum.saturating_add(range.size())),
-            holders: holders.map(|(owner, _)| owner).collect(),
+            holders: holders.map(|(owner, held)| Holder { owner, pod: held.pod }).collect(),
         })
     }
 
@@ -271,7 +277,8 @@ fn index_name(addr: IpAddr) -> String {
     format!("addresses/{addr}")
 }
 
-fn boot_id() -> FilesResult<String> {
+/// What tells this boot from all others.
+pub fn boot_id() -> FilesResult<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = std::fs::read_to_string(path);
     text.map_err(|source| IpamError::Io { action: "read", path: path.to_owned(), source })

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use super::NodeNetworkError;
-use crate::{NodeNetworkConfig, fault};
+use crate::{NodeNetworkConfig, fault, ipam, ready};
 
 /// The name of the plugin's executable, and its `type`.
 const PLUGIN: &str = "seaway-cni";
@@ -40,6 +40,7 @@ pub(super) fn conflist(
             "ranges": ranges,
             "mtu": mtu,
             "overlayDevice": overlay_device.unwrap_or_default(),
+            "readyFile": config.data_dir.join(ready::FILE),
             "capabilities": {
                 "bandwidth": true, "ipRanges": true, "ips": true, "mac": true, "portMappings": true,
             },
@@ -104,6 +105,15 @@ pub(super) fn plugin_is_there(config: &NodeNetworkConfig) -> bool {
     config.cni_bin_dir.join(PLUGIN).exists()
 }
 
+/// Tells the plugin that the ways are there since this boot, unless it was told.
+pub(super) fn mark_ready(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
+    let path = config.data_dir.join(ready::FILE);
+    if ready::is_set_up(&path) {
+        return Ok(());
+    }
+    replace(&path, ipam::boot_id()?.as_bytes(), 0o644)
+}
+
 /// Whether the configuration is there.
 pub(super) fn conflist_is_there(config: &NodeNetworkConfig) -> bool {
     config.cni_conf_dir.join(CONFLIST).exists()
@@ -119,27 +129,28 @@ pub(super) fn install_conflist(config: &NodeNetworkConfig, content: &str) -> Res
     Ok(true)
 }
 
-/// Takes the configuration away: the runtime starts no more pods. `Ok(true)`: it was there.
+/// Takes the configuration away: the runtime starts no more pods, nor does one that has read it before. `Ok(true)`: it
+/// was there.
 pub(super) fn withdraw_conflist(config: &NodeNetworkConfig) -> Result<bool, NodeNetworkError> {
-    let path = config.cni_conf_dir.join(CONFLIST);
-    match fs::remove_file(&path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed("remove", &path)(error)),
-    }
+    let was_there = remove(&config.cni_conf_dir.join(CONFLIST))?;
+    remove(&config.data_dir.join(ready::FILE))?;
+    Ok(was_there)
 }
 
-/// Removes both, the configuration first.
+/// Removes all that was installed, the configuration first.
 pub(super) fn uninstall(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
-    for path in [config.cni_conf_dir.join(CONFLIST), config.cni_bin_dir.join(PLUGIN)] {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", &path)(error));
-            }
-            _ => {}
-        }
+    withdraw_conflist(config)?;
+    remove(&config.cni_bin_dir.join(PLUGIN)).map(drop)
+}
+
+/// Removes a file. `Ok(false)`: there was none.
+fn remove(path: &Path) -> Result<bool, NodeNetworkError> {
+    fault::step();
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", path)(error)),
     }
-    Ok(())
 }
 
 /// Puts a whole file in place of another in one step.

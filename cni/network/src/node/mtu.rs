@@ -53,6 +53,7 @@ fn set(
     let mut inner = Netlink::open_in(&namespace)?;
     // The file may stand for another pod's namespace by now.
     if let Some(end) = inner.link(&attachment.ifname)?.filter(|end| end.peer == Some(link.index)) {
+        // The node's end is the last: by it one that was cut short is found again.
         inner.set_mtu(end.index, mtu)?;
         netlink.set_mtu(link.index, mtu)?;
     }

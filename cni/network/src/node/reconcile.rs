@@ -78,14 +78,21 @@ impl Reconciler {
                 Ok(())
             }
             // Without the API server the last known state goes on serving.
-            (Ok(()), Reached::Nothing) => Ok(()),
-            (Err(_), Reached::Nothing) => self.withdraw(now),
+            (Ok(()), Reached::Nothing) if !self.is_left_out(snapshot) => Ok(()),
+            (_, Reached::Nothing) => self.withdraw(now),
         };
         if let Some(metrics) = &self.metrics {
             metrics.rounds.with_label_values(&[if outcome.is_ok() { "ok" } else { "error" }]).inc();
             metrics.serving.set(i64::from(install::conflist_is_there(&self.config)));
         }
         outcome.and(withdrawn)
+    }
+
+    /// Whether it is known for certain that this node has no pod subnets: its Node is gone, or was made anew. The subnets
+    /// that it had may be another node's by now.
+    fn is_left_out(&self, snapshot: &Snapshot) -> bool {
+        let own = snapshot.nodes.get(self.config.node_name.as_str());
+        snapshot.synced && own.is_none_or(|node| node.pod_cidrs.is_empty())
     }
 
     fn network(&mut self, snapshot: &Snapshot, reached: &mut Reached) -> Result<(), NodeNetworkError> {
@@ -189,6 +196,7 @@ impl Reconciler {
             install::install_plugin(&self.config)?;
             self.plugin_compared = true;
         }
+        install::mark_ready(&self.config)?;
         let conflist = install::conflist(
             &self.config,
             &desired.own,

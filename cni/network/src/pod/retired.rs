@@ -16,8 +16,8 @@ use super::RETIRED_GROUP;
 use crate::netlink::Link;
 use crate::netlink::{Netlink, NetlinkError};
 
-/// The name of the lock's file, beside the directories of the networks.
-const LOCK: &str = "retired.lock";
+/// The name of the lock's file, beside the directories of the networks, none of which can begin with a dot.
+const LOCK: &str = ".retired.lock";
 
 /// The right to delete retired links, and the duty.
 #[derive(Debug)]
