@@ -14,7 +14,7 @@ use crate::autopath;
 use crate::cache::{Found, Key};
 use crate::forward::{Forwarder, NoAnswer, Place};
 use crate::metrics::{Scope, Source};
-use crate::rewrite::{restore, rewritten};
+use crate::rewrite::{Instead, restore, rewritten};
 use crate::settings::LogClasses;
 use crate::wire::{Request, Response};
 use crate::zone::{Answer, Reply, Window, Zone};
@@ -84,7 +84,7 @@ pub(crate) struct Pending {
 struct Asked<'a> {
     name: Cow<'a, Name>,
     /// After rewriting.
-    instead: Option<Name>,
+    instead: Option<Instead>,
     kind: RecordType,
     dnssec_ok: bool,
     checking_disabled: bool,
@@ -93,7 +93,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     fn lookup(&self) -> &Name {
-        self.instead.as_ref().unwrap_or(&self.name)
+        self.instead.as_ref().map_or(&self.name, |instead| &instead.name)
     }
 
     /// The answer with the name that the client knows.
@@ -114,7 +114,7 @@ struct Walk {
     /// The name of it that is looked up at the moment.
     at: Name,
     /// Under which one, after rewriting.
-    instead: Option<Name>,
+    instead: Option<Instead>,
     /// The answer if none of the names exists: what was said of the first one. `None` while that is being asked for.
     denied: Option<(Response, Source)>,
 }
@@ -201,7 +201,7 @@ impl Handler {
     }
 
     /// The name to look up instead of `name`.
-    fn rewrite(&self, name: &Name) -> Option<Name> {
+    fn rewrite(&self, name: &Name) -> Option<Instead> {
         rewritten(&self.route(name)?.rewrites, name)
     }
 
@@ -280,7 +280,7 @@ impl Handler {
         for name in walk.left.by_ref() {
             // Rules hold for each of the names, as they would if the client asked for it.
             let instead = self.rewrite(&name);
-            match self.look_up(zone, asked, instead.as_ref().unwrap_or(&name)) {
+            match self.look_up(zone, asked, instead.as_ref().map_or(&name, |instead| &instead.name)) {
                 Now::Done(response, scope, source) => match Existence::of(response.code) {
                     Existence::Known => {
                         self.metrics.autopath_success();
@@ -386,9 +386,9 @@ impl Pending {
 }
 
 /// The answer with `name`, for which `instead` was looked up.
-fn restored(mut response: Response, name: &Name, instead: Option<&Name>) -> Response {
+fn restored(mut response: Response, name: &Name, instead: Option<&Instead>) -> Response {
     if let Some(instead) = instead {
-        restore(&mut response.answers, name, instead);
+        instead.restore(&mut response, name);
     }
     response
 }

@@ -15,8 +15,10 @@ use crate::zone::{Answer, address_of_reverse};
 pub(crate) struct Hosts {
     names: HashMap<Name, Vec<IpAddr>>,
     addrs: HashMap<IpAddr, Vec<Name>>,
+    zones: Vec<Name>,
     ttl_s: u32,
     fallthrough: Vec<Name>,
+    passes_other_types: bool,
 }
 
 impl Hosts {
@@ -24,12 +26,14 @@ impl Hosts {
         let mut hosts = Self {
             names: HashMap::new(),
             addrs: HashMap::new(),
+            zones: settings.zones.clone(),
             ttl_s: settings.ttl_s,
             fallthrough: settings.fallthrough.clone(),
+            passes_other_types: settings.passes_other_types,
         };
         for (addr, name) in &settings.entries {
             let name = name.to_lowercase();
-            if settings.reverse {
+            if settings.reverse && !is_wildcard(&name) {
                 hosts.addrs.entry(*addr).or_default().push(name.clone());
             }
             hosts.names.entry(name).or_default().push(*addr);
@@ -49,8 +53,11 @@ impl Hosts {
             answer.answers = names.iter().map(|name| record(RData::PTR(PTR(name.clone())))).collect();
             return Some(answer);
         }
+        if !self.zones.is_empty() && !self.zones.iter().any(|zone| zone.zone_of(name)) {
+            return None;
+        }
         let falls_through = self.fallthrough.iter().any(|zone| zone.zone_of(name));
-        let Some(addrs) = self.names.get(&name.to_lowercase()) else {
+        let Some(addrs) = self.addresses(name) else {
             return (!falls_through).then(|| Answer::new(ResponseCode::NXDomain));
         };
         for addr in addrs {
@@ -63,9 +70,23 @@ impl Hosts {
             }
         }
         // The other family of a name that is ours is not to be asked for elsewhere: it would be another machine.
-        let ours = matches!(kind, RecordType::A | RecordType::AAAA) || !falls_through;
+        let passes = falls_through && self.passes_other_types;
+        let ours = matches!(kind, RecordType::A | RecordType::AAAA) || !passes;
         ours.then_some(answer)
     }
+
+    /// The addresses of a name: its own, or those of `*` in its place.
+    fn addresses(&self, name: &Name) -> Option<&Vec<IpAddr>> {
+        let name = name.to_lowercase();
+        self.names.get(&name).or_else(|| {
+            let wildcard = name.base_name().prepend_label("*").ok().filter(|_| !name.is_root())?;
+            self.names.get(&wildcard)
+        })
+    }
+}
+
+fn is_wildcard(name: &Name) -> bool {
+    name.iter().next() == Some(b"*")
 }
 
 /// The entries of a text in the form of /etc/hosts. Lines that make no sense are passed over, as everywhere.
@@ -114,6 +135,22 @@ mod tests {
         assert_eq!(ask(&strict, "other.Far.", RecordType::A), None);
         assert_eq!(ask(&loose, "1.2.0.192.in-addr.arpa.", RecordType::PTR), some("NoError db.example. db."));
         assert_eq!(ask(&loose, "2.2.0.192.in-addr.arpa.", RecordType::PTR), None);
+        let wild = HostsSettings {
+            entries: parse("192.0.2.9 *.wild.example\n192.0.2.8 one.wild.example"),
+            zones: vec![Name::from_ascii("wild.example.").unwrap()],
+            fallthrough: vec![Name::root()],
+            passes_other_types: false,
+            ..HostsSettings::default()
+        };
+        let wild = Hosts::new(&wild);
+        assert_eq!(ask(&wild, "any.Wild.example.", RecordType::A), some("NoError 192.0.2.9"));
+        assert_eq!(ask(&wild, "one.wild.example.", RecordType::A), some("NoError 192.0.2.8"));
+        assert_eq!(ask(&wild, "one.wild.example.", RecordType::TXT), some("NoError "));
+        assert_eq!(ask(&wild, "deep.any.wild.example.", RecordType::A), None);
+        assert_eq!(ask(&wild, "wild.example.", RecordType::A), None);
+        assert_eq!(ask(&wild, "other.example.", RecordType::A), None);
+        assert_eq!(ask(&wild, "9.2.0.192.in-addr.arpa.", RecordType::PTR), None);
+        assert_eq!(ask(&wild, "8.2.0.192.in-addr.arpa.", RecordType::PTR), some("NoError one.wild.example."));
         assert_eq!(ask(&Hosts::new(&HostsSettings::default()), "db.example.", RecordType::A), None);
     }
 }

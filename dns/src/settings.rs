@@ -300,16 +300,27 @@ impl Default for ServeStale {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostsSettings {
     pub(crate) entries: Vec<(IpAddr, Name)>,
+    /// The zones that it is about; none: all.
+    pub(crate) zones: Vec<Name>,
     pub(crate) ttl_s: u32,
     /// Whether addresses lead back to names.
     pub(crate) reverse: bool,
-    /// Zones in which a name that is there, and not with the type asked for, or not there at all, is asked for elsewhere.
+    /// Zones in which a name that is not there is asked for elsewhere.
     pub(crate) fallthrough: Vec<Name>,
+    /// And one that is there as well, for what is no address.
+    pub(crate) passes_other_types: bool,
 }
 
 impl Default for HostsSettings {
     fn default() -> Self {
-        Self { entries: Vec::new(), ttl_s: 3600, reverse: true, fallthrough: vec![Name::root()] }
+        Self {
+            entries: Vec::new(),
+            zones: Vec::new(),
+            ttl_s: 3600,
+            reverse: true,
+            fallthrough: vec![Name::root()],
+            passes_other_types: true,
+        }
     }
 }
 
@@ -329,6 +340,20 @@ pub(crate) enum Matching {
 pub(crate) struct Rewrite {
     pub(crate) matching: Matching,
     /// Lower case, but for an expression.
+    pub(crate) from: String,
+    pub(crate) to: String,
+    /// The rules behind it are about the other name as well.
+    pub(crate) goes_on: bool,
+    /// What becomes of names in the answer.
+    pub(crate) answers: Vec<AnswerRewrite>,
+}
+
+/// Names in answers that are told as other ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AnswerRewrite {
+    /// Names in what records say, not those of the records.
+    pub(crate) of_values: bool,
+    /// An expression, whose groups the other name may take up.
     pub(crate) from: String,
     pub(crate) to: String,
 }

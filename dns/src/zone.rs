@@ -525,6 +525,11 @@ fn below(origin: &Name, labels: &[&[u8]]) -> Option<Name> {
     name.append_domain(origin).ok()
 }
 
+/// The reverse zones that are a range together: several where it does not end with a label.
+pub(crate) fn reverse_zones(range: IpNet) -> Vec<Name> {
+    arpa::zones(range)
+}
+
 /// The addresses that a reverse name stands for.
 pub(crate) fn range_of_reverse(name: &Name) -> Option<IpNet> {
     match arpa::parse(name)? {

@@ -33,7 +33,7 @@ pub(super) struct Route {
     name: Name,
     forwarder: Option<Arc<Forwarder>>,
     pub(super) hosts: Hosts,
-    pub(super) rewrites: Vec<Rule>,
+    pub(super) rewrites: Vec<Arc<Rule>>,
     templates: Vec<(Template, RegexSet)>,
     pub(super) log: LogClasses,
 }
@@ -115,7 +115,7 @@ impl Route {
             name: settings.name.clone(),
             forwarder,
             hosts: Hosts::new(&settings.hosts),
-            rewrites: settings.rewrites.iter().map(Rule::new).collect(),
+            rewrites: settings.rewrites.iter().map(|rewrite| Arc::new(Rule::new(rewrite))).collect(),
             templates: settings.templates.iter().map(ready).collect(),
             log: settings.log,
         })

@@ -1,11 +1,14 @@
 //! A CoreDNS Corefile, as far as it says what this server can do. What it cannot do is refused by name: a file that is read
 //! in part would answer otherwise than its author meant.
 
+mod import;
+mod rewrite;
 mod syntax;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -13,22 +16,29 @@ use hickory_proto::rr::Name;
 use ipnet::IpNet;
 
 use super::{
-    ForwardSettings, LogClasses, Matching, Prefetch, Problem, Rewrite, ServeStale, Settings, Template,
-    ZoneSettings, values,
+    ForwardSettings, LogClasses, Prefetch, Problem, ServeStale, Settings, Template, ZoneSettings, values,
 };
-use crate::zone::range_of_reverse;
+use crate::zone::{range_of_reverse, reverse_zones};
 use crate::{DnsConfig, hosts};
-use syntax::Directive;
+use import::Importer;
+pub(super) use rewrite::{matching, rewrite};
+use syntax::{Directive, Place};
 
 /// As many questions under way as the process may have sockets for.
 const UNLIMITED: usize = usize::MAX;
 /// The longest that CoreDNS remembers a failure.
 const SERVFAIL_TTL_MAX: Duration = Duration::from_secs(300);
 
+/// The file of addresses that CoreDNS reads where none is named.
+const HOSTS_FILE: &str = "/etc/hosts";
+
 /// Reads a Corefile over `config`.
 pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
-    let mut reader = Reader { problems: Vec::new(), config, names: Vec::new(), kubernetes: false };
-    let servers = syntax::blocks(text, &mut reader.problems);
+    let mut importer = Importer::new(config.file.as_deref().unwrap_or(Path::new("Corefile")));
+    let tokens = importer.read(text);
+    let Importer { files, mut problems, .. } = importer;
+    let servers = syntax::blocks(tokens, &mut problems);
+    let mut reader = Reader { problems, config, names: Vec::new(), stubs: Vec::new(), kubernetes: false };
     let mut zones: Vec<ZoneSettings> = Vec::new();
     for server in &servers {
         for zone in reader.server(server) {
@@ -38,62 +48,37 @@ pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Probl
             zones.push(zone);
         }
     }
-    if servers.is_empty() {
-        reader.problem(1, "the file is empty".to_owned());
+    if servers.is_empty() && reader.problems.is_empty() {
+        reader.problem(Place::START, "the file is empty".to_owned());
     }
     let Reader { problems, config, .. } = reader;
-    if problems.is_empty() { Ok(Settings { config, zones }) } else { Err(problems) }
-}
-
-/// `exact`, `prefix`, `suffix`, `substring` or `regex`.
-pub(super) fn matching(text: &str) -> Result<Matching, String> {
-    match text {
-        "exact" => Ok(Matching::Exact),
-        "prefix" => Ok(Matching::Prefix),
-        "suffix" => Ok(Matching::Suffix),
-        "substring" => Ok(Matching::Substring),
-        "regex" => Ok(Matching::Regex),
-        other => Err(format!("{other:?}: want exact, prefix, suffix, substring or regex")),
+    if problems.is_empty() {
+        return Ok(Settings { config, zones });
     }
-}
-
-/// A rule for names. Names that are matched whole or at their end are absolute.
-pub(super) fn rewrite(matching: Matching, from: &str, to: &str) -> Result<Rewrite, String> {
-    if from.is_empty() {
-        return Err("a rewrite needs a name to start from".to_owned());
-    }
-    if matching == Matching::Regex {
-        let from = values::expression(from)?;
-        return Ok(Rewrite { matching, from, to: to.to_ascii_lowercase() });
-    }
-    let dotted = |text: &str| {
-        let absolute = matches!(matching, Matching::Exact | Matching::Suffix);
-        let text = text.to_ascii_lowercase();
-        if absolute && !text.ends_with('.') { text + "." } else { text }
-    };
-    let (from, to) = (dotted(from), dotted(to));
-    if matching == Matching::Exact {
-        values::name(&from)?;
-        values::name(&to)?;
-    }
-    Ok(Rewrite { matching, from, to })
+    let named = problems.into_iter().map(|(place, what)| {
+        let file = files.get(place.file).filter(|_| place.file > 0).cloned();
+        Problem { file, line: place.line, what }
+    });
+    Err(named.collect())
 }
 
 struct Reader {
-    problems: Vec<Problem>,
+    problems: Vec<(Place, String)>,
     config: DnsConfig,
     /// The zones of the block that is being read.
     names: Vec<Name>,
+    /// Zones below them that the block has asked for elsewhere.
+    stubs: Vec<(Name, ForwardSettings)>,
     /// A block has said what there is to say about the cluster.
     kubernetes: bool,
 }
 
 impl Reader {
-    fn problem(&mut self, line: usize, what: String) {
-        self.problems.push(Problem { line, what });
+    fn problem(&mut self, line: Place, what: String) {
+        self.problems.push((line, what));
     }
 
-    fn take<T>(&mut self, line: usize, parsed: Result<T, String>) -> Option<T> {
+    fn take<T>(&mut self, line: Place, parsed: Result<T, String>) -> Option<T> {
         parsed.map_err(|what| self.problem(line, what)).ok()
     }
 
@@ -113,16 +98,17 @@ impl Reader {
 
     /// A server block: the same settings for each of its zones.
     fn server(&mut self, server: &Directive) -> Vec<ZoneSettings> {
+        if !server.opens {
+            self.problem(server.line, format!("{:?} stands in no block", server.words.join(" ")));
+            return Vec::new();
+        }
         let mut names = Vec::new();
         for word in &server.words {
             let word = word.trim_end_matches(',');
-            // Where the server listens is not the file's affair.
-            let zone = word.strip_prefix("dns://").unwrap_or(word);
-            let zone = zone.rsplit_once(':').map_or(zone, |(zone, _port)| zone);
             if word.contains("://") && !word.starts_with("dns://") {
                 self.problem(server.line, format!("{word:?}: only plain DNS is served"));
             }
-            names.extend(self.take(server.line, values::name(if zone.is_empty() { "." } else { zone })));
+            names.extend(self.take(server.line, zones_of(word)).into_iter().flatten());
         }
         if server.words.is_empty() {
             self.problem(server.line, "a block without a zone".to_owned());
@@ -134,13 +120,22 @@ impl Reader {
         zone.cache.serve_stale = None;
         let mut seen = HashSet::new();
         for directive in &server.body {
-            let repeatable = matches!(directive.name(), "rewrite" | "template");
+            let repeatable = matches!(directive.name(), "rewrite" | "template" | "forward");
             if !repeatable && !seen.insert(directive.name()) {
                 self.problem(directive.line, format!("{:?} is there twice", directive.name()));
             }
             self.directive(directive, &mut zone);
         }
-        names.into_iter().map(|name| ZoneSettings { name, ..zone.clone() }).collect()
+        let stubs = std::mem::take(&mut self.stubs);
+        // They share what the block may remember.
+        zone.cache.bytes_max /= (names.len() + stubs.len()).max(1);
+        let own = names.into_iter().map(|name| ZoneSettings { name, ..zone.clone() });
+        let stubs = stubs.into_iter().map(|(name, forward)| ZoneSettings {
+            name,
+            forward: Some(forward),
+            ..zone.clone()
+        });
+        own.chain(stubs).collect()
     }
 
     fn directive(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
@@ -156,9 +151,8 @@ impl Reader {
                 _ => self.problem(directive.line, "autopath wants @kubernetes".to_owned()),
             },
             "log" => zone.log = self.log(directive),
-            "errors" | "ready" | "health" | "prometheus" | "loop" | "reload" | "loadbalance" => {
-                self.always(directive);
-            }
+            "errors" | "ready" | "health" | "prometheus" | "loop" | "reload" | "loadbalance" | "any"
+            | "bufsize" | "multisocket" => self.always(directive),
             _ => self.unknown(directive, "the plugin"),
         }
     }
@@ -168,8 +162,10 @@ impl Reader {
     fn always(&mut self, directive: &Directive) {
         let (line, args) = (directive.line, directive.args());
         match (directive.name(), &args[..]) {
-            ("errors" | "loop", [])
-            | ("ready" | "health" | "prometheus", [] | [_])
+            ("errors" | "loop" | "any" | "multisocket", [])
+            | ("ready" | "health" | "prometheus" | "multisocket", [] | [_])
+            // What fits an IPv6 packet that no link has to fragment.
+            | ("bufsize", [] | ["1232"])
             | ("loadbalance", [] | ["round_robin"])
             | ("reload", [] | ["off"]) => {}
             ("reload", durations @ ([_] | [_, _])) => {
@@ -214,7 +210,7 @@ impl Reader {
 
     /// The zones that the cluster answers for: its own, and ranges of addresses.
     fn cluster_zones(&mut self, directive: &Directive) -> Vec<IpNet> {
-        let mut texts: Vec<String> = directive.args().iter().map(ToString::to_string).collect();
+        let mut texts: Vec<String> = directive.args().iter().map(|arg| arg.to_ascii_lowercase()).collect();
         if texts.is_empty() {
             // Those of the block.
             texts = self.names.iter().filter(|name| !name.is_root()).map(Name::to_ascii).collect();
@@ -231,6 +227,7 @@ impl Reader {
                 "ip6.arpa" => reverse.extend("::/0".parse::<IpNet>()),
                 zone => match range_of_reverse(&name) {
                     Some(range) => reverse.push(range),
+                    None if zones.iter().any(|known| known == zone) => {}
                     None => zones.push(zone.to_owned()),
                 },
             }
@@ -296,9 +293,13 @@ impl Reader {
         if args.len() < 2 {
             return self.problem(directive.line, "forward wants FROM and TO".to_owned());
         }
-        let is_the_block = |from: Name| self.names.iter().all(|name| *name == from);
-        if args[0] != "." && !values::name(args[0]).is_ok_and(is_the_block) {
-            self.problem(directive.line, format!("forward from {:?}: give it a block of its own", args[0]));
+        let Some(from) = self.take(directive.line, values::name(args[0])) else { return };
+        let is_whole = from.is_root() || self.names.iter().all(|name| *name == from);
+        if !is_whole && !self.names.iter().all(|name| name.zone_of(&from)) {
+            self.problem(directive.line, format!("forward from {:?}: the block is not about it", args[0]));
+        }
+        if is_whole && zone.forward.is_some() {
+            self.problem(directive.line, "\"forward\" is there twice".to_owned());
         }
         for to in &args[1..] {
             forward.upstreams.extend(self.take(directive.line, values::upstreams(to)).into_iter().flatten());
@@ -338,7 +339,11 @@ impl Reader {
                 _ => self.unknown(option, "the option of forward"),
             }
         }
-        zone.forward = Some(forward);
+        if is_whole {
+            zone.forward = Some(forward);
+        } else {
+            self.stubs.push((from, forward));
+        }
     }
 
     /// How often: what stands behind it changes what is asked, not when, and any answer will do.
@@ -455,18 +460,11 @@ impl Reader {
         stale
     }
 
+    /// `hosts [FILE [ZONES…]]`, and lines of addresses. Where there is neither, it is the machine's own file.
     fn hosts(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
         let table = &mut zone.hosts;
         table.fallthrough.clear();
-        let args = directive.args();
-        match args[..] {
-            [] => {}
-            [file] => match std::fs::read_to_string(file) {
-                Ok(text) => table.entries = hosts::parse(&text),
-                Err(error) => self.problem(directive.line, format!("cannot read {file}: {error}")),
-            },
-            _ => self.problem(directive.line, "hosts for some names only is not supported".to_owned()),
-        }
+        table.passes_other_types = false;
         for option in &directive.body {
             match option.name() {
                 "fallthrough" => {
@@ -475,6 +473,7 @@ impl Reader {
                         table.fallthrough.extend(self.take(option.line, values::name(zone)));
                     }
                 }
+                "fallthrough_unsupported" if option.args().is_empty() => table.passes_other_types = true,
                 "no_reverse" if option.args().is_empty() => table.reverse = false,
                 "ttl" => {
                     let ttl = |text: &str| match text.parse() {
@@ -493,23 +492,16 @@ impl Reader {
                 _ => self.unknown(option, "the option of hosts"),
             }
         }
-    }
-
-    fn rewrite(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
-        let mut args = directive.args();
-        if args.first() == Some(&"stop") {
-            args.remove(0);
+        let args = directive.args();
+        let file = args.first().copied().or(table.entries.is_empty().then_some(HOSTS_FILE));
+        match file.map(|file| (file, std::fs::read_to_string(file))) {
+            Some((_, Ok(text))) => table.entries.extend(hosts::parse(&text)),
+            Some((file, Err(error))) => self.problem(directive.line, format!("cannot read {file}: {error}")),
+            None => {}
         }
-        if args.ends_with(&["answer", "auto"]) {
-            args.truncate(args.len() - 2);
+        for text in args.iter().skip(1) {
+            table.zones.extend(self.take(directive.line, zones_of(text)).into_iter().flatten());
         }
-        let parsed = match args[..] {
-            ["name", from, to] => rewrite(Matching::Exact, from, to),
-            ["name", how, from, to] => matching(how).and_then(|matching| rewrite(matching, from, to)),
-            _ if !directive.body.is_empty() => Err("a block of rewrite is not supported".to_owned()),
-            _ => Err("only `rewrite [stop] name [exact|prefix|suffix|substring|regex] FROM TO [answer auto]` is supported".to_owned()),
-        };
-        zone.rewrites.extend(self.take(directive.line, parsed));
     }
 
     /// Names that get a code: what is done against the questions of search paths.
@@ -551,5 +543,16 @@ impl Reader {
             self.problem(directive.line, "template wants rcode".to_owned());
         }
         zone.templates.push(template);
+    }
+}
+
+/// The zones of a word: `example.org`, `example.org:53`, `10.0.0.0/17`. Where the server listens is not the file's affair.
+fn zones_of(word: &str) -> Result<Vec<Name>, String> {
+    let zone = word.strip_prefix("dns://").unwrap_or(word);
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let zone = zone.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(zone, |(zone, _)| zone);
+    match zone.parse::<IpNet>() {
+        Ok(range) => Ok(reverse_zones(range)),
+        Err(_) => values::name(if zone.is_empty() { "." } else { zone }).map(|name| vec![name]),
     }
 }

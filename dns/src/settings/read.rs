@@ -19,6 +19,8 @@ use crate::{DnsConfig, DnsError};
 /// Something that is wrong with a settings file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// The file, where it is one that the settings file imports.
+    pub file: Option<String>,
     /// The line, from 1.
     pub line: usize,
     /// What is wrong there.
@@ -27,6 +29,9 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{file}, ")?;
+        }
         write!(f, "line {}: {}", self.line, self.what)
     }
 }
@@ -89,7 +94,7 @@ impl Reader<'_> {
     fn problem(&mut self, span: &Range<usize>, what: String) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = 1 + before.matches('\n').count();
-        self.problems.push(Problem { line, what });
+        self.problems.push(Problem { file: None, line, what });
     }
 
     fn unknown<T>(&mut self, key: &Spanned<T>, name: &str, known: &str) {

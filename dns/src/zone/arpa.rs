@@ -61,6 +61,13 @@ pub(super) fn apex(range: IpNet) -> Option<Name> {
     Name::from_ascii(name).ok()
 }
 
+/// The reverse zones that are `range` together.
+pub(super) fn zones(range: IpNet) -> Vec<Name> {
+    let label_bits = if range.addr().is_ipv4() { OCTET_BITS } else { NIBBLE_BITS };
+    let whole = range.prefix_len().div_ceil(label_bits) * label_bits;
+    range.trunc().subnets(whole).into_iter().flatten().filter_map(apex).collect()
+}
+
 fn v4(addr: Ipv4Addr, labels: u8) -> String {
     let octets = addr.octets();
     let labels = octets.iter().take(labels.into()).rev().map(|octet| format!("{octet}."));
@@ -124,6 +131,18 @@ mod tests {
         assert_eq!(apex("10.96.0.0/16"), "96.10.in-addr.arpa.");
         assert_eq!(apex("10.96.0.0/12"), "10.in-addr.arpa.");
         assert_eq!(apex("fd00:10:96::/48"), "6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.");
+    }
+
+    #[test]
+    fn zones_of_a_range() {
+        let zones = |range: &str| {
+            zones(range.parse().unwrap()).iter().map(Name::to_ascii).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(zones("10.96.0.0/16"), "96.10.in-addr.arpa.");
+        assert_eq!(zones("10.96.0.1/15"), "96.10.in-addr.arpa. 97.10.in-addr.arpa.");
+        assert_eq!(zones("0.0.0.0/0"), "in-addr.arpa.");
+        assert_eq!(zones("192.0.2.1/32"), "1.2.0.192.in-addr.arpa.");
+        assert_eq!(zones("fd00:10::/31"), "0.1.0.0.0.0.d.f.ip6.arpa. 1.1.0.0.0.0.d.f.ip6.arpa.");
     }
 
     proptest! {

@@ -1,6 +1,8 @@
 //! What a Corefile's options come out as.
 
 use super::*;
+use crate::PodRecords;
+use crate::settings::Matching;
 
 fn settings(text: &str) -> Settings {
     parse(text, DnsConfig::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -50,6 +52,27 @@ fn options_of_forward() {
     assert_eq!(forward("expire 1.5s\nprefer_udp\nmax_fails 7").max_fails, 7);
     let own = settings("example.org {\n forward example.org. 192.0.2.1\n}");
     assert!(own.zones[0].forward.is_some());
+}
+
+/// Stub domains in the block of everything else: what else it says holds for them, too.
+#[test]
+fn zones_that_are_forwarded_elsewhere() {
+    let zones = settings(
+        ". {\n forward corp.example 192.0.2.1\n forward . 192.0.2.2\n forward lab.corp.example 192.0.2.3\n cache 30\n log\n}",
+    )
+    .zones;
+    let told: Vec<String> = zones
+        .iter()
+        .map(|zone| format!("{} {}", zone.name, zone.forward.as_ref().unwrap().upstreams[0].address))
+        .collect();
+    assert_eq!(told, [". 192.0.2.2:53", "corp.example. 192.0.2.1:53", "lab.corp.example. 192.0.2.3:53"]);
+    let whole = DnsConfig::default().cache_bytes;
+    assert!(zones.iter().all(|zone| zone.cache.bytes_max == whole / 3 && zone.log == LogClasses::ALL));
+    let text = "a.example {\n forward b.example 192.0.2.1\n}";
+    assert_eq!(
+        parse(text, DnsConfig::default()).unwrap_err()[0].to_string(),
+        "line 2: forward from \"b.example\": the block is not about it"
+    );
 }
 
 #[test]
@@ -118,15 +141,28 @@ fn what_would_not_hold_is_refused() {
         "forward . 192.0.2.1 {\n failover NXDOMAIN\n}",
         "forward . 192.0.2.1 {\n tls_servername a b\n}",
         "forward . 192.0.2.1 {\n tls_servername a..b\n}",
-        "forward example.org 192.0.2.1",
+        "forward . 192.0.2.1\nforward . 192.0.2.2",
+        "forward a.example 192.0.2.1\nforward a.example 192.0.2.2",
+        "forward a..example 192.0.2.1",
         "cache 30 {\n serve_stale 1h immediate 30s 30s\n}",
         "cache 30 {\n disable errors\n}",
         "cache 30 {\n success 5000 3600 10 12\n}",
         "cache 30 {\n prefetch 10 1m 200%\n}",
         "cache 30 {\n servfail 10m\n}",
         "cache 30 example.org",
-        "rewrite continue name a b",
-        "rewrite {\n name a b\n}",
+        "rewrite continue name",
+        "rewrite {\n name a b\n ttl a 5\n}",
+        "rewrite name exact a b {\n answer auto\n}",
+        "rewrite name exact a b auto",
+        "rewrite name exact a b answer",
+        "rewrite name exact a b answer name (x y",
+        "rewrite name exact a b answer name ( y",
+        "rewrite ttl a.example 30",
+        "bufsize 4096",
+        "import",
+        "import /nowhere/at/all",
+        "hosts /nowhere/at/all",
+        "hosts /etc/hosts a..b",
         "rewrite name regex ( x",
         "rewrite type A AAAA",
         "bind 127.0.0.1",
@@ -137,4 +173,152 @@ fn what_would_not_hold_is_refused() {
     }
     let twice = "a.example {\n kubernetes\n}\nb.example {\n kubernetes\n}";
     assert!(parse(twice, DnsConfig::default()).is_err());
+}
+
+#[test]
+fn rewrites_of_answers() {
+    let rules = zone(
+        "rewrite stop {\n name regex ^(.*)[.]a[.]$ {1}.b\n answer name (.*)[.]b[.] {1}.a\n answer value X y\n}\n\
+         rewrite continue name suffix .c .d answer auto value (.*) z\nrewrite name e f answer auto",
+    )
+    .rewrites;
+    let answers = |at: usize| {
+        let rules = rules[at].answers.iter();
+        rules.map(|rule| format!("{} {} {}", rule.of_values, rule.from, rule.to)).collect::<Vec<_>>()
+    };
+    assert_eq!(answers(0), ["false (.*)[.]b[.] {1}.a", "true X y"]);
+    assert_eq!(answers(1), ["true (.*) z"]);
+    assert!(answers(2).is_empty());
+    assert_eq!(rules.iter().map(|rule| rule.goes_on).collect::<Vec<_>>(), [false, true, false]);
+}
+
+#[test]
+fn zones_of_blocks() {
+    let names = |text: &str| {
+        let names: Vec<String> = settings(text).zones.iter().map(|zone| zone.name.to_ascii()).collect();
+        names.join(" ")
+    };
+    assert_eq!(
+        names("A.example:53, b.example dns://c.example:1053 {\n}"),
+        "a.example. b.example. c.example."
+    );
+    assert_eq!(names("a.example,\nb.example {\n}"), "a.example. b.example.");
+    assert_eq!(names("10.96.0.0/15:53 {\n}"), "96.10.in-addr.arpa. 97.10.in-addr.arpa.");
+    assert_eq!(names("fd00::/8 {\n}"), "d.f.ip6.arpa.");
+    let refused = |text: &str| parse(text, DnsConfig::default()).unwrap_err()[0].to_string();
+    assert_eq!(refused("forward . 192.0.2.1"), "line 1: \"forward . 192.0.2.1\" stands in no block");
+    assert_eq!(refused("tls://a.example {\n}"), "line 1: \"tls://a.example\": only plain DNS is served");
+}
+
+/// Text that comes from elsewhere stands where it is imported, and its mistakes are named with its own name.
+#[test]
+fn imports() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let read = |text: &str| {
+        let config = DnsConfig { file: Some(dir.path().join("Corefile")), ..DnsConfig::default() };
+        let refused = |problems: Vec<Problem>| {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            lines.join("\n").replace(&dir.path().display().to_string(), "DIR")
+        };
+        parse(text, config).map_err(refused)
+    };
+    std::fs::create_dir(dir.path().join("custom")).unwrap();
+    std::fs::create_dir(dir.path().join("custom/not-a-file.server")).unwrap();
+    write("custom/a.override", "log\n");
+    write("custom/b.override", "hosts {\n 192.0.2.1 db.example\n fallthrough\n}");
+    write("custom/stub.server", "corp.example {\n import ups\n}\n");
+    let text = "(ups) {\n forward . 192.0.2.53 {\n  max_fails 7\n }\n}\n.:53 {\n import ups\n import custom/*.override\n}\n\
+                import custom/*.server\nimport custom/*.none\nimport [a-z]ustom/?.server\n";
+    let whole = read(text).unwrap();
+    let names: Vec<String> = whole.zones.iter().map(|zone| zone.name.to_ascii()).collect();
+    assert_eq!(names, [".", "corp.example."]);
+    assert_eq!((whole.zones[0].log, whole.zones[0].hosts.entries.len()), (LogClasses::ALL, 1));
+    for zone in &whole.zones {
+        assert_eq!(zone.forward.as_ref().unwrap().max_fails, 7);
+    }
+    write("custom/c.override", "# a remark\n\nsurprise\n");
+    assert_eq!(
+        read(text).unwrap_err(),
+        "DIR/custom/c.override, line 3: the plugin \"surprise\" is not supported"
+    );
+    write("custom/c.override", "import custom/c.override\nimport custom/c.override\n");
+    assert!(read(text).unwrap_err().contains("line 1: \"custom/c.override\" is imported again and again"));
+    assert_eq!(
+        read(". {\n}\nimport gone.server\nimport a b\n").unwrap_err(),
+        "line 3: cannot import DIR/gone.server: No such file or directory (os error 2)\n\
+         line 4: \"import\" wants one file or snippet"
+    );
+}
+
+/// The files that clusters come with, in our own words: whoever moves from one takes it along, or is told what not.
+#[test]
+fn what_clusters_come_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let node_hosts = dir.path().join("NodeHosts");
+    std::fs::write(&node_hosts, "192.0.2.11 node-one\n192.0.2.12 node-two\n").unwrap();
+    let common = |kubernetes: &str, more: &str| {
+        format!(
+            ".:53 {{\n errors\n health {{\n  lameduck 5s\n }}\n ready\n kubernetes {kubernetes} {{\n  pods insecure\n  fallthrough \
+             in-addr.arpa ip6.arpa\n  ttl 30\n }}\n prometheus :9153\n forward . 192.0.2.53 {{\n  max_concurrent 1000\n }}\n loop\n \
+             reload\n loadbalance\n{more}\n}}\n"
+        )
+    };
+    let usual = "cluster.local in-addr.arpa ip6.arpa";
+    let hosts =
+        format!("cache 30\nhosts {} {{\n ttl 60\n reload 15s\n fallthrough\n}}\n", node_hosts.display());
+    let files = [
+        (
+            "kubeadm",
+            common(usual, "cache 30 {\n disable success cluster.local\n disable denial cluster.local\n}"),
+        ),
+        ("k3s", common(usual, &format!("{hosts}import {0}/custom/*.override", dir.path().display()))),
+        ("RKE2", common(&format!("cluster.local {usual}"), "cache 30")),
+        ("kops", common("cluster.local. in-addr.arpa ip6.arpa", "cache 30")),
+        ("minikube", common(usual, "log\ncache 30\nhosts {\n 192.0.2.1 host.internal\n fallthrough\n}")),
+        ("Talos", common(usual, "log . {\n class error\n}\ncache 30 {\n denial 9984 30\n}")),
+        (
+            "AKS",
+            common(
+                usual,
+                "cache 30\ntemplate ANY ANY cloud.internal {\n match \"^(?:[^.]+\\.){4,}cloud\\.internal\\.$\"\n rcode NXDOMAIN\n \
+                 fallthrough\n}\nimport custom/*.override",
+            ) + "import custom/*.server\n",
+        ),
+    ];
+    for (whose, text) in &files {
+        let config = DnsConfig { file: Some(dir.path().join("Corefile")), ..DnsConfig::default() };
+        let read = parse(text, config).unwrap_or_else(|problems| panic!("{whose}: {problems:?}"));
+        let DnsConfig { zone, pod_records, ttl_s, fallthrough, .. } = &read.config;
+        assert_eq!(
+            (zone.trim_end_matches('.'), *pod_records, *ttl_s),
+            ("cluster.local", PodRecords::Insecure, 30)
+        );
+        assert_eq!(*fallthrough, ["in-addr.arpa.", "ip6.arpa."], "{whose}");
+        let root = &read.zones[0];
+        assert_eq!(root.forward.as_ref().unwrap().max_concurrent, 1000, "{whose}");
+        assert_eq!(root.cache.ttl_max, Duration::from_secs(30), "{whose}");
+        let hosts = match *whose {
+            "k3s" => 2,
+            "minikube" => 1,
+            _ => 0,
+        };
+        assert_eq!(root.hosts.entries.len(), hosts, "{whose}");
+    }
+    // With names of pods verified and the search path walked, as some managed clusters have it.
+    let managed = common(usual, "cache 30\nautopath @kubernetes").replace("pods insecure", "pods verified");
+    let read = settings(&managed).config;
+    assert_eq!((read.pod_records, read.autopath), (PodRecords::Verified, true));
+
+    let refused = |text: &str| {
+        let problems = parse(text, DnsConfig::default()).unwrap_err();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    // A cache on each node is what every node has here, at the addresses that its agent says.
+    let node_local = "cluster.local:53 {\n errors\n cache {\n  success 9984 30\n  denial 9984 5\n }\n reload\n loop\n bind \
+                      169.254.20.10 10.96.0.10\n forward . 10.96.0.10 {\n  force_tcp\n }\n prometheus :9253\n health 169.254.20.10:8080\n}\n";
+    assert_eq!(refused(node_local), ["line 9: the plugin \"bind\" is not supported"]);
+    let other = ".:5353 {\n bufsize 1232\n errors\n forward . 192.0.2.53 {\n  policy sequential\n }\n cache 900 {\n  denial 9984 30\n \
+                 }\n}\nhostname.bind:5353 {\n chaos\n}\n";
+    assert_eq!(refused(other), ["line 12: the plugin \"chaos\" is not supported"]);
 }
