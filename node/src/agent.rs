@@ -9,6 +9,7 @@ use std::time::Duration;
 use ::http::header::{HeaderValue, USER_AGENT};
 use jiff::Timestamp;
 use prometheus::Registry;
+use prometheus::process_collector::ProcessCollector;
 use seaway_model::Snapshot;
 use seaway_proxy::dataplane::userspace::WorkerConfig;
 use tokio::net::TcpStream;
@@ -90,6 +91,10 @@ pub async fn run(mut config: NodeConfig, shutdown: CancellationToken) -> Result<
         std::fs::create_dir_all(&path).map_err(|source| NodeError::Directory { path, source })?;
     }
     let registry = Registry::new();
+    // Memory, CPU time, files: dashboards of CoreDNS and kube-proxy show them.
+    registry
+        .register(Box::new(ProcessCollector::for_self()))
+        .map_err(|source| NodeError::Metrics { part: "process", source })?;
     let dns_metrics = config.dns.then(|| seaway_dns::Metrics::new(&registry)).transpose();
     let dns_metrics = dns_metrics.map_err(|source| NodeError::Metrics { part: "dns", source })?;
     let client = client(&config, dns_metrics.clone()).await?;

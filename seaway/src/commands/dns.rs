@@ -36,6 +36,7 @@ async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
         ..DnsConfig::default()
     };
     let registry = prometheus::Registry::new();
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let metrics = seaway_dns::Metrics::new(&registry)?;
     let credentials = crate::cluster::bringup::client_config(&args.kubeconfig).await?;
     let client = seaway_watch::observed_client(credentials, seaway_node::counting_requests(metrics.clone()))?;
