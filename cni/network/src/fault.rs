@@ -41,7 +41,8 @@ pub use armed::{Killed, arm, hurry};
 
 use std::time::Duration;
 
-/// Before each write of a file and each netlink request.
+/// Before each change of a file (`disk`), each netlink request that changes something (`Netlink::flush`), and each of
+/// nftables.
 pub(crate) fn step() {
     #[cfg(feature = "faults")]
     armed::step();

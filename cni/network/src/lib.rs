@@ -5,8 +5,11 @@
 //! synchronously, and the node agent, which reconciles for as long as it runs ([`run`]). Everything here is
 //! therefore synchronous; [`run`] alone knows tokio. The plugin is built without the agent's part (feature `node`).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests are broken off by nobody"))]
+
 #[cfg(feature = "node")]
 mod config;
+mod disk;
 pub mod fault;
 mod hash;
 pub mod ipam;

@@ -148,6 +148,8 @@ pub struct Netlink {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// What stands in the buffer changes something.
+    changes: bool,
 }
 
 impl std::fmt::Debug for Netlink {
@@ -167,7 +169,7 @@ impl Netlink {
         socket.set_ext_ack(true).map_err(failed("set NETLINK_EXT_ACK"))?;
         // Lets the kernel filter dumps (by link, protocol, table) instead of us.
         socket.set_netlink_get_strict_chk(true).map_err(failed("set NETLINK_GET_STRICT_CHK"))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_SIZE] })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_SIZE], changes: false })
     }
 
     /// Opens a socket in `namespace`. Only the opening takes place there; the socket may then be used anywhere.
@@ -177,7 +179,6 @@ impl Netlink {
 
     /// Sends a request and waits for its acknowledgement.
     pub fn execute(&mut self, request: Request) -> Result<()> {
-        crate::fault::step();
         let Request { message, write, action, object } = request;
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | write.flags())?;
         self.receive(action, &object, &mut |_| {}).map(|_| ())
@@ -185,7 +186,6 @@ impl Netlink {
 
     /// As [`Self::execute`], and returns what the kernel says that it made. Older ones say nothing.
     fn execute_echoed(&mut self, request: Request) -> Result<Option<RouteNetlinkMessage>> {
-        crate::fault::step();
         let Request { message, write, action, object } = request;
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO | write.flags())?;
         let mut echo = None;
@@ -236,6 +236,7 @@ impl Netlink {
 
     /// Writes a message into the buffer behind what stands there already. Returns where the next one begins.
     fn put(&mut self, message: RouteNetlinkMessage, flags: u16, at: usize) -> usize {
+        self.changes |= !is_question(&message);
         self.sequence = self.sequence.wrapping_add(1);
         let mut packet = NetlinkMessage::from(message);
         packet.header.flags = flags;
@@ -252,7 +253,13 @@ impl Netlink {
         end
     }
 
+    /// Sends what stands in the buffer. Whatever is asked of the kernel comes through here: tests break the work off
+    /// before each change.
+    #[expect(clippy::disallowed_methods, reason = "this is the place for it")]
     fn flush(&mut self, length: usize) -> Result<()> {
+        if std::mem::take(&mut self.changes) {
+            crate::fault::step();
+        }
         self.socket
             .send(&self.buffer[..length], 0)
             .map_err(|source| NetlinkError::Socket { action: "send", source })?;
@@ -322,6 +329,19 @@ impl Netlink {
 enum Consistency {
     Whole,
     Interrupted,
+}
+
+/// Whether a message changes nothing.
+fn is_question(message: &RouteNetlinkMessage) -> bool {
+    use RouteNetlinkMessage as Message;
+    matches!(
+        message,
+        Message::GetLink(_)
+            | Message::GetAddress(_)
+            | Message::GetRoute(_)
+            | Message::GetNeighbour(_)
+            | Message::GetQueueDiscipline(_)
+    )
 }
 
 fn read_u32(bytes: &[u8]) -> u32 {

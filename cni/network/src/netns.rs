@@ -9,7 +9,7 @@
 mod spawn;
 pub mod sysctl;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -23,6 +23,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use thiserror::Error;
 
 pub use spawn::join_cgroup;
+
+use crate::{disk, lock};
 
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system that namespace files live in.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -93,9 +95,9 @@ impl Namespace {
     pub fn create(directory: &Path, name: &str) -> Result<Self, NetnsError> {
         let path = directory.join(name);
         let failed = |source| NetnsError::Create { path: path.clone(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(_) => {}
+        disk::create_directory(directory).map_err(failed)?;
+        match disk::create_new(&path) {
+            Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(NetnsError::Exists { path });
             }
@@ -108,7 +110,7 @@ impl Namespace {
         });
         if made.is_err() {
             // The error that led here is the one to report.
-            drop(fs::remove_file(&path));
+            drop(disk::remove(&path));
         }
         made
     }
@@ -176,7 +178,7 @@ impl Namespace {
         let failed = |source| NetnsError::Open { path: self.path.clone(), source };
         // A lock is of one opening of the file: duplicates of the descriptor would share it.
         let own = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        let held = File::open(own).and_then(|file| crate::lock::exclusive(file, limit)).map_err(failed)?;
+        let held = File::open(own).and_then(|file| lock::exclusive(file, limit)).map_err(failed)?;
         Ok(held.map(|file| NamespaceLock { _file: file }))
     }
 
@@ -239,11 +241,7 @@ pub fn delete(directory: &Path, name: &str) -> Result<bool, NetnsError> {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(failed(error.into())),
     }
-    match fs::remove_file(&path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed(error)),
-    }
+    disk::remove(&path).map_err(failed)
 }
 
 fn loopback_up() -> crate::netlink::Result<()> {

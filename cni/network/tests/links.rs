@@ -1,6 +1,6 @@
 //! Nodes that are not on one link: routes to some and VXLAN to others, underlays of either family, addresses that
 //! change, devices with other names, and other agents' rules on the way.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test helpers")]
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};

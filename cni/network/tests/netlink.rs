@@ -1,5 +1,5 @@
 //! The netlink and namespace calls against the real kernel, in namespaces that the test makes and removes.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test helpers")]
 
 use std::os::fd::AsFd;
 

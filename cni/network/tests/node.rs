@@ -1,6 +1,6 @@
 //! The node part on nodes that are network namespaces: pods reach each other across nodes, and the kernel follows
 //! the snapshot whatever happens to it.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test helpers")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -8,7 +8,7 @@
 //!
 //! It runs in a network namespace of its own; a mutated configuration is carried out only if its data stays in a
 //! directory of this run.
-#![allow(clippy::unwrap_used, reason = "a finding ends the run")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a finding ends the run")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd};

@@ -3,7 +3,7 @@
 //! containerd runs in a node's namespace with a root, a state and a socket of its own below the lab's directory; its
 //! pause image is made here from a program without a system around it. CRI is gRPC; the few messages that are needed
 //! are written by hand.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test helpers")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,15 +2,16 @@
 //! next start completes what was begun, and nothing is left twice.
 //!
 //! One test, because the place where the work is broken off is one for the process.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test helpers")]
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use seaway_cni_network::ipam::{Ipam, Owner, Range};
-use seaway_cni_network::netlink::{Route, RouteQuery};
+use seaway_cni_network::ipam::{Ipam, Owner, Range, Request};
+use seaway_cni_network::netlink::{Netlink, Route, RouteQuery, Vxlan};
 use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::pod::{Attachment, Bandwidth, RETIRED_GROUP, Wiring};
 use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, fault, run_with};
@@ -96,7 +97,10 @@ fn state(node: &LabNode) -> BTreeMap<&'static str, String> {
     let device = netlink.link("seaway-vxlan").unwrap();
     let entries = device.as_ref().map(|device| netlink.fdb(device.index).unwrap().len());
     let retired = netlink.links().unwrap().iter().filter(|link| link.group == RETIRED_GROUP).count();
-    let owners = Ipam::open(&node.state_dir().join("ipam"), "seaway").unwrap().owners().unwrap();
+    // Without opening the reservations, which takes a step itself.
+    let owners = std::fs::read_dir(node.state_dir().join("ipam/seaway/owners")).into_iter().flatten();
+    let owners: Vec<String> =
+        owners.flatten().map(|owner| owner.file_name().into_string().unwrap()).collect();
     let read = |path: &str| std::fs::read_to_string(node.state_dir().join(path)).unwrap_or_default();
     let mut files: Vec<PathBuf> = ["net.d", "bin"]
         .iter()
@@ -108,22 +112,57 @@ fn state(node: &LabNode) -> BTreeMap<&'static str, String> {
         ("routes", routes.join(" ")),
         ("device", format!("{:?} {entries:?}", device.map(|link| (link.up, link.mtu, link.alias)))),
         ("retired", retired.to_string()),
-        ("owners", owners.iter().map(|(owner, _)| owner.to_string()).collect::<Vec<_>>().join(" ")),
+        ("owners", owners.join(" ")),
         ("files", format!("{files:?}")),
         ("plugin", read("bin/seaway-cni")),
         ("conflist", read("net.d/10-seaway.conflist")),
         ("ready", read("ipam/.ready")),
+        ("former", format!("{:?}", netlink.link("former").unwrap())),
+        ("mtus", mtus(node)),
         ("rules", node.ok(&["nft", "list", "ruleset"])),
     ])
 }
 
-/// What somebody, and calls of the plugin, have left: a route to a node that is gone, a reservation whose pod is gone, and
-/// a link that is done with.
+/// A pod that runs, from a time when the MTU was another.
+fn add_running(node: &LabNode) {
+    let pod = Namespace::anonymous().unwrap();
+    let netns = format!("/proc/{}/fd/{}", std::process::id(), pod.as_fd().as_raw_fd());
+    let pools = [vec![Range::new("10.244.1.0/24".parse().unwrap())]];
+    let mut ipam = Ipam::open(&node.state_dir().join("ipam"), "seaway").unwrap();
+    let request = Request { netns: Some(&netns), ..Request::default() };
+    let addresses = ipam.reserve_for(&Owner::new("runs", "eth0"), &pools, request).unwrap().addresses;
+    drop(ipam);
+    let wiring = Wiring { addresses, mtu: Some(1400), mac: None, bandwidth: Bandwidth::default() };
+    node.run(|| Attachment::new("seaway", "runs", "eth0").wire(&pod, &wiring).unwrap());
+    // It lives as long as the process.
+    std::mem::forget(pod);
+}
+
+/// The MTU of both ends of the pod that runs.
+fn mtus(node: &LabNode) -> String {
+    let link = node.netlink().unwrap().link(&Attachment::new("seaway", "runs", "eth0").host_link()).unwrap();
+    let Some(link) = link else { return String::new() };
+    let directory = node.state_dir().join("ipam");
+    let held = Ipam::peek(&directory, "seaway", &Owner::new("runs", "eth0")).unwrap();
+    let pod = Namespace::open(held.netns.unwrap().as_ref()).unwrap();
+    let end = Netlink::open_in(&pod).unwrap().link("eth0").unwrap().unwrap();
+    format!("{} {}", link.mtu, end.mtu)
+}
+
+/// What somebody, a former agent with other settings and calls of the plugin have left: a route to a node that is gone, a
+/// device, a pod that runs, a reservation whose pod is gone, and a link that is done with.
 fn spoil(node: &LabNode) {
     let mut netlink = node.netlink().unwrap();
     let eth0 = netlink.link("eth0").unwrap().unwrap();
     let stale = Route { protocol: PROTOCOL, ..Route::to("10.244.9.0/24".parse().unwrap()) };
     netlink.replace_route(&stale.via("172.30.0.99".parse().unwrap()).on(eth0.index)).unwrap();
+    if netlink.link("former").unwrap().is_none() {
+        let (local, link) = (node.addresses()[0], Some(eth0.index));
+        let former = Vxlan { name: "former", vni: 9, port: 8472, local, link, mac: None, mtu: Some(1450) };
+        let former = netlink.create_vxlan(&former).unwrap();
+        netlink.set_alias(former.index, "seaway:vxlan").unwrap();
+    }
+    add_running(node);
     let pools = [vec![Range::new("10.244.1.0/24".parse().unwrap())]];
     let mut ipam = Ipam::open(&node.state_dir().join("ipam"), "seaway").unwrap();
     ipam.reserve(&Owner::new("leaked", "eth0"), &pools).unwrap();
@@ -144,7 +183,12 @@ fn every_step_of_the_agent_may_be_the_last() {
     let lab = Lab::new(1).unwrap();
     let node = lab.node(0);
     spoil(node);
-    let clean = |state: &BTreeMap<&str, String>| state["retired"] == "0" && state["owners"].is_empty();
+    let clean = |state: &BTreeMap<&str, String>| {
+        state["retired"] == "0"
+            && state["owners"] == "runs:eth0"
+            && state["mtus"] == "1450 1450"
+            && state["former"] == "None"
+    };
     assert!(!run_until(node, || clean(&state(node)) && !state(node)["conflist"].is_empty()));
     let whole = state(node);
     assert!(whole["rules"].contains("masquerade") && whole["plugin"] == "a plugin", "{whole:#?}");

@@ -1,5 +1,5 @@
 //! The executable, called as a container runtime does, on nodes that are network namespaces.
-#![allow(clippy::unwrap_used, reason = "test helpers")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test helpers")]
 
 #[path = "support/runtime.rs"]
 mod runtime;

@@ -1,14 +1,14 @@
 //! The few things that the store does with files, as a trait: tests have an implementation that fails or stops
 //! anywhere.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{FilesResult, IpamError};
-use crate::{fault, lock};
+use crate::{disk, fault, lock};
 
 /// How long the lock is waited for. A holder needs less than a millisecond for itself.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -48,14 +48,17 @@ impl DirectoryFiles {
 
     /// As [`Self::lock`], but gives up after `wait`.
     pub(super) fn lock_within(directory: &Path, wait: Duration) -> FilesResult<Self> {
-        let missing = |below: &&str| !directory.join(below).is_dir();
-        for below in DIRECTORIES.into_iter().filter(missing) {
+        for below in DIRECTORIES {
             let path = directory.join(below);
-            fs::create_dir_all(&path).map_err(|source| IpamError::Io { action: "create", path, source })?;
+            disk::create_directory(&path).map_err(|source| IpamError::Io {
+                action: "create",
+                path,
+                source,
+            })?;
         }
         let path = directory.join("lock");
         let failed = |source| IpamError::Io { action: "lock", path: path.clone(), source };
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let file = disk::open(&path).map_err(failed)?;
         let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         match lock::exclusive(file, wait).map_err(failed)? {
             Some(lock) => Ok(Self { directory: directory.to_owned(), _lock: lock }),
@@ -85,12 +88,9 @@ impl Files for DirectoryFiles {
     }
 
     fn replace(&mut self, name: &str, content: &str) -> FilesResult<()> {
-        fault::step();
         // Under the lock there is one writer, so one name does for what is being written.
         let new = self.directory.join("new");
-        let written = File::create(&new)
-            .and_then(|mut file| file.write_all(content.as_bytes()))
-            .and_then(|()| fs::rename(&new, self.directory.join(name)));
+        let written = disk::replace(&self.directory.join(name), &new, content.as_bytes());
         written.map_err(self.failed("write", name))
     }
 
@@ -109,23 +109,17 @@ impl Files for DirectoryFiles {
     /// Overwriting in place costs a fraction of truncating or renaming, which make the file system write at once. A
     /// record lies within one page, and so is written whole or not at all by a process that is killed.
     fn set_record(&mut self, name: &str, number: u64, text: &str) -> FilesResult<()> {
-        fault::step();
         let mut record = [b' '; RECORD];
         record[RECORD - 1] = b'\n';
         for (to, from) in record[..RECORD - 1].iter_mut().zip(text.bytes()) {
             *to = from;
         }
-        let path = self.directory.join(name);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-        file.and_then(|file| file.write_all_at(&record, place(number))).map_err(self.failed("write", name))
+        let written = disk::write_at(&self.directory.join(name), &record, place(number));
+        written.map_err(self.failed("write", name))
     }
 
     fn remove(&mut self, name: &str) -> FilesResult<()> {
-        fault::step();
-        match fs::remove_file(self.directory.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", name)(error)),
-            _ => Ok(()),
-        }
+        disk::remove(&self.directory.join(name)).map(drop).map_err(self.failed("remove", name))
     }
 
     fn list(&self, directory: &str) -> FilesResult<Vec<String>> {

@@ -51,7 +51,6 @@ impl Netlink {
             length = self.put(message, flags, length);
             waiting.push((action, object));
             if last {
-                crate::fault::step();
                 self.flush(length)?;
                 outcomes.append(&mut self.outcomes(std::mem::take(&mut waiting))?);
                 length = 0;

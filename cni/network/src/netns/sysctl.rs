@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::disk;
+
 /// A sysctl that could not be read or set.
 #[derive(Debug, Error)]
 #[error("cannot {action} sysctl {}", path.display())]
@@ -39,9 +41,8 @@ pub fn read(key: &str) -> Result<String, SysctlError> {
 /// Sets `/proc/sys/<key>`. Where it has the value already nothing is written, so that a read-only /proc/sys with
 /// the right values does.
 pub fn write(key: &str, value: &str) -> Result<(), SysctlError> {
-    crate::fault::step();
     let path = PathBuf::from("/proc/sys").join(key);
-    match fs::write(&path, value) {
+    match disk::tell(&path, value) {
         Ok(()) => Ok(()),
         Err(_) if read(key).is_ok_and(|held| held == value) => Ok(()),
         Err(source) => Err(SysctlError { action: format!("set to {value}"), path, source }),

@@ -2,7 +2,7 @@
 //! last and in one step: as soon as it is there, the runtime starts pods.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use super::NodeNetworkError;
-use crate::{NodeNetworkConfig, fault, ipam, ready};
+use crate::{NodeNetworkConfig, disk, ipam, ready};
 
 /// The name of the plugin's executable, and its `type`.
 const PLUGIN: &str = "seaway-cni";
@@ -59,17 +59,14 @@ pub(super) fn install_plugin(config: &NodeNetworkConfig) -> Result<(), NodeNetwo
     }
     let new = beside(&target)?;
     // Left by an installation that was cut short.
-    drop(fs::remove_file(&new));
+    drop(disk::remove(&new));
     let executable =
         fs::metadata(&source).is_ok_and(|metadata| metadata.permissions().mode() & 0o555 == 0o555);
-    fault::step();
-    if !executable || fs::hard_link(&source, &new).is_err() {
-        fs::copy(&source, &new).map_err(failed("copy", &source))?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755))
-            .map_err(failed("make executable", &new))?;
+    if !executable || !disk::link(&source, &new) {
+        disk::copy(&source, &new).map_err(failed("copy", &source))?;
+        disk::set_permissions(&new, 0o755).map_err(failed("make executable", &new))?;
     }
-    fault::step();
-    fs::rename(&new, &target).map_err(failed("install", &target))
+    disk::rename(&new, &target).map_err(failed("install", &target))
 }
 
 fn same_file(a: &Path, b: &Path) -> bool {
@@ -145,33 +142,20 @@ pub(super) fn uninstall(config: &NodeNetworkConfig) -> Result<(), NodeNetworkErr
 
 /// Removes a file. `Ok(false)`: there was none.
 fn remove(path: &Path) -> Result<bool, NodeNetworkError> {
-    fault::step();
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed("remove", path)(error)),
-    }
+    disk::remove(path).map_err(failed("remove", path))
 }
 
 /// Puts a whole file in place of another in one step.
 fn replace(target: &Path, content: &[u8], mode: u32) -> Result<(), NodeNetworkError> {
     let new = beside(target)?;
-    fault::step();
-    let written = File::create(&new).and_then(|mut file| {
-        file.write_all(content)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.sync_data()?;
-        fault::step();
-        fs::rename(&new, target)
-    });
-    written.map_err(failed("write", target))
+    disk::replace_for_good(target, &new, content, mode).map_err(failed("write", target))
 }
 
 /// Where a file is made ready before it takes its place; the directory is made if it is missing. A leading dot and
 /// no known ending: no runtime takes it for a configuration.
 fn beside(target: &Path) -> Result<PathBuf, NodeNetworkError> {
     let directory = target.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(failed("create", directory))?;
+    disk::create_directory(directory).map_err(failed("create", directory))?;
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     Ok(directory.join(format!(".{name}.new")))
 }

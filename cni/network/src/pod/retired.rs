@@ -5,13 +5,14 @@
 //! work. The one that finds the lock held may leave its links to the holder, since a holder looks once more after it
 //! has given the lock back.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::RETIRED_GROUP;
+use crate::disk;
 #[cfg(feature = "node")]
 use crate::netlink::Link;
 use crate::netlink::{Netlink, NetlinkError};
@@ -28,14 +29,8 @@ pub struct Undertaker {
 impl Undertaker {
     /// Takes it. None: somebody has it.
     pub fn appoint(data_dir: &Path) -> io::Result<Option<Self>> {
-        let open = || OpenOptions::new().write(true).create(true).truncate(false).open(data_dir.join(LOCK));
-        let file = match open() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(data_dir)?;
-                open()?
-            }
-            outcome => outcome?,
-        };
+        disk::create_directory(data_dir)?;
+        let file = disk::open(&data_dir.join(LOCK))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self { _lock: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

@@ -1,5 +1,6 @@
 //! The node part of a node of the lab, and pods that are wired as the plugin does it.
 #![allow(missing_docs, unreachable_pub, dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::disallowed_methods, reason = "tests are broken off by nobody")]
 
 use std::net::IpAddr;
 use std::path::PathBuf;
