@@ -20,6 +20,7 @@ const SHARDS: usize = 8;
 /// What an entry takes beside its records, and a record beside its octets on the wire: names and data on the heap.
 const ENTRY_BYTES: usize = 256;
 const RECORD_BYTES: usize = 256;
+const LAST_NANOSECOND: Duration = Duration::from_nanos(999_999_999);
 /// An old answer that is served, or a refresh that is under way, is not looked at again for so long.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -55,9 +56,10 @@ impl Found {
         }
     }
 
-    /// There is no such name, or nothing of this type, or nobody could tell.
-    pub(crate) fn is_denial(&self) -> bool {
-        self.code != ResponseCode::NoError || self.answers.is_empty()
+    /// There is no such name, or nothing of this type, be it behind aliases, or nobody could tell.
+    pub(crate) fn is_denial(&self, kind: RecordType) -> bool {
+        let answers = |record: &Record| kind == RecordType::ANY || record.record_type() == kind;
+        self.code != ResponseCode::NoError || !self.answers.iter().any(answers)
     }
 
     /// The same with every time to live changed.
@@ -71,21 +73,23 @@ impl Found {
         changed
     }
 
-    /// How long it may be remembered; `None` where it must not be.
-    fn lifetime(&self, settings: &CacheSettings) -> Option<Duration> {
+    /// How long it may be remembered as the answer to a question of type `kind`; `None` where it must not be.
+    fn lifetime(&self, kind: RecordType, settings: &CacheSettings) -> Option<Duration> {
+        let answers = self.answers.iter().map(|record| record.ttl);
         let (ttl_s, min, max) = match self.code {
             ResponseCode::ServFail => return nonzero(settings.servfail_ttl),
-            ResponseCode::NoError if !self.answers.is_empty() => {
-                let ttls = self.answers.iter().chain(&self.authorities).map(|record| record.ttl);
+            ResponseCode::NoError if !self.is_denial(kind) => {
+                let ttls = answers.chain(self.authorities.iter().map(|record| record.ttl));
                 (ttls.min()?, settings.ttl_min, settings.ttl_max)
             }
             ResponseCode::NoError | ResponseCode::NXDomain => {
-                // RFC 2308: the SOA says how long "no" holds; without one it does not hold beyond this answer.
+                // RFC 2308: the SOA says how long "no" holds; without one it does not hold beyond this answer. Aliases on the way
+                // hold no longer than they say.
                 let soa = self.authorities.iter().find_map(|record| match &record.data {
                     RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
                     _ => None,
                 });
-                (soa?, settings.negative_ttl_min, settings.negative_ttl_max)
+                (answers.chain([soa?]).min()?, settings.negative_ttl_min, settings.negative_ttl_max)
             }
             _ => return None,
         };
@@ -146,7 +150,7 @@ struct Generation {
 impl Generation {
     /// Entries with an answer, and entries that say no.
     fn count(&self) -> (usize, usize) {
-        let denials = self.entries.values().filter(|entry| entry.found.is_denial()).count();
+        let denials = self.entries.iter().filter(|(key, entry)| entry.found.is_denial(key.kind)).count();
         (self.entries.len() - denials, denials)
     }
 
@@ -236,7 +240,8 @@ impl Cache {
             let found = Arc::clone(&entry.found);
             drop(shard);
             let age_s = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-            let left_s = u32::try_from(left.as_secs().max(1)).unwrap_or(u32::MAX);
+            // The second that has begun counts.
+            let left_s = u32::try_from((left + LAST_NANOSECOND).as_secs()).unwrap_or(u32::MAX);
             let found = if self.settings.keep_ttl {
                 Arc::unwrap_or_clone(found)
             } else {
@@ -256,11 +261,12 @@ impl Cache {
     /// Remembers `found`, where it may be. How many entries had to go for it, with an answer and without.
     pub(crate) fn put(&self, key: Key, found: &Arc<Found>, now: Instant) -> (usize, usize) {
         const NONE: (usize, usize) = (0, 0);
-        let not_of = if found.is_denial() { &self.settings.no_denial } else { &self.settings.no_success };
+        let not_of =
+            if found.is_denial(key.kind) { &self.settings.no_denial } else { &self.settings.no_success };
         if not_of.iter().any(|zone| zone.zone_of(&key.name)) {
             return NONE;
         }
-        let Some(lifetime) = found.lifetime(&self.settings) else { return NONE };
+        let Some(lifetime) = found.lifetime(key.kind, &self.settings) else { return NONE };
         let bytes = ENTRY_BYTES + 2 * key.name.len() + found.bytes();
         if bytes > self.young_max() {
             return NONE;
@@ -319,7 +325,7 @@ pub(crate) fn stale(found: &Found, ttl: Duration) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::rdata::{A, SOA};
+    use hickory_proto::rr::rdata::{A, CNAME, SOA};
     use proptest::prelude::*;
 
     fn settings() -> CacheSettings {
@@ -380,7 +386,8 @@ mod tests {
 
     #[test]
     fn lifetimes() {
-        let seconds = |found: &Found| found.lifetime(&settings()).map(|lifetime| lifetime.as_secs());
+        let seconds =
+            |found: &Found| found.lifetime(RecordType::A, &settings()).map(|lifetime| lifetime.as_secs());
         assert_eq!(seconds(&positive(7)), Some(7));
         assert_eq!(seconds(&positive(1_000_000)), Some(3600));
         assert_eq!(seconds(&positive(0)), None);
@@ -390,8 +397,18 @@ mod tests {
         assert_eq!(seconds(&denial(ResponseCode::NXDomain, None)), None);
         assert_eq!(seconds(&denial(ResponseCode::ServFail, Some((30, 20)))), Some(1));
         assert_eq!(seconds(&denial(ResponseCode::Refused, Some((30, 20)))), None);
+        // What is found is an alias that leads to nothing of the type.
+        let alias = |soa: Option<(u32, u32)>, ttl_s| {
+            let name = key(0).name;
+            let answers = vec![Record::from_rdata(name.clone(), ttl_s, RData::CNAME(CNAME(name)))];
+            Found { answers, ..(*denial(ResponseCode::NoError, soa)).clone() }
+        };
+        assert_eq!(seconds(&alias(Some((900, 40)), 50)), Some(40));
+        assert_eq!(seconds(&alias(Some((900, 40)), 7)), Some(7));
+        assert_eq!(seconds(&alias(None, 7)), None);
+        assert!(alias(None, 7).is_denial(RecordType::A) && !alias(None, 7).is_denial(RecordType::CNAME));
         let long = CacheSettings { ttl_min: Duration::from_secs(30), ..settings() };
-        assert_eq!(positive(7).lifetime(&long), Some(Duration::from_secs(30)));
+        assert_eq!(positive(7).lifetime(RecordType::A, &long), Some(Duration::from_secs(30)));
     }
 
     #[test]

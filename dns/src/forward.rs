@@ -113,7 +113,7 @@ impl Forwarder {
     pub(crate) fn remembered(self: &Arc<Self>, key: &Key) -> Option<Found> {
         match self.cache.find(key, Instant::now()) {
             Some(Hit::Fresh { found, prefetch }) => {
-                self.metrics.cache_hit(&self.zone, found.is_denial());
+                self.metrics.cache_hit(&self.zone, found.is_denial(key.kind));
                 if prefetch {
                     self.metrics.cache_prefetch(&self.zone);
                     self.refresh(key);
@@ -121,7 +121,7 @@ impl Forwarder {
                 Some(found)
             }
             Some(Hit::Stale { found, refresh }) if self.serves_stale_at_once() => {
-                self.metrics.cache_hit(&self.zone, found.is_denial());
+                self.metrics.cache_hit(&self.zone, found.is_denial(key.kind));
                 self.metrics.cache_served_stale(&self.zone);
                 if refresh {
                     self.refresh(key);

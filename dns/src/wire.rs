@@ -25,6 +25,8 @@ pub(crate) struct Request {
     pub(crate) id: u16,
     pub(crate) recursion_desired: bool,
     pub(crate) checking_disabled: bool,
+    /// The client understands that an answer is authentic, or not.
+    pub(crate) authentic_data: bool,
     pub(crate) query: Query,
     pub(crate) edns: Option<ClientEdns>,
 }
@@ -105,7 +107,8 @@ pub(crate) fn decode(packet: &[u8]) -> Result<Request, Reject> {
     };
     let id = u16::from_be_bytes([high, low]);
     let (recursion_desired, checking_disabled) = (flags & 1 != 0, more_flags & 0x10 != 0);
-    Ok(Request { id, recursion_desired, checking_disabled, query, edns })
+    let authentic_data = more_flags & 0x20 != 0;
+    Ok(Request { id, recursion_desired, checking_disabled, authentic_data, query, edns })
 }
 
 /// Reads what stands behind the header of a plain question. `None`: it is none.
@@ -230,7 +233,7 @@ fn write(
     packet[2] =
         0x80 | flag(response.authoritative, 0x04) | flag(cut, 0x02) | flag(request.recursion_desired, 0x01);
     packet[3] = flag(response.recursion_available, 0x80)
-        | flag(response.authentic_data, 0x20)
+        | flag(response.authentic_data && (request.authentic_data || request.dnssec_ok()), 0x20)
         | flag(request.checking_disabled, 0x10)
         | response.code.low();
     for (at, count) in [1, answers, authorities, additionals].into_iter().enumerate() {
@@ -282,6 +285,15 @@ mod tests {
         };
         assert!(decode(&edns(&[0, 10, 0, 1, 7])).is_ok());
         assert_eq!(code(&edns(&[0, 10, 0, 9, 7])), ResponseCode::FormErr);
+        // A cookie, a subnet and what nobody knows are nothing to us; two OPT records are one too many (RFC 6891, 6.1.1).
+        assert!(decode(&edns(&[0, 10, 0, 2, 7, 7, 0, 8, 0, 4, 0, 1, 0, 0, 0xff, 0xfe, 0, 0])).is_ok());
+        let opt = &good[good.len() - usize::from(OPT_BYTES)..];
+        let mut twice = [&good[..], opt].concat();
+        twice[11] = 2;
+        assert_eq!(code(&twice), ResponseCode::FormErr);
+        let mut beside_another = [&good[..], &[0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 192, 0, 2, 1]].concat();
+        beside_another[11] = 2;
+        assert!(decode(&beside_another).unwrap().edns.is_some());
         assert_eq!(code(&good[..good.len() - 1]), ResponseCode::FormErr);
         assert_eq!(code(&[0; 12]), ResponseCode::FormErr);
         let mut two = question("a.example.", false);

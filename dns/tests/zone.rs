@@ -4,11 +4,16 @@
 //!
 //! A question is `? NAME TYPE [WORD…]`. By default it comes from nobody's address, over UDP, with EDNS and room for 1,232
 //! octets, and wants recursion. Words change that: `tcp`, `edns=OCTETS`, `no-edns`, `version=N`, `do`, `cd`, `no-rd`,
-//! `class=CLASS`, `opcode=CODE`, `from=ADDRESS`. Where there is a word, the answer's length limit and EDNS are shown as well.
+//! `class=CLASS`, `opcode=CODE`, `from=ADDRESS`, `ad`. Where there is a word, the answer's length limit and EDNS are shown as
+//! well. `config upstream` has a resolver beside the server (`support/resolver.rs` says what it answers), and loopback asks.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/resolver.rs"]
+mod resolver;
+#[path = "support/running.rs"]
+mod running;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -17,6 +22,8 @@ use std::sync::Arc;
 use hickory_proto::op::{Edns, Message, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use prometheus::Registry;
+use resolver::{Behaviour, Resolver};
+use running::{over_tcp, over_udp};
 use seaway_dns::zone::{Question, Reply, Window, Zone};
 use seaway_dns::{DnsConfig, Metrics, PodRecords, Responder};
 use seaway_model::Snapshot;
@@ -37,13 +44,49 @@ fn rules() {
 /// The file with every answer as the server gives it now.
 fn answered(text: &str) -> String {
     let (config, snapshot) = described(text);
+    if text.lines().any(|line| line == "config upstream") {
+        return with_upstream(text, config, snapshot);
+    }
     let metrics = Metrics::new(&Registry::new()).unwrap();
     let responder = Responder::new(&config, &Arc::new(snapshot), &metrics).unwrap();
+    filled_in(text, |packet, from, tcp| {
+        let mut reply = Vec::new();
+        let answered = if tcp {
+            responder.respond_over_tcp(packet, from, &mut reply)
+        } else {
+            responder.respond(packet, from, &mut reply)
+        };
+        answered.then_some(reply)
+    })
+}
+
+/// The same from a whole server that has an upstream.
+fn with_upstream(text: &str, config: DnsConfig, snapshot: Snapshot) -> String {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let resolver = runtime.block_on(Resolver::start(Behaviour::Answer));
+    let listen = running::config(&[]).listen;
+    let config = DnsConfig { listen, upstreams: vec![resolver.address], ..config };
+    let server = runtime.block_on(async { running::start_with(&config, snapshot) });
+    let filled_in = filled_in(text, |packet, _from, tcp| {
+        runtime.block_on(async {
+            if tcp { Some(over_tcp(server.v4, packet).await) } else { over_udp(server.v4, packet).await }
+        })
+    });
+    server.shutdown.cancel();
+    filled_in
+}
+
+/// The file with what `respond` answers to its questions.
+fn filled_in(text: &str, mut respond: impl FnMut(&[u8], IpAddr, bool) -> Option<Vec<u8>>) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
         if let Some(question) = line.strip_prefix("? ") {
             lines.push(line.to_owned());
-            lines.extend(ask(&responder, question));
+            let (packet, from, tcp) = packet(question);
+            match respond(&packet, from, tcp) {
+                Some(reply) => lines.extend(shown(question, &reply)),
+                None => lines.push("  nothing".to_owned()),
+            }
         } else if !line.starts_with("  ") {
             lines.push(line.to_owned());
         }
@@ -99,6 +142,7 @@ fn packet(question: &str) -> (Vec<u8>, IpAddr, bool) {
             ("edns", octets) => _ = edns.set_max_payload(octets.parse().unwrap()),
             ("version", version) => _ = edns.set_version(version.parse().unwrap()),
             ("do", _) => _ = edns.set_dnssec_ok(true),
+            ("ad", _) => message.metadata.authentic_data = true,
             ("cd", _) => message.metadata.checking_disabled = true,
             ("no-rd", _) => message.metadata.recursion_desired = false,
             ("class", class) => _ = message.queries[0].set_query_class(class.parse().unwrap()),
@@ -111,18 +155,9 @@ fn packet(question: &str) -> (Vec<u8>, IpAddr, bool) {
     (message.to_vec().unwrap(), from, tcp)
 }
 
-fn ask(responder: &Responder, question: &str) -> Vec<String> {
-    let (packet, from, tcp) = packet(question);
-    let mut reply = Vec::new();
-    let answered = if tcp {
-        responder.respond_over_tcp(&packet, from, &mut reply)
-    } else {
-        responder.respond(&packet, from, &mut reply)
-    };
-    if !answered {
-        return vec!["  nothing".to_owned()];
-    }
-    let message = Message::from_vec(&reply).unwrap();
+/// An answer, a line for its head and one for each record.
+fn shown(question: &str, reply: &[u8]) -> Vec<String> {
+    let message = Message::from_vec(reply).unwrap();
     let flags = &message.metadata;
     let shown = [
         (flags.authoritative, " aa"),
@@ -171,7 +206,11 @@ fn ask(responder: &Responder, question: &str) -> Vec<String> {
 
 fn show(section: &str, record: &Record) -> String {
     let data = match &record.data {
-        RData::TXT(text) => text.txt_data.iter().map(|part| String::from_utf8_lossy(part)).collect(),
+        RData::TXT(text) => {
+            let text: String = text.txt_data.iter().map(|part| String::from_utf8_lossy(part)).collect();
+            // Enough of it.
+            if text.len() > 40 { format!("{}…", &text[..40]) } else { text }
+        }
         RData::HINFO(info) => format!("{:?}", String::from_utf8_lossy(&info.cpu)),
         other => other.to_string(),
     };

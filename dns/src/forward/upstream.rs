@@ -229,6 +229,8 @@ fn question(key: &Key, edns: bool) -> Message {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     message.metadata.checking_disabled = key.checking_disabled;
+    // Whether it is authentic is of interest, also without signatures (RFC 6840, 5.7): the answer is remembered for all.
+    message.metadata.authentic_data = true;
     message.add_query(Query::query(key.name.clone(), key.kind));
     if edns {
         let mut opt = Edns::new();

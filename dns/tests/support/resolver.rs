@@ -1,6 +1,7 @@
 //! An upstream resolver that the tests play: UDP and TCP on one loopback port, with the behaviour that a test needs. Names say
 //! what is answered: `nothing…` does not exist, `large…` is too large for UDP, `short…` lives for one second, and what ends
-//! in `invalid.` is refused, as it is by whoever knows some zones only.
+//! in `invalid.` is refused, as it is by whoever knows some zones only. Names have no IPv6 address, and what is said is
+//! authentic for who asks for that.
 #![allow(
     clippy::unwrap_used,
     dead_code,
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
 use hickory_proto::rr::rdata::{A, SOA, TXT};
-use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
@@ -127,11 +128,13 @@ fn answer(packet: &[u8], tcp: bool) -> Message {
     let mut message = Message::from_vec(packet).unwrap();
     message.metadata.message_type = MessageType::Response;
     message.metadata.recursion_available = true;
-    let name = message.queries[0].name().clone();
+    let (name, kind) = (message.queries[0].name().clone(), message.queries[0].query_type());
     match name.to_ascii() {
         text if text.ends_with("invalid.") => message.metadata.response_code = ResponseCode::Refused,
-        text if text.starts_with("nothing") => {
-            message.metadata.response_code = ResponseCode::NXDomain;
+        text if text.starts_with("nothing") || kind == RecordType::AAAA => {
+            if text.starts_with("nothing") {
+                message.metadata.response_code = ResponseCode::NXDomain;
+            }
             let zone = Name::from_ascii("example.").unwrap();
             let soa = SOA::new(zone.clone(), zone.clone(), 1, 2, 3, 4, 60);
             message.add_authority(Record::from_rdata(zone, 60, RData::SOA(soa)));
