@@ -12,7 +12,6 @@ use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
 use seaway_model::Snapshot;
 use seaway_proxy::dataplane::userspace::WorkerConfig;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,14 +25,12 @@ use crate::http;
 use crate::kubelet::{self, Kubelet};
 use crate::pods::{self, Runner};
 use crate::proxy_events::{self, ProxyEvents};
+use crate::readiness::{DnsWatcher, ReadinessWatcher};
 use crate::register::{self, Machine, Readiness};
 use crate::report::Report;
 use crate::runtime::Runtime;
 use crate::runtime::builtin::Builtin;
 use crate::supervise::Parts;
-
-/// The conflist that the pod network installs last of all.
-const CONFLIST: &str = "10-seaway.conflist";
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -392,8 +389,12 @@ impl Agent {
             parts: self.parts.clone(),
             proxy: self.proxy.clone(),
             network: self.pod_network(),
-            dns_addresses: self.dns_addresses(),
-            dns_up: self.dns_up.clone(),
+            dns: DnsWatcher {
+                parts: self.parts.clone(),
+                metrics: self.dns_metrics.clone(),
+                addresses: self.dns_addresses(),
+                up: self.dns_up.clone(),
+            },
             readiness: self.readiness.clone(),
         };
         let shutdown = self.shutdown.clone();
@@ -436,6 +437,7 @@ impl Agent {
             pods: self.pods.subscribe(),
             proxy: self.proxy.clone(),
             proxy_metrics: self.proxy_metrics.clone(),
+            dns_metrics: self.dns_metrics.clone(),
             registry: self.registry.clone(),
         });
         let (socket, handler) = (config.agent_socket(), Arc::clone(&report).socket());
@@ -503,77 +505,6 @@ impl Agent {
             exe: self.config.self_exe.clone(),
             network: self.pod_network(),
         }
-    }
-}
-
-/// Finds out whether the node can run pods.
-struct ReadinessWatcher {
-    config: NodeConfig,
-    parts: Parts,
-    proxy: seaway_proxy::StatusHandle,
-    network: Network,
-    dns_addresses: Vec<SocketAddr>,
-    dns_up: watch::Sender<bool>,
-    readiness: watch::Sender<Readiness>,
-}
-
-impl ReadinessWatcher {
-    /// Looks often until the node is ready, then every second.
-    async fn watch(self) {
-        loop {
-            let now = self.look().await;
-            let ready = now.missing.is_empty();
-            self.readiness.send_if_modified(|held| {
-                let changed = *held != now;
-                *held = now;
-                changed
-            });
-            tokio::time::sleep(Duration::from_millis(if ready { 1000 } else { 20 })).await;
-        }
-    }
-
-    async fn look(&self) -> Readiness {
-        let config = &self.config;
-        let mut missing = Vec::new();
-        let network = if config.cni {
-            config.cni_conf_dir.join(CONFLIST).exists()
-        } else {
-            self.network.configuration().is_ok()
-        };
-        if !network && (config.cni || config.run_pods) {
-            missing
-                .push(format!("the pod network is not installed in {} yet", config.cni_conf_dir.display()));
-        }
-        if config.proxy && !self.proxy.status().synced {
-            let why = self.proxy.status().last_error.or_else(|| self.parts.last_error("proxy"));
-            let why = why.map(|error| format!(": {error}")).unwrap_or_default();
-            missing.push(format!("the service proxy has not synced yet{why}"));
-        }
-        if config.dns {
-            let up = self.dns_answers().await;
-            self.dns_up.send_if_modified(|held| std::mem::replace(held, up) != up);
-            if !up {
-                missing.push(format!("DNS does not listen on port {} yet", config.dns_port));
-            }
-        }
-        Readiness { missing, network }
-    }
-
-    /// Once it was reached, it is up as long as its part runs.
-    async fn dns_answers(&self) -> bool {
-        if !self.parts.running("dns") {
-            return false;
-        }
-        if *self.dns_up.borrow() {
-            return true;
-        }
-        for address in &self.dns_addresses {
-            let reached = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await;
-            if !matches!(reached, Ok(Ok(_))) {
-                return false;
-            }
-        }
-        true
     }
 }
 

@@ -16,6 +16,7 @@ mod kubelet;
 mod namespaces;
 mod pods;
 mod proxy_events;
+mod readiness;
 mod register;
 mod report;
 mod runtime;

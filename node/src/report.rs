@@ -28,6 +28,7 @@ pub(crate) struct Report {
     pub(crate) pods: watch::Receiver<BTreeMap<String, Arc<Pod>>>,
     pub(crate) proxy: seaway_proxy::StatusHandle,
     pub(crate) proxy_metrics: Option<seaway_proxy::Metrics>,
+    pub(crate) dns_metrics: Option<seaway_dns::Metrics>,
     pub(crate) registry: Registry,
 }
 
@@ -42,7 +43,7 @@ impl Report {
     }
 
     /// The handler of the health port. /healthz is what load balancers ask: it also tells that the node is about to go
-    /// (KEP-3836). /livez only tells whether the proxy itself is stuck.
+    /// (KEP-3836). /livez only tells whether the proxy itself is stuck. /health and /ready tell of DNS, as CoreDNS does.
     pub(crate) fn health(self: Arc<Self>) -> Handler {
         Arc::new(move |path| match path {
             "/healthz" | "/readyz" => {
@@ -61,6 +62,8 @@ impl Report {
                 }
                 (status, "application/json", format!("{{{times}}}"))
             }
+            "/health" if self.dns_metrics.is_some() => dns_answer(self.parts.running("dns")),
+            "/ready" => self.dns_metrics.as_ref().map_or_else(not_found, |dns| dns_answer(dns.ready())),
             _ => not_found(),
         })
     }
@@ -141,6 +144,11 @@ impl Report {
             "pods": pods,
         })
     }
+}
+
+/// As CoreDNS says it.
+fn dns_answer(good: bool) -> Answer {
+    if good { text(StatusCode::OK, "OK") } else { text(StatusCode::SERVICE_UNAVAILABLE, "kubernetes") }
 }
 
 fn json_answer(value: &Value) -> Answer {

@@ -112,6 +112,10 @@ fn pods_are_answered_on_their_node_and_by_another_one_while_theirs_is_down() {
         asked(&cluster, &client.node) >= own_before + 50.0
     });
     assert!(asked(&cluster, other) < other_before + 50.0, "questions have left the node");
+    for path in ["health", "ready"] {
+        let url = format!("http://127.0.0.1:10256/{path}");
+        assert_eq!(run(&mut cluster.in_netns(other, &["curl", "-sSf", &url])).ok(), "OK");
+    }
     let page = metrics(&cluster, other);
     for shown in [
         r#"coredns_kubernetes_rest_client_requests_total{code="200","#,
