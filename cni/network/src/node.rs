@@ -71,6 +71,16 @@ pub enum NodeNetworkError {
         /// The name.
         name: String,
     },
+    /// The own pod subnet is the nodes' network, or has it in it.
+    #[error(
+        "the pod subnet {subnet} of this node takes the place of {network}, the network of the nodes: choose another cluster CIDR"
+    )]
+    SubnetTaken {
+        /// The pod subnet.
+        subnet: ipnet::IpNet,
+        /// The network.
+        network: ipnet::IpNet,
+    },
     /// The plugin or the network configuration.
     #[error("cannot {action} {}", path.display())]
     File {

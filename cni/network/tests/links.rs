@@ -309,8 +309,43 @@ fn the_device_has_the_name_that_it_is_given_and_the_former_one_goes() {
         std::fs::read_to_string(&conflist).is_ok_and(|text| text.contains("\"two\""))
     });
     drop(agent);
-    place.namespace().run(|| cleanup(&place.config(overlay))).unwrap().unwrap();
+    // Port and network are settings as well.
+    let other = Overlay::Vxlan { vni: 4, port: 4801 };
+    let agent = Agent::start(&place, other, named("two"), &all);
+    wait_for(PATIENCE, "other numbers", || devices() == [("two".to_owned(), (4, 4801))]);
+    drop(agent);
+    place.namespace().run(|| cleanup(&place.config(other))).unwrap().unwrap();
     assert_eq!(devices(), []);
+}
+
+#[test]
+fn a_subnet_that_is_the_nodes_own_network_cuts_nobody_off() {
+    let lab = Lab::new(2).unwrap();
+    let place = place_in_lab(&lab, 1);
+    let addresses = lab.node(0).addresses();
+    let lan = Namespace::open(&place.netns).unwrap();
+    let on_link = Netlink::open_in(&lan).unwrap().addresses(None).unwrap();
+    let lan = on_link.iter().find(|address| address.net.addr() == addresses[0]).unwrap().net.trunc();
+    let mut taken = place.member(&addresses);
+    taken.pod_cidrs = vec![lan];
+    let (snapshots, receiver) = watch::channel(snapshot(&[taken]));
+    let (shutdown, config) = (CancellationToken::new(), place.config(Overlay::None));
+    let (conflist, stop) = (config.cni_conf_dir.join("10-seaway.conflist"), shutdown.clone());
+    let namespace = place.namespace();
+    let part = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        namespace
+            .run(|| runtime.block_on(run_with(config, NodeNetworkOptions::default(), None, receiver, stop)))
+    });
+    let forwards = || place.namespace().run(|| sysctl::read("net/ipv4/ip_forward").unwrap()).unwrap() == "1";
+    wait_for(PATIENCE, "a round", forwards);
+    // An agent that is told to stop ends its round first.
+    shutdown.cancel();
+    part.join().unwrap().unwrap().unwrap();
+    assert!(!conflist.exists());
+    let way = place.netlink().route_to(lab.node(1).addresses()[0]).unwrap().unwrap();
+    assert_eq!(way.gateway, None, "{way}");
+    drop(snapshots);
 }
 
 /// Packets that somebody's rule marks for masquerading keep the mark when they are wrapped into VXLAN, so that the

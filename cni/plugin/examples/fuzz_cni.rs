@@ -241,6 +241,8 @@ fn main() {
     };
     let (seconds, seed) = (number(0, 30), number(1, 1));
     let directory = tempfile::tempdir().unwrap();
+    // Whoever waits for the agent gives up at once.
+    seaway_cni_network::fault::hurry(true);
     let (own, pod) = (Namespace::anonymous().unwrap(), Namespace::anonymous().unwrap());
     let mut fuzz = Fuzz {
         random: Random(seed),

@@ -1,12 +1,14 @@
 //! What the runtime fills in at run time (`runtimeConfig`, one key per capability that our configuration declares),
 //! and what a person may ask for in `args`.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use seaway_cni_network::netlink::{Mac, TokenBucket};
-use seaway_cni_network::pod::Bandwidth;
-use serde::Deserialize;
+use seaway_cni_network::pod::{Bandwidth, HOST_MAC};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::config::{RawRange, invalid};
@@ -18,9 +20,39 @@ use crate::error::CniError;
 pub(crate) struct RawRuntimeConfig {
     pub(crate) ips: Option<Vec<String>>,
     pub(crate) mac: Option<String>,
+    #[serde(alias = "ipranges")]
     pub(crate) ip_ranges: Option<Vec<Vec<RawRange>>>,
     pub(crate) bandwidth: Option<RawBandwidth>,
+    #[serde(alias = "portmappings")]
     pub(crate) port_mappings: Option<Vec<PortMapping>>,
+}
+
+/// Reads what the runtime fills in. The case of its keys does not matter: plugins of others do not look at it, so that
+/// containerd writes `HostPort` and `IngressRate`.
+pub(crate) fn runtime_config<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<RawRuntimeConfig>, D::Error> {
+    let Some(value) = Option::<Value>::deserialize(from)? else { return Ok(None) };
+    RawRuntimeConfig::deserialize(with_lower_keys(value)).map(Some).map_err(D::Error::custom)
+}
+
+fn with_lower_keys(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let lower = |(key, value): (String, Value)| (key.to_ascii_lowercase(), with_lower_keys(value));
+            Value::Object(members.into_iter().map(lower).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(with_lower_keys).collect()),
+        other => other,
+    }
+}
+
+/// An address, or none where a runtime has nothing to say.
+pub(crate) fn addr_or_empty<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<Cow<'de, str>>::deserialize(from)?;
+    let parse =
+        |text: &str| text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not an address")));
+    text.as_deref().filter(|text| !text.is_empty()).map(parse).transpose()
 }
 
 /// `args.cni`, a convention.
@@ -41,9 +73,13 @@ pub(crate) struct RawCniArgs {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct RawBandwidth {
+    #[serde(alias = "ingressrate")]
     ingress_rate: u64,
+    #[serde(alias = "ingressburst")]
     ingress_burst: u64,
+    #[serde(alias = "egressrate")]
     egress_rate: u64,
+    #[serde(alias = "egressburst")]
     egress_burst: u64,
 }
 
@@ -51,12 +87,13 @@ pub(crate) struct RawBandwidth {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PortMapping {
-    #[serde(default)]
+    #[serde(default, alias = "hostport")]
     host_port: u16,
+    #[serde(alias = "containerport")]
     container_port: u16,
     #[serde(default)]
     protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "hostip")]
     host_ip: String,
 }
 
@@ -124,7 +161,7 @@ pub(crate) fn wanted(key: &str, text: &str) -> Result<IpAddr, CniError> {
     net.or_else(|_| text.parse()).map_err(|_| invalid(format!("{key}: {text:?} is not an address")))
 }
 
-/// A unicast Ethernet address.
+/// A unicast Ethernet address, other than that of the node's end.
 pub(crate) fn parse_mac(text: &str) -> Result<Mac, CniError> {
     let bytes: Option<Vec<u8>> = text
         .split([':', '-'])
@@ -135,6 +172,9 @@ pub(crate) fn parse_mac(text: &str) -> Result<Mac, CniError> {
         .collect();
     let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
     match mac {
+        Some(mac) if Mac(mac) == HOST_MAC => {
+            Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is the node's end's of every pod")))
+        }
         Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
         _ => Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is not a unicast Ethernet address"))),
     }

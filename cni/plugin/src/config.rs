@@ -27,6 +27,19 @@ const LEAST_MTU_V6: u32 = 1280;
 /// More ranges, and addresses that are asked for, than anybody means: all are held against each other.
 const MAX_RANGES: usize = 1024;
 const MAX_WANTED: usize = 64;
+/// What no pod can have: this host, loopback, link-local (the gateways are), multicast, broadcast, and IPv4 in the
+/// clothes of IPv6.
+const NEVER: [&str; 9] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "::/127",
+    "::ffff:0.0.0.0/96",
+    "fe80::/10",
+    "ff00::/8",
+];
 
 /// A configuration that can be worked with.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,6 +87,7 @@ struct RawConfig {
     data_dir: Option<PathBuf>,
     ranges: Option<Vec<RawRange>>,
     mtu: Option<u32>,
+    #[serde(default, deserialize_with = "capability::runtime_config")]
     runtime_config: Option<RawRuntimeConfig>,
     args: Option<RawArgs>,
     overlay_device: Option<String>,
@@ -105,8 +119,11 @@ struct RawPlace {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawRange {
     subnet: IpNet,
+    #[serde(default, alias = "rangestart", deserialize_with = "capability::addr_or_empty")]
     range_start: Option<IpAddr>,
+    #[serde(default, alias = "rangeend", deserialize_with = "capability::addr_or_empty")]
     range_end: Option<IpAddr>,
+    #[serde(default, deserialize_with = "capability::addr_or_empty")]
     gateway: Option<IpAddr>,
 }
 
@@ -263,6 +280,12 @@ fn validate_mtu(mtu: u32, pools: &[Vec<Range>]) -> Result<(), CniError> {
     }
 }
 
+/// A network in which a range has addresses that no pod can have.
+fn never(range: &Range) -> Option<IpNet> {
+    let nets = NEVER.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    nets.into_iter().find(|net| range.reaches_into(*net))
+}
+
 fn pools(raw: Vec<RawRange>) -> Result<Vec<Vec<Range>>, CniError> {
     if raw.len() > MAX_RANGES {
         return Err(invalid(format!("\"ranges\": {} of them, more than {MAX_RANGES}", raw.len())));
@@ -278,6 +301,9 @@ fn pools(raw: Vec<RawRange>) -> Result<Vec<Vec<Range>>, CniError> {
         let range = Range::new(subnet).within(raw.range_start, raw.range_end).without(raw.gateway);
         if range.size() == 0 {
             return Err(invalid(format!("\"ranges\": the range in {subnet} has no addresses")));
+        }
+        if let Some(never) = never(&range) {
+            return Err(invalid(format!("\"ranges\": no pod can have addresses of {never}, as in {subnet}")));
         }
         if let Some(other) = pools.iter().flatten().find(|other| other.overlaps(&range)) {
             let other = other.subnet();
@@ -397,6 +423,22 @@ mod tests {
             (r#""ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]"#, Code::Config),
             (r#""runtimeConfig":{"ips":["x"]}"#, Code::Config),
             (r#""runtimeConfig":{"mac":"01:00:00:00:00:00"}"#, Code::Config),
+            (r#""runtimeConfig":{"mac":"ee:ee:ee:ee:ee:ee"}"#, Code::Config),
+            (r#""runtimeConfig":{"mac":"02:00:00:00:00"}"#, Code::Config),
+            (r#""runtimeConfig":{"mac":7}"#, Code::Decoding),
+            (r#""runtimeConfig":{"bandwidth":{"ingressRate":1}}"#, Code::Config),
+            (r#""runtimeConfig":{"bandwidth":{"ingressRate":1.5}}"#, Code::Decoding),
+            (r#""runtimeConfig":{"bandwidth":{"ingressRate":"8M"}}"#, Code::Decoding),
+            (
+                r#""runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.1"}]]}"#,
+                Code::Config,
+            ),
+            (r#""runtimeConfig":{"ipRanges":[{"subnet":"10.0.0.0/24"}]}"#, Code::Decoding),
+            (
+                r#""runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"hostIP":"::1%lo"}]}"#,
+                Code::Config,
+            ),
+            (r#""runtimeConfig":{"portMappings":[null]}"#, Code::Decoding),
             (r#""prevResult":3"#, Code::Decoding),
             (r#""prevResult":{"interfaces":7}"#, Code::Decoding),
             (r#""prevResult":{"ips":[7]}"#, Code::Decoding),
@@ -426,6 +468,51 @@ mod tests {
             let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"a",{members}}}"#)).unwrap_err();
             assert_eq!(error.code, code, "{members}: {error}");
             assert!(!error.message.is_empty());
+        }
+    }
+
+    /// As containerd writes it: the names of its fields, and what is empty as well.
+    #[test]
+    fn the_case_of_what_the_runtime_fills_in_does_not_matter() {
+        let config = parse(
+            r#"{"cniVersion":"1.0.0","name":"a","runtimeConfig":{
+                "ipRanges":[[{"Subnet":"10.9.0.0/24","RangeStart":"10.9.0.7","RangeEnd":"","Gateway":""}]],
+                "bandwidth":{"IngressRate":8000000,"IngressBurst":4294967295,"EgressRate":0,"EgressBurst":0},
+                "portMappings":[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":""}],
+                "dns":{"Servers":["10.0.0.10"],"Searches":[],"Options":[]}}}"#,
+        )
+        .unwrap();
+        assert!(!config.pools[0][0].contains("10.9.0.6".parse().unwrap()));
+        let ingress = config.bandwidth.ingress.unwrap();
+        assert_eq!((ingress.rate_bytes, ingress.burst_bytes), (1_000_000, 536_870_911));
+        assert_eq!(config.bandwidth.egress, None);
+        assert_eq!(config.port_mappings.unwrap()[0]["hostPort"], 8080);
+    }
+
+    #[test]
+    fn ranges_have_what_a_pod_can_have() {
+        let table = [
+            ("0.0.0.0/0", "0.0.0.0/8"),
+            ("127.1.0.0/24", "127.0.0.0/8"),
+            ("169.254.1.0/24", "169.254.0.0/16"),
+            ("239.0.0.0/24", "224.0.0.0/4"),
+            ("::/64", "::/127"),
+            ("::ffff:10.0.0.0/120", "::ffff:0.0.0.0/96"),
+            ("fe80::/64", "fe80::/10"),
+            ("ff02::/64", "ff00::/8"),
+        ];
+        for (subnet, never) in table {
+            for keys in [r#""ranges":[{"subnet":"S"}]"#, r#""runtimeConfig":{"ipRanges":[[{"subnet":"S"}]]}"#]
+            {
+                let keys = keys.replace('S', subnet);
+                let error = parse(&format!(r#"{{"cniVersion":"1.0.0","name":"a",{keys}}}"#)).unwrap_err();
+                let wanted = format!("\"ranges\": no pod can have addresses of {never}, as in {subnet}");
+                assert_eq!((error.code, error.message), (Code::Config, wanted));
+            }
+        }
+        for subnet in ["10.0.0.0/8", "100.64.0.0/10", "240.0.0.0/8", "fc00::/7", "2001:db8::/32"] {
+            parse(&format!(r#"{{"cniVersion":"1.0.0","name":"a","ranges":[{{"subnet":"{subnet}"}}]}}"#))
+                .unwrap();
         }
     }
 

@@ -177,6 +177,47 @@ fn ours_comes_after_another() {
     assert_eq!(links(node), 0);
 }
 
+/// In the other direction: what sets the namespace up comes before us and is undone after us.
+#[test]
+fn tuning_comes_before_ours() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    for version in ["0.4.0", "1.0.0"] {
+        let tuning = json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "321" } });
+        let chain = Chain::new(node, version, vec![tuning, ours(node)]);
+        let pod = Sandbox::new("pod");
+        // It passes on what it was given, and insists that it was given something.
+        let nothing = json!({ "cniVersion": version, "interfaces": [], "ips": [], "dns": {} });
+        let before = chain.call(&chain.plugins[0], "ADD", &pod, Some(&nothing)).unwrap();
+        let result = chain.call(&chain.plugins[1], "ADD", &pod, Some(&before)).unwrap();
+        assert_eq!((addresses(&result).len(), &result["cniVersion"]), (2, &json!(version)));
+        assert_eq!(pod.namespace.run(|| sysctl::read("net/core/somaxconn").unwrap()).unwrap(), "321");
+        chain.check(&pod, &result).unwrap();
+        tcp_exchange(node.namespace(), &pod.namespace, addresses(&result)[0], 10_000).unwrap();
+        chain.del(&pod, Some(&result)).unwrap();
+        chain.del(&pod, Some(&result)).unwrap();
+        assert_eq!(links(node), 0);
+    }
+}
+
+/// A plugin after us fails: the runtime undoes all of the chain, with what it has been told so far.
+#[test]
+fn a_chain_that_fails_after_ours_is_undone() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let broken = json!({ "type": "tuning", "sysctl": { "net.core.no_such_thing": "1" } });
+    let chain = Chain::new(node, "1.0.0", vec![ours(node), broken]);
+    let pod = Sandbox::new("pod");
+    let refused = chain.add(&pod).unwrap_err();
+    assert!(refused["msg"].as_str().unwrap().contains("no_such_thing"), "{refused}");
+    chain.del(&pod, None).unwrap();
+    assert_eq!(links(node), 0);
+    let whole = Chain::new(node, "1.0.0", vec![ours(node)]);
+    let result = whole.add(&pod).unwrap();
+    whole.check(&pod, &result).unwrap();
+    whole.del(&pod, Some(&result)).unwrap();
+}
+
 #[test]
 fn our_own_limits_hold_and_are_checked() {
     let lab = Lab::new(1).unwrap();

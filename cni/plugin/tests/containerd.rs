@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use seaway_cni_network::ipam::Ipam;
 use seaway_cni_network::netns::Namespace;
+use seaway_cni_network::pod::Attachment;
 use seaway_lab::{Lab, LabNode, Process, tcp_exchange, wait_for};
 use serde_json::json;
 
@@ -144,6 +145,7 @@ impl Containerd {
         run(import.args(["--snapshotter", "native"]).arg(tar));
     }
 
+    /// A pod that limits what it receives to a megabyte a second, and has a port of the node.
     fn sandbox_config(name: &str) -> Vec<u8> {
         let mut metadata = Vec::new();
         for (number, value) in [(1, name), (2, "some-uid"), (3, "default")] {
@@ -152,6 +154,17 @@ impl Containerd {
         let mut config = Vec::new();
         field(&mut config, 1, &metadata);
         field(&mut config, 2, name.as_bytes());
+        let mut mapping = Vec::new();
+        for (number, value) in [(2, 80), (3, 8080)] {
+            mapping.push(number << 3);
+            varint(&mut mapping, value);
+        }
+        field(&mut config, 5, &mapping);
+        let mut annotation = Vec::new();
+        for (number, value) in [(1, "kubernetes.io/ingress-bandwidth"), (2, "8M")] {
+            field(&mut annotation, number, value.as_bytes());
+        }
+        field(&mut config, 7, &annotation);
         config
     }
 
@@ -228,6 +241,14 @@ fn containerd_starts_and_stops_sandboxes_on_our_network() {
     for addr in of(&second).addresses {
         tcp_exchange(lab.node(0).namespace(), &open(&second), addr, 10_000).unwrap();
     }
+    // What the runtime passes on by capabilities and arguments.
+    let node = lab.node(0);
+    let link = node.netlink().unwrap().link(&Attachment::new("seaway", &second, "eth0").host_link());
+    let link = link.unwrap().unwrap();
+    assert_eq!(node.netlink().unwrap().token_bucket_rate(link.index).unwrap(), Some(1_000_000));
+    let remembered = of(&second);
+    assert_eq!(remembered.pod.as_deref(), Some("default/second"));
+    assert_eq!(remembered.port_mappings.unwrap()[0]["hostPort"], 8080);
     containerd.of_sandbox("StopPodSandbox", &first).unwrap();
     assert_eq!(containerd.held().len(), 1);
     containerd.of_sandbox("StopPodSandbox", &first).unwrap();

@@ -69,6 +69,12 @@ impl Range {
             && other.first <= self.last
     }
 
+    /// Whether it has an address of a network.
+    pub fn reaches_into(&self, net: IpNet) -> bool {
+        let (low, high) = (number(net.network()), number(net.broadcast()));
+        self.subnet.addr().is_ipv4() == net.addr().is_ipv4() && self.first <= high && low <= self.last
+    }
+
     /// Whether pods may have `addr`.
     pub fn contains(&self, addr: IpAddr) -> bool {
         let value = number(addr);

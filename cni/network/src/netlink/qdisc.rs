@@ -19,6 +19,9 @@ const BURST: u16 = 6;
 const LINK_LAYER_ETHERNET: u8 = 1;
 /// For how long packets may wait: what does not fit is dropped, and TCP slows down.
 const LATENCY_MS: u64 = 25;
+/// How much of a burst may wait beyond that, which has come at once. Runtimes give bursts of half a gigabyte: if as much
+/// could wait, it would for minutes.
+const WAITING_BURST: u32 = 256 * 1024;
 
 /// A limit on what a link sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +109,8 @@ impl TokenBucket {
     /// `struct tc_tbf_qopt`, and beside it what is wider than its fields.
     fn options(&self) -> Vec<u8> {
         let in_flight = self.rate_bytes.saturating_mul(LATENCY_MS) / 1000;
-        let limit = u32::try_from(in_flight.saturating_add(u64::from(self.burst_bytes))).unwrap_or(u32::MAX);
+        let limit = u32::try_from(in_flight.saturating_add(u64::from(self.burst_bytes.min(WAITING_BURST))))
+            .unwrap_or(u32::MAX);
         let rate = u32::try_from(self.rate_bytes).unwrap_or(u32::MAX);
         // struct tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate; then the same as the peak rate,
         // which there is none of; limit, buffer (superseded by TCA_TBF_BURST) and mtu.
@@ -142,6 +146,8 @@ mod tests {
         assert_eq!(options.len(), (4 + 36) + (4 + 8) + (4 + 4));
         assert_eq!(options[12..16], 1_000_000_u32.to_ne_bytes(), "the rate");
         assert_eq!(options[28..32], 45_000_u32.to_ne_bytes(), "25 ms and the burst");
+        let bursting = TokenBucket { rate_bytes: 1_000_000, burst_bytes: u32::MAX / 8 }.options();
+        assert_eq!(bursting[28..32], (25_000_u32 + 262_144).to_ne_bytes(), "not the whole of the burst");
         let wide = TokenBucket { rate_bytes: 100_000_000_000, burst_bytes: 1 }.options();
         assert_eq!(wide[12..16], u32::MAX.to_ne_bytes());
         assert_eq!(wide[44..52], 100_000_000_000_u64.to_ne_bytes());

@@ -162,6 +162,14 @@ impl Taken {
     }
 }
 
+/// The first network of the nodes' own that lies within one of the subnets: a route to that subnet would take its place,
+/// and cut the node off.
+pub(super) fn usurped(subnets: &[IpNet], uplinks: &BTreeMap<Family, Uplink>) -> Option<(IpNet, IpNet)> {
+    let networks = uplinks.values().flat_map(|uplink| &uplink.on_link);
+    let mut pairs = networks.flat_map(|network| subnets.iter().map(move |subnet| (*subnet, *network)));
+    pairs.find(|(subnet, network)| subnet.contains(network))
+}
+
 fn add_peer(
     desired: &mut Desired,
     taken: &mut Taken,
@@ -170,6 +178,13 @@ fn add_peer(
     uplinks: &BTreeMap<Family, Uplink>,
 ) {
     for subnet in node.pod_cidrs.iter().map(IpNet::trunc) {
+        if let Some((_, network)) = usurped(&[subnet], uplinks) {
+            desired.skipped.push(format!(
+                "node {}: in its pod subnet {subnet} lies {network}, the network of the nodes",
+                node.name
+            ));
+            continue;
+        }
         if let Some(other) = taken.take(subnet) {
             desired
                 .skipped
@@ -374,6 +389,25 @@ pub(super) mod tests {
                 "node d: its pod subnet 10.245.0.0/24 overlaps with 10.245.0.0/24",
             ]
         );
+    }
+
+    #[test]
+    fn a_subnet_that_has_the_nodes_own_network_in_it_gets_no_route() {
+        let all = |own: &str, other: &str| {
+            snapshot(vec![node("a", &["192.0.2.1"], &[own]), node("b", &["192.0.2.2"], &[other])])
+        };
+        for whole in ["0.0.0.0/0", "192.0.2.0/24", "192.0.0.0/16"] {
+            let desired = desired(&config(Overlay::None), &all("10.244.0.0/24", whole), &uplinks()).unwrap();
+            assert_eq!(desired.peers, []);
+            let said =
+                format!("node b: in its pod subnet {whole} lies 192.0.2.0/24, the network of the nodes");
+            assert_eq!(desired.skipped, [said]);
+            assert!(usurped(&[whole.parse().unwrap()], &uplinks()).is_some());
+        }
+        // A part of a large network may be the pods'.
+        for part in ["192.0.2.64/26", "2001:db8:1::/64"] {
+            assert_eq!(usurped(&[part.parse().unwrap()], &uplinks()), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use seaway_model::Snapshot;
 use tracing::{debug, info, warn};
 
-use super::desired::{Desired, desired};
+use super::desired::{Desired, desired, usurped};
 use super::leaks::Leaks;
 use super::plan::{Op, plan};
 use super::{NodeNetworkError, install, kernel, leaks, masquerade, mtu};
@@ -105,6 +105,9 @@ impl Reconciler {
             debug!("the own Node has no pod subnets yet");
             return Ok(());
         };
+        if let Some((subnet, network)) = usurped(&desired.own, &uplinks) {
+            return Err(NodeNetworkError::SubnetTaken { subnet, network });
+        }
         if let Some(masquerade) = &mut desired.masquerade {
             masquerade.exclude(&self.options.not_masqueraded);
         }
