@@ -229,7 +229,7 @@ impl Forwarder {
     async fn ask_upstreams(&self, key: &Key, avoid: &[IpAddr]) -> Result<Arc<Found>, Option<Arc<Found>>> {
         let deadline = Instant::now() + self.settings.timeout;
         let order = self.order(avoid);
-        let mut unwilling = None;
+        let (mut unwilling, mut refusals) = (None, 0);
         for upstream in order.iter().cycle().take(ATTEMPTS_MIN.max(2 * order.len())) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -242,7 +242,9 @@ impl Forwarder {
                 // Another one may be able to.
                 Ok(found) if matches!(found.code, ResponseCode::ServFail | ResponseCode::Refused) => {
                     unwilling = Some(Arc::new(found));
-                    if order.len() == 1 {
+                    refusals += 1;
+                    // All have said so: to ask them again would only be more of the same.
+                    if refusals >= order.len() {
                         break;
                     }
                 }

@@ -11,7 +11,7 @@ mod lookup;
 mod service;
 mod srv;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
@@ -142,6 +142,8 @@ struct Settings {
     name_server: Name,
     mailbox: Name,
     service: ServiceKey,
+    /// Where the server listens, to be told where nobody knows that Service.
+    own: Vec<IpAddr>,
     ttl_s: u32,
     pod_records: PodRecords,
     reverse: Vec<IpNet>,
@@ -168,6 +170,7 @@ impl Zone {
             name_server: below(&[b"ns", b"dns"])?,
             mailbox: below(&[b"hostmaster"])?,
             service: ServiceKey::new(&config.service.0, &config.service.1),
+            own: config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).collect(),
             ttl_s: config.ttl_s,
             pod_records: config.pod_records,
             reverse: config.reverse.clone(),
@@ -413,8 +416,11 @@ impl Zone {
             RecordType::AAAA => addr.is_ipv6(),
             _ => true,
         };
-        let addrs = self.service_addresses().filter(wanted);
-        addrs.map(|addr| self.record(name_server, address(addr))).collect()
+        let mut addrs: SmallVec<[IpAddr; 2]> = self.service_addresses().collect();
+        if addrs.is_empty() {
+            addrs.extend(self.settings.own.iter().copied());
+        }
+        addrs.into_iter().filter(wanted).map(|addr| self.record(name_server, address(addr))).collect()
     }
 
     fn reverse(&self, name: &Name, kind: RecordType, range: IpNet, window: Window) -> Reply {

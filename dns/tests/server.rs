@@ -193,6 +193,28 @@ async fn tcp_takes_several_questions_in_pieces_and_ends_idle_connections() {
     assert_eq!(closed, 0);
 }
 
+/// More questions at once on one connection than may wait: it is read no further meanwhile, and each is answered once.
+#[tokio::test]
+async fn every_question_of_a_full_connection_is_answered() {
+    let resolver = Resolver::start(Behaviour::Late(Duration::from_millis(20))).await;
+    let running = start(&config(&[resolver.address]));
+    let mut stream = TcpStream::connect(running.v4).await.unwrap();
+    let mut owed = std::collections::BTreeSet::new();
+    for n in 0..200 {
+        let name =
+            if n % 3 == 0 { "web.shop.svc.cluster.local.".to_owned() } else { format!("n{n}.example.") };
+        let mut question = question(&name, RecordType::A);
+        question.metadata.id = n;
+        tcp_send(&mut stream, &question.to_vec().unwrap()).await;
+        owed.insert(n);
+    }
+    while !owed.is_empty() {
+        let answer = Message::from_vec(&tcp_receive(&mut stream).await).unwrap();
+        assert!(owed.remove(&answer.metadata.id), "{} twice", answer.metadata.id);
+        assert_eq!(answer.answers.len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn one_client_does_not_keep_all_connections_from_the_others() {
     let running = start(&DnsConfig {
@@ -273,6 +295,12 @@ async fn the_next_upstream_helps_where_one_fails() {
     let running = start(&config(&[silent.address, closed]));
     let failed = ask(running.v4, "www.example.", RecordType::A).await;
     assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    let failing = Resolver::start(Behaviour::Fail(ResponseCode::ServFail)).await;
+    let before = refusing.asked();
+    let running = start(&config(&[refusing.address, failing.address]));
+    let failed = ask(running.v4, "www.example.", RecordType::A).await;
+    assert_eq!(failed.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!((refusing.asked() - before, failing.asked()), (1, 1));
     let running = start(&config(&[refusing.address]));
     let refused = ask(running.v4, "www.example.", RecordType::A).await;
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);

@@ -103,8 +103,14 @@ fn described(text: &str) -> (DnsConfig, Snapshot) {
             Some("verified") => PodRecords::Verified,
             _ => PodRecords::Disabled,
         },
+        search: option("search ").unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
         ttl_s: option("ttl ").map_or(5, |ttl| ttl.parse().unwrap()),
         namespaces: option("namespaces ").unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+        listen: option("listen ")
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(|at| at.parse().unwrap())
+            .collect(),
         zonal: option("zonal").is_some(),
         ignore_empty_services: option("ignore-empty-services").is_some(),
         reverse: option("reverse ")
