@@ -487,6 +487,79 @@ impl Maker<'_> {
 mod tests {
     use super::*;
 
+    /// What dashboards and alerts of CoreDNS ask for, each with its labels.
+    #[test]
+    fn names_and_labels_are_corednss() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let listening = ["192.0.2.53:53".parse().unwrap()];
+        metrics.set_plugins(&listening, &Settings::of(&crate::DnsConfig::default()));
+        let origin = hickory_proto::rr::Name::from_ascii("cluster.local.").unwrap();
+        let mut meter = &Meter::new(&metrics, listening[0], &origin);
+        let (scope, udp, took) = (Scope::Cluster, Transport::Udp, Duration::from_millis(1));
+        meter.request(scope, udp, hickory_proto::rr::RecordType::A, 40, true);
+        meter.response(scope, udp, (ResponseCode::NXDomain, Source::Kubernetes), 90, took);
+        metrics.cache_hit(".", false);
+        metrics.cache_miss(".");
+        metrics.cache_prefetch(".");
+        metrics.cache_dropped(".", 1);
+        metrics.cache_served_stale(".");
+        metrics.cache_evicted(".", (0, 1));
+        metrics.cache_entries(".", (1, 1));
+        metrics.forward_request("192.0.2.1:53");
+        metrics.forward_response("192.0.2.1:53", Some(ResponseCode::NoError), took);
+        metrics.forward_connections("192.0.2.1:53", 1, 1);
+        metrics.health_check_failed("192.0.2.1:53");
+        metrics.autopath_success();
+        metrics.programmed("headless_with_selector", took);
+        metrics.api_request("GET", "api:6443", Some(200), took);
+        let told: std::collections::BTreeMap<String, String> = registry
+            .gather()
+            .iter()
+            .map(|family| {
+                let labels = family.get_metric()[0].get_label().iter().map(|label| label.name().to_owned());
+                (family.name().to_owned(), labels.collect::<Vec<_>>().join(","))
+            })
+            .collect();
+        let wanted = [
+            ("build_info", "goversion,revision,version"),
+            ("panics_total", ""),
+            ("plugin_enabled", "name,server,view,zone"),
+            ("dns_requests_total", "family,proto,server,type,view,zone"),
+            ("dns_request_duration_seconds", "server,view,zone"),
+            ("dns_request_size_bytes", "proto,server,view,zone"),
+            ("dns_response_size_bytes", "proto,server,view,zone"),
+            ("dns_responses_total", "plugin,rcode,server,view,zone"),
+            ("dns_do_requests_total", "server,view,zone"),
+            ("cache_entries", "server,type,view,zones"),
+            ("cache_hits_total", "server,type,view,zones"),
+            ("cache_misses_total", "server,view,zones"),
+            ("cache_requests_total", "server,view,zones"),
+            ("cache_prefetch_total", "server,view,zones"),
+            ("cache_drops_total", "server,view,zones"),
+            ("cache_served_stale_total", "server,view,zones"),
+            ("cache_evictions_total", "server,type,view,zones"),
+            ("forward_healthcheck_broken_total", ""),
+            ("forward_max_concurrent_rejects_total", ""),
+            ("proxy_request_duration_seconds", "proxy_name,rcode,to"),
+            ("proxy_healthcheck_failures_total", "proxy_name,to"),
+            ("proxy_conn_cache_hits_total", "proto,proxy_name,to"),
+            ("proxy_conn_cache_misses_total", "proto,proxy_name,to"),
+            ("health_request_duration_seconds", ""),
+            ("health_request_failures_total", ""),
+            ("autopath_success_total", "server"),
+            ("reload_failed_total", ""),
+            ("hosts_entries", ""),
+            ("kubernetes_dns_programming_duration_seconds", "service_kind"),
+            ("kubernetes_rest_client_request_duration_seconds", "host,verb"),
+            ("kubernetes_rest_client_requests_total", "code,host,method"),
+        ];
+        for (name, labels) in wanted {
+            let found = told.get(&format!("coredns_{name}")).map(String::as_str);
+            assert_eq!(found, Some(labels), "coredns_{name} in {told:?}");
+        }
+    }
+
     #[test]
     fn requests_to_the_api_server_are_told_as_corednss_client_tells_them() {
         let registry = Registry::new();

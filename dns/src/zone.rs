@@ -117,7 +117,7 @@ pub struct Updated {
 /// An address's owner, for reverse look-ups.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
-    service: Arc<ServiceKey>,
+    service: ServiceKey,
     /// The host name of an endpoint. One without is named by the address, which need not be kept.
     hostname: Option<Arc<str>>,
 }
@@ -129,7 +129,8 @@ pub struct Zone {
     snapshot: Arc<Snapshot>,
     services: Index,
     /// Ordered: a tree takes a third of the memory that a hash map does, and few ask for it. An address may have thousands.
-    owners: OrdSet<(IpAddr, Owner)>,
+    /// Those of a Service that are named by their addresses share an owner.
+    owners: OrdSet<(IpAddr, Arc<Owner>)>,
     /// Ranges whose reverse names are ours to deny.
     ranges: Arc<[IpNet]>,
     soa: Arc<Record>,
@@ -286,15 +287,16 @@ impl Zone {
     fn replace(&mut self, key: &ServiceKey, records: Option<ServiceRecords>) {
         let former = self.services.remove(key).map(|former| former.reverse()).unwrap_or_default();
         let next = records.as_ref().map(ServiceRecords::reverse).unwrap_or_default();
-        let service = Arc::new(key.clone());
-        let owned = |(addr, hostname): &(IpAddr, Option<Arc<str>>)| {
-            (*addr, Owner { service: Arc::clone(&service), hostname: hostname.clone() })
+        let owner = |hostname: Option<Arc<str>>| Arc::new(Owner { service: key.clone(), hostname });
+        let nameless = owner(None);
+        let place = |(addr, hostname): &(IpAddr, Option<Arc<str>>)| {
+            (*addr, hostname.clone().map_or_else(|| Arc::clone(&nameless), |hostname| owner(Some(hostname))))
         };
         for gone in only_in(&former, &next) {
-            self.owners.remove(&owned(gone));
+            self.owners.remove(&place(gone));
         }
         for new in only_in(&next, &former) {
-            self.owners.insert(owned(new));
+            self.owners.insert(place(new));
         }
         if let Some(records) = records {
             self.services.insert(records);
@@ -303,9 +305,9 @@ impl Zone {
 
     /// Whose an address is.
     fn owners_of(&self, addr: IpAddr) -> impl Iterator<Item = &Owner> {
-        let first = Owner { service: Arc::new(ServiceKey::new("", "")), hostname: None };
-        let from = self.owners.range((addr, first)..);
-        from.take_while(move |(owned, _)| *owned == addr).map(|(_, owner)| owner)
+        let first = Owner { service: ServiceKey::new("", ""), hostname: None };
+        let from = self.owners.range((addr, Arc::new(first))..);
+        from.take_while(move |(owned, _)| *owned == addr).map(|(_, owner)| &**owner)
     }
 
     /// Answers for a node of the zone's tree, following aliases as long as they stay in the zone.
@@ -461,7 +463,7 @@ impl Zone {
     }
 
     fn name_of_owner(&self, owner: &Owner, addr: IpAddr) -> Option<Name> {
-        let ServiceKey { namespace, name } = &*owner.service;
+        let ServiceKey { namespace, name } = &owner.service;
         let records = self.find(namespace, name)?;
         let service = self.name_of(namespace, name.as_bytes())?;
         match &owner.hostname {

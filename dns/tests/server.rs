@@ -59,6 +59,37 @@ async fn answers_follow_the_snapshots() {
     let grown = cluster::snapshot(&format!("{CLUSTER}service shop/new cluster 10.96.0.9"));
     running.snapshots.send(Arc::new(Snapshot { version: 8, ..grown })).unwrap();
     eventually(async || code().await == ResponseCode::NoError).await;
+    // The same name as another kind of Service, and no more: with it its other names come and go.
+    let told = async |name: &str, kind| {
+        let answer = ask(running.v4, name, kind).await;
+        format!("{:?} {}", answer.metadata.response_code, data(&answer).join(" "))
+    };
+    let steps = [
+        ("service shop/new headless", "NXDomain ", "NXDomain "),
+        (
+            "service shop/new headless\nendpoint shop/new 10.244.7.7 hostname=one",
+            "NoError 10.244.7.7",
+            "NoError one.new.shop.svc.cluster.local.",
+        ),
+        (
+            "service shop/new external web.shop.svc.cluster.local",
+            "NoError web.shop.svc.cluster.local. 10.96.0.1",
+            "NXDomain ",
+        ),
+        (
+            "service shop/new cluster 10.96.0.9\nendpoint shop/new 10.244.7.7",
+            "NoError 10.96.0.9",
+            "NoError 10-244-7-7.new.shop.svc.cluster.local.",
+        ),
+        ("", "NXDomain ", "NXDomain "),
+        ("service shop/new cluster 10.96.0.9", "NoError 10.96.0.9", "NXDomain "),
+    ];
+    for (version, (lines, addr, name)) in (9..).zip(steps) {
+        let changed = cluster::snapshot(&format!("{CLUSTER}node one 10.244.7.0/24\n{lines}"));
+        running.snapshots.send(Arc::new(Snapshot { version, ..changed })).unwrap();
+        eventually(async || told("new.shop.svc.cluster.local.", RecordType::A).await == addr).await;
+        assert_eq!(told("7.7.244.10.in-addr.arpa.", RecordType::PTR).await, name, "{lines}");
+    }
     // The writer is gone: the last known state serves.
     drop(running.snapshots);
     assert_eq!(
