@@ -15,6 +15,8 @@ use tokio::io::AsyncWriteExt;
 
 /// A plugin that does not answer within this time is ended.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The versions of CNI that we speak, oldest first.
+const SPOKEN: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// The interface that pods get.
 pub(crate) const IFNAME: &str = "eth0";
 
@@ -209,11 +211,18 @@ fn plugins(list: &Value) -> &[Value] {
     list["plugins"].as_array().map_or(&[], Vec::as_slice)
 }
 
+/// The newest version that the list offers and we speak. What speaks one only has it in the place of the list.
+fn version(list: &Value) -> Value {
+    let offered = list["cniVersions"].as_array().into_iter().flatten();
+    let newest = SPOKEN.iter().rev().find(|spoken| offered.clone().any(|offer| offer == *spoken));
+    newest.map_or_else(|| list["cniVersion"].clone(), |version| (*version).into())
+}
+
 /// What one plugin of the chain reads: its own object with the list's name and version, what is known so far, and the
 /// capability arguments that it asks for.
 fn plugin_config(attachment: &Attachment, plugin: &Value, previous: Option<&Value>) -> Value {
     let mut config = plugin.clone();
-    config["cniVersion"] = attachment.list["cniVersion"].clone();
+    config["cniVersion"] = version(&attachment.list);
     config["name"] = attachment.list["name"].clone();
     if let Some(previous) = previous {
         config["prevResult"] = previous.clone();
@@ -329,6 +338,19 @@ mod tests {
         assert_eq!(removal["prevResult"]["by"], "two");
         let ips: Vec<String> = attachment.ips().iter().map(ToString::to_string).collect();
         assert_eq!(ips, ["10.0.0.5", "fd00::5"]);
+    }
+
+    #[test]
+    fn the_newest_version_that_both_sides_speak_is_chosen() {
+        for (offered, chosen) in [
+            (json!(["1.0.0", "1.1.0"]), "1.1.0"),
+            (json!(["1.1.0", "0.4.0", "9.0.0"]), "1.1.0"),
+            (json!(["9.0.0"]), "0.4.0"),
+            (json!([]), "0.4.0"),
+            (Value::Null, "0.4.0"),
+        ] {
+            assert_eq!(version(&json!({"cniVersion": "0.4.0", "cniVersions": offered})), chosen);
+        }
     }
 
     #[tokio::test]

@@ -126,6 +126,19 @@ pub(super) fn install_conflist(config: &NodeNetworkConfig, content: &str) -> Res
     Ok(true)
 }
 
+/// Another project's configuration that runtimes take instead of ours, by its name.
+pub(super) fn taken_instead(config: &NodeNetworkConfig) -> Option<String> {
+    let names =
+        fs::read_dir(&config.cni_conf_dir).into_iter().flatten().flatten().map(|file| file.file_name());
+    let names = names.filter_map(|name| name.into_string().ok());
+    names.filter(|name| name.as_str() < CONFLIST && is_configuration(name)).min()
+}
+
+fn is_configuration(name: &str) -> bool {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| ["conflist", "conf", "json"].contains(&ending))
+}
+
 /// Takes the configuration away: the runtime starts no more pods, nor does one that has read it before. `Ok(true)`: it
 /// was there.
 pub(super) fn withdraw_conflist(config: &NodeNetworkConfig) -> Result<bool, NodeNetworkError> {
@@ -170,6 +183,25 @@ mod tests {
     use super::super::desired::tests::config;
     use super::*;
     use crate::Overlay;
+
+    #[test]
+    fn who_comes_before_us_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let config =
+            NodeNetworkConfig { cni_conf_dir: directory.path().join("net.d"), ..config(Overlay::None) };
+        assert_eq!(taken_instead(&config), None);
+        fs::create_dir(&config.cni_conf_dir).unwrap();
+        for name in
+            ["10-seaway.conflist", ".05.conflist.new", "99-other.conf", "05-README", "87-podman.conflist"]
+        {
+            fs::write(config.cni_conf_dir.join(name), "{}").unwrap();
+        }
+        assert_eq!(taken_instead(&config), None);
+        for name in ["10-flannel.conflist", "05-cilium.conflist"] {
+            fs::write(config.cni_conf_dir.join(name), "{}").unwrap();
+            assert_eq!(taken_instead(&config).as_deref(), Some(name));
+        }
+    }
 
     #[test]
     fn the_plugin_is_installed_once_and_again_when_it_differs() {

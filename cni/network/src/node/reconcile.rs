@@ -25,6 +25,8 @@ pub(super) struct Reconciler {
     netlink: Netlink,
     /// What was left out in the last round.
     skipped: Vec<String>,
+    /// Another project's network configuration that runtimes take instead of ours.
+    taken_instead: Option<String>,
     /// The installed plugin has been compared with its source since the start.
     plugin_compared: bool,
     leaks: Leaks,
@@ -58,6 +60,7 @@ impl Reconciler {
             metrics,
             netlink,
             skipped: Vec::new(),
+            taken_instead: None,
             plugin_compared: false,
             leaks: Leaks::default(),
             undertaker: None,
@@ -209,6 +212,12 @@ impl Reconciler {
         if install::install_conflist(&self.config, &conflist)? {
             info!(subnets = ?desired.own, mtu = desired.mtu, "network configuration installed: pods may start");
         }
+        let other = install::taken_instead(&self.config);
+        if let Some(file) = other.as_ref().filter(|_| other != self.taken_instead) {
+            let directory = &self.config.cni_conf_dir;
+            warn!(%file, ?directory, "runtimes take this network configuration instead of ours: remove it");
+        }
+        self.taken_instead = other;
         Ok(())
     }
 
