@@ -13,6 +13,7 @@ use std::process::Stdio;
 use runtime::{BOTH, Sandbox, addresses, outcome};
 use seaway_cni_network::netlink::{Mac, Netlink};
 use seaway_cni_network::netns::sysctl;
+use seaway_cni_network::pod::RETIRED_GROUP;
 use seaway_lab::{Lab, LabNode, tcp_exchange};
 use serde_json::{Value, json};
 
@@ -104,8 +105,10 @@ fn ours(node: &LabNode) -> Value {
     })
 }
 
+/// Links of pods, without those that DEL has left for after its answer.
 fn links(node: &LabNode) -> usize {
-    node.netlink().unwrap().links().unwrap().iter().filter(|link| link.name.starts_with("sw")).count()
+    let links = node.netlink().unwrap().links().unwrap();
+    links.iter().filter(|link| link.name.starts_with("sw") && link.group != RETIRED_GROUP).count()
 }
 
 #[test]

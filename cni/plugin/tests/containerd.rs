@@ -259,6 +259,7 @@ fn containerd_starts_and_stops_sandboxes_on_our_network() {
         containerd.of_sandbox("RemovePodSandbox", id).unwrap();
     }
     assert_eq!(containerd.held().len(), 0);
-    let links = lab.node(0).netlink().unwrap().links().unwrap();
-    assert!(!links.iter().any(|link| link.name.starts_with("sw")), "{links:?}");
+    // DEL has left the links for after its answer.
+    let links = || lab.node(0).netlink().unwrap().links().unwrap();
+    wait_for(PATIENCE, "the links to go", || !links().iter().any(|link| link.name.starts_with("sw")));
 }
