@@ -10,7 +10,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use hickory_proto::op::{Edns, Message, Query};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, RecordType};
 use seaway_dns::{DnsConfig, Metrics, PodRecords, Responder};
 
@@ -148,7 +148,10 @@ pub fn check(responder: &Responder, packet: &[u8], reply: &mut Vec<u8>) -> Resul
     }
     match Message::from_vec(packet) {
         Err(_) if reply.len() > packet.len() => Err("more octets than a malformed packet had".to_owned()),
-        Err(_) => Ok(()),
+        Err(_) => match answer.metadata.response_code {
+            ResponseCode::FormErr | ResponseCode::NotImp => Ok(()),
+            code => Err(format!("{code:?} to a malformed packet")),
+        },
         Ok(question) => {
             let limit =
                 question.edns.as_ref().map_or(512, |edns| usize::from(edns.max_payload().clamp(512, 1232)));

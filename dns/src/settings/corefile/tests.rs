@@ -3,6 +3,7 @@
 use super::*;
 use crate::PodRecords;
 use crate::settings::Matching;
+use proptest::prelude::*;
 
 fn settings(text: &str) -> Settings {
     parse(text, DnsConfig::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -322,3 +323,99 @@ fn what_clusters_come_with() {
                  }\n}\nhostname.bind:5353 {\n chaos\n}\n";
     assert_eq!(refused(other), ["line 12: the plugin \"chaos\" is not supported"]);
 }
+
+proptest! {
+    /// Whatever words stand in whatever order: it is read or refused.
+    #[test]
+    fn any_words_are_read_or_refused(words in proptest::collection::vec(prop::sample::select(WORDS), 0..60)) {
+        let text = words.join(" ").replace(" \n ", "\n");
+        for text in [text.clone(), format!(". {{\n{text}\n}}")] {
+            if let Err(problems) = parse(&text, DnsConfig::default()) {
+                prop_assert!(!problems.is_empty() && problems.iter().all(|problem| problem.line > 0));
+            }
+        }
+    }
+}
+
+const WORDS: &[&str] = &[
+    "\n",
+    "\n",
+    "\n",
+    "{",
+    "}",
+    ".",
+    ".:53",
+    "a.example",
+    "10.0.0.0/7",
+    "fd00::/3",
+    "(s)",
+    "import",
+    "s",
+    "*",
+    "#",
+    "\"",
+    "kubernetes",
+    "pods",
+    "verified",
+    "ttl",
+    "30",
+    "-1",
+    "fallthrough",
+    "in-addr.arpa",
+    "namespaces",
+    "forward",
+    "192.0.2.1",
+    "tls://192.0.2.1%a",
+    "policy",
+    "random",
+    "health_check",
+    "0.5s",
+    "cache",
+    "success",
+    "9984",
+    "prefetch",
+    "10",
+    "20%",
+    "serve_stale",
+    "verify",
+    "disable",
+    "denial",
+    "hosts",
+    "::1",
+    "reload",
+    "rewrite",
+    "continue",
+    "stop",
+    "name",
+    "regex",
+    "(.*)",
+    "{1}",
+    "answer",
+    "auto",
+    "value",
+    "template",
+    "IN",
+    "ANY",
+    "rcode",
+    "NXDOMAIN",
+    "match",
+    "log",
+    "class",
+    "error",
+    "errors",
+    "health",
+    "lameduck",
+    "ready",
+    "prometheus",
+    "loop",
+    "loadbalance",
+    "autopath",
+    "@kubernetes",
+    "bind",
+    "{$NOWHERE}",
+    "except",
+    "max_concurrent",
+    "expire",
+    ",",
+    "..",
+];
