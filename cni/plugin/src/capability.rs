@@ -67,6 +67,7 @@ pub(crate) struct RawArgs {
 #[serde(default)]
 pub(crate) struct RawCniArgs {
     pub(crate) ips: Option<Vec<String>>,
+    pub(crate) mac: Option<String>,
 }
 
 /// Bits, and bits per second. 0 is no limit.
@@ -162,7 +163,7 @@ pub(crate) fn wanted(key: &str, text: &str) -> Result<IpAddr, CniError> {
 }
 
 /// A unicast Ethernet address, other than that of the node's end.
-pub(crate) fn parse_mac(text: &str) -> Result<Mac, CniError> {
+pub(crate) fn parse_mac(key: &str, text: &str) -> Result<Mac, CniError> {
     let bytes: Option<Vec<u8>> = text
         .split([':', '-'])
         .map(|part| {
@@ -173,9 +174,9 @@ pub(crate) fn parse_mac(text: &str) -> Result<Mac, CniError> {
     let mac = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
     match mac {
         Some(mac) if Mac(mac) == HOST_MAC => {
-            Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is the node's end's of every pod")))
+            Err(invalid(format!("{key}: {text:?} is the node's end's of every pod")))
         }
         Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Mac(mac)),
-        _ => Err(invalid(format!("\"runtimeConfig.mac\": {text:?} is not a unicast Ethernet address"))),
+        _ => Err(invalid(format!("{key}: {text:?} is not a unicast Ethernet address"))),
     }
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::capability::{self, RawArgs, RawRuntimeConfig};
-use crate::env::{Command, is_identifier};
+use crate::env::{Command, Environment, is_identifier};
 use crate::error::{CniError, Code};
 use crate::result::validate_result;
 use crate::version::Version;
@@ -141,6 +141,18 @@ impl Config {
         decode::<RawConfig>(stdin)?.check()
     }
 
+    /// Takes in what the environment asks for, an older way of asking. What the configuration says goes before it.
+    pub(crate) fn ask_for(&mut self, environment: &Environment) -> Result<(), CniError> {
+        let in_environment = |error| CniError { code: Code::Environment, ..error };
+        if let Some(text) = environment.argument("IP") {
+            self.wanted.push(capability::wanted("CNI_ARGS: IP", text).map_err(in_environment)?);
+        }
+        if let Some(text) = environment.argument("MAC").filter(|_| self.mac.is_none()) {
+            self.mac = Some(capability::parse_mac("CNI_ARGS: MAC", text).map_err(in_environment)?);
+        }
+        Ok(())
+    }
+
     /// The pools, which ADD cannot do without.
     pub(crate) fn require_pools(&self) -> Result<&[Vec<Range>], CniError> {
         if self.pools.is_empty() {
@@ -206,7 +218,11 @@ impl RawConfig {
             validate_result(prev_result)?;
         }
         let runtime = self.runtime_config.unwrap_or_default();
-        let asked = self.args.and_then(|args| args.cni).and_then(|args| args.ips).unwrap_or_default();
+        let args = self.args.and_then(|args| args.cni).unwrap_or_default();
+        let asked = args.ips.unwrap_or_default();
+        let macs = [("\"runtimeConfig.mac\"", runtime.mac), ("\"args.cni.mac\"", args.mac)];
+        let mac =
+            macs.iter().find_map(|(key, mac)| Some((key, mac.as_deref().filter(|mac| !mac.is_empty())?)));
         let wanted =
             [("\"runtimeConfig.ips\"", runtime.ips.unwrap_or_default()), ("\"args.cni.ips\"", asked)];
         let wanted =
@@ -225,12 +241,7 @@ impl RawConfig {
             pools,
             mtu,
             wanted: wanted.collect::<Result<_, _>>()?,
-            mac: runtime
-                .mac
-                .as_deref()
-                .filter(|mac| !mac.is_empty())
-                .map(capability::parse_mac)
-                .transpose()?,
+            mac: mac.map(|(key, mac)| capability::parse_mac(key, mac)).transpose()?,
             bandwidth: runtime.bandwidth.unwrap_or_default().limits()?,
             port_mappings: capability::port_mappings(runtime.port_mappings.unwrap_or_default())?,
             overlay_device: self.overlay_device,

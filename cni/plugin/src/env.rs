@@ -123,13 +123,15 @@ impl Environment {
         Ok(command)
     }
 
-    /// The pod that the container is of, `namespace/name`, if the runtime tells. Whatever else stands in CNI_ARGS is not
-    /// for us.
+    /// What stands in CNI_ARGS under a key. Whatever else is there is not for us.
+    pub fn argument(&self, key: &str) -> Option<&str> {
+        let mut pairs = self.args.as_deref()?.split(';').filter_map(|pair| pair.split_once('='));
+        pairs.find_map(|(name, value)| (name == key && !value.is_empty()).then_some(value))
+    }
+
+    /// The pod that the container is of, `namespace/name`, if the runtime tells.
     pub fn pod(&self) -> Option<String> {
-        let of = |key: &str| {
-            let pairs = self.args.as_deref()?.split(';').filter_map(|pair| pair.split_once('='));
-            pairs.filter(|(name, value)| *name == key && is_identifier(value)).map(|(_, value)| value).next()
-        };
+        let of = |key: &str| self.argument(key).filter(|value| is_identifier(value));
         let (namespace, name) = (of("K8S_POD_NAMESPACE")?, of("K8S_POD_NAME")?);
         (namespace.len() + name.len() <= MAX_POD).then(|| format!("{namespace}/{name}"))
     }

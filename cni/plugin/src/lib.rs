@@ -108,8 +108,11 @@ fn carry_out(
     if command == Command::Version {
         return Ok(Some(version::answer(stdin)));
     }
-    let config = config::Config::parse_for(command, stdin)?;
+    let mut config = config::Config::parse_for(command, stdin)?;
     let version = config.version;
+    if command == Command::Add {
+        config.ask_for(environment).map_err(|error| error.at_version(version))?;
+    }
     dispatch(command, environment, &config, bury).map_err(|error| error.at_version(version))
 }
 

@@ -26,6 +26,8 @@ struct Chain<'a> {
     version: &'static str,
     plugins: Vec<Value>,
     runtime_config: Value,
+    /// CNI_ARGS
+    arguments: &'static str,
 }
 
 impl<'a> Chain<'a> {
@@ -34,7 +36,7 @@ impl<'a> Chain<'a> {
             Path::new(REFERENCE).join("portmap").exists(),
             "these tests need containernetworking-plugins"
         );
-        Self { node, version, plugins, runtime_config: json!({}) }
+        Self { node, version, plugins, runtime_config: json!({}), arguments: "" }
     }
 
     fn call(
@@ -67,7 +69,7 @@ impl<'a> Chain<'a> {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &sandbox.id), ("CNI_NETNS", &sandbox.netns)])
-            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", REFERENCE)])
+            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", REFERENCE), ("CNI_ARGS", self.arguments)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -315,6 +317,83 @@ fn behaviours_beside_those_of_the_reference_plugins() {
         bridge     | DEL of nothing ok | ips 2 | host prefixes 0 | ADD again error 999 | CHECK ok | CHECK of a link that is down error 999 | DEL ok | DEL again ok | DEL without netns ok
         ptp        | DEL of nothing ok | ips 2 | host prefixes 0 | ADD again error 999 | CHECK ok | CHECK of a link that is down error 999 | DEL ok | DEL again ok | DEL without netns ok
     "]].assert_eq(&table);
+}
+
+/// What may be asked for, and in which of the three ways, side by side: a line for each way, with what came of it.
+#[test]
+fn what_is_asked_for_beside_bridge() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let ipam = json!({
+        "type": "host-local", "dataDir": node.state_dir().join("host-local"),
+        "ranges": [[{ "subnet": "10.88.0.0/24" }], [{ "subnet": "fd00:88::/64" }]],
+    });
+    let bridge = json!({
+        "type": "bridge", "bridge": "cni0", "ipam": ipam, "capabilities": { "mac": true, "ips": true },
+    });
+    let mut own = ours(node);
+    own["ranges"] = json!([{ "subnet": "10.88.0.0/24" }, { "subnet": "fd00:88::/64" }]);
+    let ips = json!(["10.88.0.77/24", "fd00:88::77/64"]);
+    // Way, runtimeConfig, args.cni, CNI_ARGS.
+    let ways: [(&str, Value, Value, &'static str); 9] = [
+        ("runtimeConfig", json!({ "mac": "02:00:00:00:00:01", "ips": ips }), json!({}), ""),
+        ("args.cni", json!({}), json!({ "mac": "02:00:00:00:00:02", "ips": ips }), ""),
+        ("CNI_ARGS", json!({}), json!({}), "IgnoreUnknown=1;MAC=02:00:00:00:00:03;IP=10.88.0.77"),
+        (
+            "all of them",
+            json!({ "mac": "02:00:00:00:00:01" }),
+            json!({ "mac": "02:00:00:00:00:02" }),
+            "IgnoreUnknown=1;MAC=02:00:00:00:00:03",
+        ),
+        ("CNI_ARGS of Kubernetes", json!({}), json!({}), "IgnoreUnknown=1;K8S_POD_NAME=a;K8S_POD_UID=b"),
+        ("no MAC", json!({}), json!({}), "IgnoreUnknown=1;MAC=x"),
+        ("no IP", json!({}), json!({}), "IgnoreUnknown=1;IP=x"),
+        ("no range's IP", json!({}), json!({}), "IgnoreUnknown=1;IP=10.99.0.1"),
+        ("nothing", json!({ "mac": "", "ips": [] }), json!({}), ""),
+    ];
+    let mut table = String::new();
+    for (way, runtime_config, args, arguments) in ways {
+        for (name, plugin) in [("seaway-cni", &own), ("bridge", &bridge)] {
+            let mut plugin = plugin.clone();
+            plugin["args"] = json!({ "cni": args });
+            let mut chain = Chain::new(node, "1.0.0", vec![plugin]);
+            (chain.runtime_config, chain.arguments) = (runtime_config.clone(), arguments);
+            let pod = Sandbox::new("pod");
+            let outcome = chain.add(&pod).map(|result| {
+                let mut inner = Netlink::open_in(&pod.namespace).unwrap();
+                let Mac(mac) = inner.link("eth0").unwrap().unwrap().mac.unwrap();
+                let mac = if mac[..5] == [2, 0, 0, 0, 0] { mac[5].to_string() } else { "own".to_owned() };
+                let wanted =
+                    addresses(&result).iter().filter(|addr| addr.to_string().ends_with("77")).count();
+                format!("MAC {mac}, {wanted} of the addresses")
+            });
+            let said = outcome.unwrap_or_else(|error| format!("error {}", error["code"]));
+            let deleted = chain
+                .del(&pod, None)
+                .map_or_else(|error| format!("error {}", error["code"]), |()| "ok".to_owned());
+            writeln!(table, "{way:<22} | {name:<10} | {said:<26} | DEL {deleted}").unwrap();
+        }
+    }
+    expect_test::expect![[r#"
+        runtimeConfig          | seaway-cni | MAC 1, 2 of the addresses  | DEL ok
+        runtimeConfig          | bridge     | MAC 1, 2 of the addresses  | DEL ok
+        args.cni               | seaway-cni | MAC 2, 2 of the addresses  | DEL ok
+        args.cni               | bridge     | MAC 2, 2 of the addresses  | DEL ok
+        CNI_ARGS               | seaway-cni | MAC 3, 1 of the addresses  | DEL ok
+        CNI_ARGS               | bridge     | MAC 3, 1 of the addresses  | DEL ok
+        all of them            | seaway-cni | MAC 1, 0 of the addresses  | DEL ok
+        all of them            | bridge     | MAC 1, 0 of the addresses  | DEL ok
+        CNI_ARGS of Kubernetes | seaway-cni | MAC own, 0 of the addresses | DEL ok
+        CNI_ARGS of Kubernetes | bridge     | MAC own, 0 of the addresses | DEL ok
+        no MAC                 | seaway-cni | error 4                    | DEL ok
+        no MAC                 | bridge     | error 999                  | DEL ok
+        no IP                  | seaway-cni | error 4                    | DEL ok
+        no IP                  | bridge     | error 999                  | DEL error 999
+        no range's IP          | seaway-cni | error 7                    | DEL ok
+        no range's IP          | bridge     | error 999                  | DEL ok
+        nothing                | seaway-cni | MAC own, 0 of the addresses | DEL ok
+        nothing                | bridge     | MAC own, 0 of the addresses | DEL ok
+    "#]].assert_eq(&table);
 }
 
 /// The same for the addresses alone, beside host-local. Where they differ, the difference is meant: none is kept for a
