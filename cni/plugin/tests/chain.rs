@@ -319,6 +319,26 @@ fn behaviours_beside_those_of_the_reference_plugins() {
     "]].assert_eq(&table);
 }
 
+/// Ways of asking: their name, runtimeConfig, args.cni, CNI_ARGS.
+fn ways(ips: &Value) -> [(&'static str, Value, Value, &'static str); 9] {
+    [
+        ("runtimeConfig", json!({ "mac": "02:00:00:00:00:01", "ips": ips }), json!({}), ""),
+        ("args.cni", json!({}), json!({ "mac": "02:00:00:00:00:02", "ips": ips }), ""),
+        ("CNI_ARGS", json!({}), json!({}), "IgnoreUnknown=1;MAC=02:00:00:00:00:03;IP=10.88.0.77"),
+        (
+            "all of them",
+            json!({ "mac": "02:00:00:00:00:01" }),
+            json!({ "mac": "02:00:00:00:00:02" }),
+            "IgnoreUnknown=1;MAC=02:00:00:00:00:03",
+        ),
+        ("CNI_ARGS of Kubernetes", json!({}), json!({}), "IgnoreUnknown=1;K8S_POD_NAME=a;K8S_POD_UID=b"),
+        ("no MAC", json!({}), json!({}), "IgnoreUnknown=1;MAC=x"),
+        ("no IP", json!({}), json!({}), "IgnoreUnknown=1;IP=x"),
+        ("no range's IP", json!({}), json!({}), "IgnoreUnknown=1;IP=10.99.0.1"),
+        ("nothing", json!({ "mac": "", "ips": [] }), json!({}), ""),
+    ]
+}
+
 /// What may be asked for, and in which of the three ways, side by side: a line for each way, with what came of it.
 #[test]
 fn what_is_asked_for_beside_bridge() {
@@ -334,25 +354,8 @@ fn what_is_asked_for_beside_bridge() {
     let mut own = ours(node);
     own["ranges"] = json!([{ "subnet": "10.88.0.0/24" }, { "subnet": "fd00:88::/64" }]);
     let ips = json!(["10.88.0.77/24", "fd00:88::77/64"]);
-    // Way, runtimeConfig, args.cni, CNI_ARGS.
-    let ways: [(&str, Value, Value, &'static str); 9] = [
-        ("runtimeConfig", json!({ "mac": "02:00:00:00:00:01", "ips": ips }), json!({}), ""),
-        ("args.cni", json!({}), json!({ "mac": "02:00:00:00:00:02", "ips": ips }), ""),
-        ("CNI_ARGS", json!({}), json!({}), "IgnoreUnknown=1;MAC=02:00:00:00:00:03;IP=10.88.0.77"),
-        (
-            "all of them",
-            json!({ "mac": "02:00:00:00:00:01" }),
-            json!({ "mac": "02:00:00:00:00:02" }),
-            "IgnoreUnknown=1;MAC=02:00:00:00:00:03",
-        ),
-        ("CNI_ARGS of Kubernetes", json!({}), json!({}), "IgnoreUnknown=1;K8S_POD_NAME=a;K8S_POD_UID=b"),
-        ("no MAC", json!({}), json!({}), "IgnoreUnknown=1;MAC=x"),
-        ("no IP", json!({}), json!({}), "IgnoreUnknown=1;IP=x"),
-        ("no range's IP", json!({}), json!({}), "IgnoreUnknown=1;IP=10.99.0.1"),
-        ("nothing", json!({ "mac": "", "ips": [] }), json!({}), ""),
-    ];
     let mut table = String::new();
-    for (way, runtime_config, args, arguments) in ways {
+    for (way, runtime_config, args, arguments) in ways(&ips) {
         for (name, plugin) in [("seaway-cni", &own), ("bridge", &bridge)] {
             let mut plugin = plugin.clone();
             plugin["args"] = json!({ "cni": args });
@@ -374,7 +377,7 @@ fn what_is_asked_for_beside_bridge() {
             writeln!(table, "{way:<22} | {name:<10} | {said:<26} | DEL {deleted}").unwrap();
         }
     }
-    expect_test::expect![[r#"
+    expect_test::expect![[r"
         runtimeConfig          | seaway-cni | MAC 1, 2 of the addresses  | DEL ok
         runtimeConfig          | bridge     | MAC 1, 2 of the addresses  | DEL ok
         args.cni               | seaway-cni | MAC 2, 2 of the addresses  | DEL ok
@@ -393,7 +396,8 @@ fn what_is_asked_for_beside_bridge() {
         no range's IP          | bridge     | error 999                  | DEL ok
         nothing                | seaway-cni | MAC own, 0 of the addresses | DEL ok
         nothing                | bridge     | MAC own, 0 of the addresses | DEL ok
-    "#]].assert_eq(&table);
+    "]]
+    .assert_eq(&table);
 }
 
 /// The same for the addresses alone, beside host-local. Where they differ, the difference is meant: none is kept for a
