@@ -21,6 +21,8 @@ use crate::zone::{Answer, Reply, Window, Zone};
 pub(crate) use route::Handler;
 use route::Route;
 
+/// Aliases that are followed before they are taken for a loop.
+const ALIASES_MAX: usize = 16;
 /// An address record whose name is compressed; there is none shorter.
 const RECORD_BYTES_MIN: u16 = 16;
 
@@ -207,31 +209,52 @@ impl Handler {
 
     /// What is known about `name` without asking anybody.
     fn look_up(&self, zone: &Zone, asked: &Asked<'_>, name: &Name) -> Now {
+        self.look_up_behind(zone, asked, name, Vec::new())
+    }
+
+    /// The same for a name that aliases have led to.
+    fn look_up_behind(&self, zone: &Zone, asked: &Asked<'_>, name: &Name, aliases: Vec<Record>) -> Now {
         let route = self.route(name);
+        let other = if aliases.is_empty() { Scope::Other } else { Scope::Cluster };
         if let Some(code) = route.and_then(|route| route.template(name, asked.kind)) {
             let authoritative = code != ResponseCode::ServFail;
             let response = Response { authoritative, ..Response::empty(code) };
-            return Now::Done(response, Scope::Other, Source::Template);
+            return Now::Done(behind(aliases, response), other, Source::Template);
         }
         if let Some(answer) = route.and_then(|route| route.hosts.answer(name, asked.kind)) {
-            return Now::Done(authoritative(answer), Scope::Other, Source::Hosts);
+            return Now::Done(behind(aliases, authoritative(answer)), other, Source::Hosts);
         }
         match zone.answer_to(name, asked.kind, asked.window) {
             Reply::Authoritative(answer)
                 if self.falls_through(&answer, name)
                     && route.is_some_and(|route| route.forwarder(name).is_some()) =>
             {
-                elsewhere(route, asked, name.clone(), Vec::new())
+                elsewhere(route, asked, name.clone(), aliases)
             }
             Reply::Authoritative(answer) => {
                 let scope = if zone.origin().zone_of(name) { Scope::Cluster } else { Scope::Reverse };
-                Now::Done(authoritative(answer), scope, Source::Kubernetes)
+                Now::Done(behind(aliases, authoritative(answer)), scope, Source::Kubernetes)
             }
-            Reply::Elsewhere { aliases, next } => {
-                let route = self.route(&next);
-                elsewhere(route, asked, next, aliases)
+            Reply::Elsewhere { aliases: more, next } => {
+                self.follow(zone, asked, next, [aliases, more].concat())
             }
-            Reply::NotOurs => elsewhere(route, asked, name.clone(), Vec::new()),
+            Reply::NotOurs => elsewhere(route, asked, name.clone(), aliases),
+        }
+    }
+
+    /// Goes on with the name that aliases lead to, out of the zone: rules hold for it as if the client asked for it.
+    fn follow(&self, zone: &Zone, asked: &Asked<'_>, next: Name, aliases: Vec<Record>) -> Now {
+        if aliases.len() > ALIASES_MAX {
+            return Now::Done(Response::empty(ResponseCode::ServFail), Scope::Cluster, Source::Kubernetes);
+        }
+        let Some(instead) = self.rewrite(&next) else {
+            return self.look_up_behind(zone, asked, &next, aliases);
+        };
+        match self.look_up_behind(zone, asked, &instead.name, aliases) {
+            Now::Done(response, scope, source) => {
+                Now::Done(restored(response, &next, Some(&instead)), scope, source)
+            }
+            Now::Ask(ask) => Now::Ask(Ask { name: next, ..ask }),
         }
     }
 
@@ -332,7 +355,7 @@ fn elsewhere(route: Option<&Arc<Route>>, asked: &Asked<'_>, name: Name, aliases:
         checking_disabled: asked.checking_disabled,
     };
     match forwarder.remembered(&key) {
-        Some(found) => Now::Done(forwarded(found, &name, aliases), scope, Source::Cache),
+        Some(found) => Now::Done(forwarded(found, (&name, &key.name), aliases), scope, Source::Cache),
         None => Now::Ask(Ask { forwarder: Arc::clone(forwarder), key, name, aliases, scope }),
     }
 }
@@ -344,7 +367,7 @@ impl Pending {
         let mut source = Source::Forward;
         let response = loop {
             let mut response = match ask.forwarder.ask(&ask.key, &avoid, &place).await {
-                Ok(found) => forwarded(Arc::unwrap_or_clone(found), &ask.name, ask.aliases),
+                Ok(found) => forwarded(Arc::unwrap_or_clone(found), (&ask.name, &ask.key.name), ask.aliases),
                 Err(NoAnswer) => Response::empty(ResponseCode::ServFail),
             };
             let Some(walking) = &mut walk else { break response };
@@ -425,10 +448,21 @@ fn authoritative(answer: Answer) -> Response {
     }
 }
 
-fn forwarded(found: Found, name: &Name, aliases: Vec<Record>) -> Response {
+/// An answer with the aliases that have led to it.
+fn behind(aliases: Vec<Record>, mut response: Response) -> Response {
+    if !aliases.is_empty() {
+        // The first of them is ours, and so is the answer.
+        response.authoritative = response.code != ResponseCode::ServFail;
+        response.answers.splice(0..0, aliases);
+    }
+    response
+}
+
+/// What upstream said, of which `looked_up` was asked for `name`.
+fn forwarded(found: Found, (name, looked_up): (&Name, &Name), aliases: Vec<Record>) -> Response {
     let Found { code, authentic_data, mut answers, authorities, additionals } = found;
     // Upstream was asked in lower case: give the client its own spelling back.
-    restore(&mut answers, name, name);
+    restore(&mut answers, name, looked_up);
     let (authoritative, authentic_data) = (!aliases.is_empty(), authentic_data && aliases.is_empty());
     answers.splice(0..0, aliases);
     Response {

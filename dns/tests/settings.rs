@@ -335,6 +335,45 @@ corp.example:53 {{
     assert_eq!(ask(pod, RecordType::A).await, format!("NoError {pod} 192.0.2.9"));
 }
 
+/// Where an ExternalName Service leads is looked up as if the client had asked for it: hosts, codes and rewrites hold.
+#[tokio::test]
+async fn rules_hold_for_what_aliases_lead_to() {
+    let resolver = Resolver::start(Behaviour::Answer).await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[[zone]]\nname = \".\"\nforward = {{ to = [\"{}\"] }}\n[zone.hosts]\n\"db.example\" = \"192.0.2.7\"\n\
+         [[zone.rewrite]]\nfrom = \"old.example\"\nto = \"www.example\"\n\
+         [[zone.rewrite]]\nfrom = \"api.example\"\nto = \"web.shop.svc.cluster.local\"\n\
+         [[zone.rewrite]]\nfrom = \"round.example\"\nto = \"round.shop.svc.cluster.local\"\n\
+         [[zone.answer]]\nnames-in = [\"ads.example\"]\ncode = \"NXDOMAIN\"\n",
+        resolver.address
+    );
+    let server = Server::bind(&config(file(dir.path(), "dns.toml", &text))).unwrap();
+    let address = server.local_addrs()[0];
+    let services = ["db", "old", "api", "ads", "round", "www"];
+    let services = services.map(|name| format!("service shop/{name} external {name}.example\n")).concat();
+    let cluster = cluster::snapshot(&format!("{services}service shop/web cluster 10.96.0.1"));
+    let (_writer, snapshots) = watch::channel(Arc::new(cluster));
+    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    let shutdown = CancellationToken::new();
+    tokio::spawn(server.serve(snapshots, metrics, shutdown.clone()));
+    let table = [
+        ("db", "db.example. db.example. 192.0.2.7"),
+        ("www", "www.example. www.example. 192.0.2.1"),
+        ("old", "old.example. old.example. 192.0.2.1"),
+        ("api", "api.example. api.example. 10.96.0.1"),
+    ];
+    for (name, told) in table {
+        let name = format!("{name}.shop.svc.cluster.local.");
+        assert_eq!(ask(address, &name, RecordType::A).await, format!("NoError {name} {told}"));
+    }
+    let ads = "ads.shop.svc.cluster.local.";
+    assert_eq!(ask(address, ads, RecordType::A).await, format!("NXDomain {ads} ads.example."));
+    assert_eq!(ask(address, "round.shop.svc.cluster.local.", RecordType::A).await, "ServFail");
+    assert_eq!(resolver.asked(), 1);
+    shutdown.cancel();
+}
+
 #[tokio::test]
 async fn the_search_path_costs_one_question() {
     let resolver = Resolver::start(Behaviour::Answer).await;
