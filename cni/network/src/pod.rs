@@ -203,10 +203,13 @@ fn host_route(addr: IpAddr, link: u32) -> Route {
     Route { protocol: ROUTE_PROTOCOL, ..Route::to(IpNet::from(addr)).on(link) }
 }
 
-/// A bucket that a whole packet does not fit into lets none pass.
+/// A bucket that a whole packet does not fit into lets none pass. The MTU may grow later, when the way underneath gets
+/// another one: no further than that of large frames.
 fn at_least_a_packet(bucket: &TokenBucket, mtu: u32) -> TokenBucket {
     const HEADERS: u32 = 64;
-    TokenBucket { burst_bytes: bucket.burst_bytes.max(mtu.saturating_add(HEADERS)), ..*bucket }
+    const LARGE_FRAME: u32 = 9216;
+    let packet = mtu.max(LARGE_FRAME).saturating_add(HEADERS);
+    TokenBucket { burst_bytes: bucket.burst_bytes.max(packet), ..*bucket }
 }
 
 fn is_retired(link: &Link) -> bool {
@@ -216,6 +219,16 @@ fn is_retired(link: &Link) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bucket_takes_a_whole_packet_also_when_packets_have_grown() {
+        let burst = |burst_bytes, mtu| {
+            at_least_a_packet(&TokenBucket { rate_bytes: 1, burst_bytes }, mtu).burst_bytes
+        };
+        assert_eq!([burst(1, 1450), burst(1, 9000), burst(1, 65_000)], [9280, 9280, 65_064]);
+        assert_eq!(burst(1_000_000, 1450), 1_000_000);
+        assert_eq!(burst(1, u32::MAX), u32::MAX);
+    }
 
     #[test]
     fn names_follow_from_the_attachment() {

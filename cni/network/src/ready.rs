@@ -2,7 +2,8 @@
 //!
 //! Plugin and network configuration outlive a reboot, devices, routes and rules do not: a runtime that is up before the
 //! agent would start pods that reach nobody, and give them addresses of a subnet that may be another node's by now. So
-//! the agent leaves a mark with the boot's id in it, and the plugin waits for that, but not for ever.
+//! the agent leaves a mark with the boot's id in it, and the plugin waits for that, but not for ever. The node's namespace
+//! stands in it, too: where nodes are containers, they start anew without a boot.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -10,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::netns::Namespace;
 use crate::{fault, ipam};
 
 /// The name of the mark, beside the directories of the networks, none of which can begin with a dot.
@@ -18,13 +20,20 @@ pub(crate) const FILE: &str = ".ready";
 /// How long the agent is waited for. A runtime waits longer.
 const WAIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
-/// More than any boot's id has.
-const MAX_MARK: u64 = 64;
+/// More than any mark has.
+const MAX_MARK: u64 = 128;
 
-/// Whether the mark at `path` is of this boot.
+/// What the mark says on this node since its start: the boot, and the calling thread's network namespace. None: the
+/// kernel does not tell.
+pub fn mark() -> Option<String> {
+    let namespace = Namespace::current().and_then(|namespace| namespace.id()).ok()?;
+    Some(format!("{} {namespace}", ipam::boot_id().ok()?))
+}
+
+/// Whether the mark at `path` is of this boot and namespace.
 pub fn is_set_up(path: &Path) -> bool {
-    // A kernel that does not tell which boot this is cannot be waited for.
-    ipam::boot_id().map_or(true, |boot| read(path).trim() == boot)
+    // A kernel that does not tell which they are cannot be waited for.
+    mark().is_none_or(|mark| read(path).trim() == mark)
 }
 
 /// As [`is_set_up`], but waits for it.
@@ -56,8 +65,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mark");
         assert!(!is_set_up(&path));
+        let (own, boot) = (mark().unwrap(), ipam::boot_id().unwrap());
+        let others =
+            [format!("another-boot {}", own.split(' ').next_back().unwrap()), format!("{boot} 1"), boot];
         for (mark, good) in
-            [("another boot", false), ("", false), (&ipam::boot_id().unwrap(), true), ("\u{fffd}", false)]
+            others.iter().map(|other| (other.as_str(), false)).chain([(own.as_str(), true), ("", false)])
         {
             std::fs::write(&path, mark).unwrap();
             assert_eq!(is_set_up(&path), good, "{mark:?}");

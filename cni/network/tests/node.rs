@@ -246,7 +246,7 @@ fn the_configuration_goes_when_the_node_cannot_serve_for_long() {
     wait_for(PATIENCE, "the configuration to come back", || conflist(node).exists());
     // Without an API server the last known state serves. Without a Node its subnets may be another's.
     let mark = node.state_dir().join("ipam/.ready");
-    assert!(ready::is_set_up(&mark));
+    assert!(node.run(|| ready::is_set_up(&mark)));
     agent.snapshots.send(snapshot(&lab, &[], false)).unwrap();
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_secs(1) {
@@ -254,13 +254,13 @@ fn the_configuration_goes_when_the_node_cannot_serve_for_long() {
         node.run(|| sysctl::write("net/ipv4/ip_forward", "0").unwrap());
         let forwards = || node.run(|| sysctl::read("net/ipv4/ip_forward").unwrap()) == "1";
         wait_for(PATIENCE, "a round", forwards);
-        assert!(conflist(node).exists() && ready::is_set_up(&mark));
+        assert!(conflist(node).exists() && node.run(|| ready::is_set_up(&mark)));
     }
     agent.snapshots.send(snapshot(&lab, &[], true)).unwrap();
     wait_for(PATIENCE, "the configuration to go", || !conflist(node).exists() && !mark.exists());
     agent.snapshots.send(snapshot(&lab, &[1], true)).unwrap();
     wait_for(PATIENCE, "the configuration to come back", || conflist(node).exists());
-    assert!(ready::is_set_up(&mark));
+    assert!(node.run(|| ready::is_set_up(&mark)));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use seaway_cni_network::ipam::{Ipam, Owner};
 use seaway_cni_network::netlink::{Mac, Netlink, Route, RouteQuery};
 use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::{HOST_MAC, ROUTE_PROTOCOL};
+use seaway_cni_network::ready;
 use seaway_lab::{Lab, tcp_exchange, udp_exchange, wait_for};
 use serde_json::{Value, json};
 
@@ -414,7 +415,8 @@ fn add_waits_for_the_nodes_agent_after_a_boot_and_the_rest_does_not() {
     runtime.call("DEL", &Sandbox::new("other"), config()).unwrap();
     runtime.call("GC", &pod, config()).unwrap();
     assert!(waiting.try_wait().unwrap().is_none(), "it waits");
-    std::fs::write(&mark, std::fs::read("/proc/sys/kernel/random/boot_id").unwrap()).unwrap();
+    let done = lab.node(0).run(|| ready::mark().unwrap());
+    std::fs::write(&mark, done).unwrap();
     outcome(waiting.wait_with_output().unwrap()).unwrap();
     assert_eq!(runtime.call("STATUS", &pod, config()), Ok(Value::Null));
     runtime.call("DEL", &pod, config()).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -10,8 +11,11 @@ use serde_json::Value;
 use super::files::{DIRECTORIES, DirectoryFiles, Files};
 use super::pool::{self, Choice};
 use super::{AddressState, FilesResult, Holder, IpamError, Owner, Range};
+use crate::fault;
 
 const BOOT: &str = "boot";
+/// How long somebody waits for the lock who only looks.
+const SOON: Duration = Duration::from_secs(1);
 /// The one record of an entry of the index.
 const INDEX: u64 = 0;
 
@@ -60,6 +64,13 @@ impl Ipam {
     pub fn open(data_dir: &Path, network: &str) -> FilesResult<Self> {
         let boot_id = boot_id()?;
         let files = DirectoryFiles::lock(&data_dir.join(network))?;
+        Self::new(files, &boot_id, now_ms())
+    }
+
+    /// As [`Self::open`], but does not wait for long: for those who only look.
+    pub fn open_soon(data_dir: &Path, network: &str) -> FilesResult<Self> {
+        let boot_id = boot_id()?;
+        let files = DirectoryFiles::lock_within(&data_dir.join(network), fault::wait(SOON))?;
         Self::new(files, &boot_id, now_ms())
     }
 

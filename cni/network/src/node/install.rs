@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use super::NodeNetworkError;
-use crate::{NodeNetworkConfig, disk, ipam, ready};
+use crate::{NodeNetworkConfig, disk, ready};
 
 /// The name of the plugin's executable, and its `type`.
 const PLUGIN: &str = "seaway-cni";
@@ -108,7 +108,7 @@ pub(super) fn mark_ready(config: &NodeNetworkConfig) -> Result<(), NodeNetworkEr
     if ready::is_set_up(&path) {
         return Ok(());
     }
-    replace(&path, ipam::boot_id()?.as_bytes(), 0o644)
+    ready::mark().map_or(Ok(()), |mark| replace(&path, mark.as_bytes(), 0o644))
 }
 
 /// Whether the configuration is there.
