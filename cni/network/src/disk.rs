@@ -2,9 +2,11 @@
 //! change where tests break the work off (`fault`), also before one that somebody adds.
 #![allow(clippy::disallowed_methods, reason = "this is the place for them")]
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
+#[cfg(feature = "node")]
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::fault;
@@ -48,7 +50,7 @@ pub(crate) fn replace_for_good(path: &Path, new: &Path, content: &[u8], mode: u3
     fault::step();
     let mut file = File::create(new)?;
     file.write_all(content)?;
-    file.set_permissions(Permissions::from_mode(mode))?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.sync_data()?;
     rename(new, path)
 }
@@ -77,7 +79,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(feature = "node")]
 pub(crate) fn set_permissions(path: &Path, mode: u32) -> io::Result<()> {
     fault::step();
-    fs::set_permissions(path, Permissions::from_mode(mode))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 /// Removes a file. `Ok(false)`: there was none.

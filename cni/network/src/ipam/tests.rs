@@ -240,6 +240,24 @@ fn both_families_or_none() {
 }
 
 #[test]
+fn exhaustion_names_pods_as_far_as_they_are_known() {
+    let pools = pools(&["10.0.0.0/30"]);
+    let mut ipam = open(MemoryFiles::default());
+    let request = Request { pod: Some("default/web-0"), ..Request::default() };
+    ipam.reserve_for(&owner(1), &pools, request).unwrap();
+    ipam.reserve(&owner(2), &pools).unwrap();
+    let error = ipam.reserve(&owner(3), &pools).unwrap_err();
+    expect_test::expect![
+        "no free address in 10.0.0.0/30: all 2 are held, by default/web-0 (c1, eth0), c2 (eth0)"
+    ]
+    .assert_eq(&error.to_string());
+    // Who is told later who it is remembers that as well.
+    let named = Request { pod: Some("default/web-1"), ..Request::default() };
+    let held = ipam.reserve_for(&owner(2), &pools, named).unwrap();
+    assert_eq!((text(&held), held.pod.as_deref()), ("10.0.0.2".to_owned(), Some("default/web-1")));
+}
+
+#[test]
 fn a_repeated_reservation_is_the_same_and_a_freed_address_rests() {
     let pools = pools(&["10.0.0.0/29"]);
     let mut ipam = open(MemoryFiles::default());
