@@ -43,7 +43,8 @@ const SOCKET: &str = "standby.sock";
 const PEERS: &str = "peers";
 /// A stand-by that does not answer within this time is done without.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long a former server's stand-by goes on while the first list of everything is on its way.
+/// How long a former server's stand-by goes on while the first list of everything is on its way; after it, it is looked whether
+/// that one can still help.
 const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 /// The other nodes' servers are written down no more often.
 const PEERS_INTERVAL: Duration = Duration::from_millis(200);
@@ -72,11 +73,7 @@ pub async fn run_beside_standby(
 ) -> Result<(), DnsError> {
     let mut snapshots = watched.snapshots.clone();
     let directory = standby.directory.clone();
-    if directory.join(SOCKET).exists() {
-        // Until the zone is known the other nodes' answers are the better ones.
-        let synced = timeout(SYNC_PATIENCE, snapshots.wait_for(|snapshot| snapshot.synced));
-        let _late = shutdown.run_until_cancelled(synced).await;
-    }
+    shutdown.run_until_cancelled(await_zone(&directory, &mut snapshots)).await;
     let (link, left) = match spawn_blocking(move || Link::open(&standby)).await {
         Ok(opened) => opened,
         Err(error) => {
@@ -93,6 +90,20 @@ pub async fn run_beside_standby(
     tokio::select! {
         ended = serve => ended,
         never = note => match never {},
+    }
+}
+
+/// Waits until the zone is known, as long as a former server's stand-by hands on what is asked: the other nodes' answers are the
+/// better ones, however long the API server is away. Where nobody is left to hand on to, not for long: other names are answered
+/// without it.
+async fn await_zone(directory: &Path, snapshots: &mut watch::Receiver<Arc<Snapshot>>) {
+    let mut stands_by = directory.join(SOCKET).exists();
+    while stands_by {
+        let synced = timeout(SYNC_PATIENCE, snapshots.wait_for(|snapshot| snapshot.synced)).await;
+        let peers = Peers::read(&directory.join(PEERS)).unwrap_or_default();
+        // It notices, and goes on when nothing is said.
+        stands_by =
+            synced.is_err() && peers.any_ready() && UnixStream::connect(directory.join(SOCKET)).is_ok();
     }
 }
 

@@ -59,6 +59,11 @@ impl Peers {
         ready.map(|(address, _)| *address).collect()
     }
 
+    /// Whether there is one that is ready.
+    pub(super) fn any_ready(&self) -> bool {
+        self.0.values().any(|ready| *ready)
+    }
+
     /// All their addresses.
     pub(super) fn addresses(&self) -> HashSet<IpAddr> {
         self.0.keys().map(SocketAddr::ip).collect()
@@ -93,5 +98,6 @@ mod tests {
         assert_eq!(peers.ready("192.0.2.1".parse().unwrap()), ["192.0.2.2:10053".parse().unwrap()]);
         assert_eq!(peers.ready("::1".parse().unwrap()), ["[2001:db8::2]:10053".parse().unwrap()]);
         assert_eq!(peers.addresses().len(), 3);
+        assert!(peers.any_ready() && !Peers::parse("192.0.2.3:10053 down\n").any_ready());
     }
 }

@@ -209,6 +209,18 @@ fn pods_are_answered_while_their_agent_is_dead() {
     assert_answered(probe, 250);
     eventually("the former stand-by has ended", 10, || standbys(&cluster).len() == 2);
 
+    // So it is while the next agent cannot learn of the cluster, longer than anybody would wait for that.
+    eventually("they know of each other's servers", 10, || know_each_other(&standbys(&cluster)));
+    let former = cluster.pid(&client.node).unwrap();
+    let api_server = Paused::of(&cluster, "server");
+    signal("-9", former);
+    eventually("the next agent is there", 15, || {
+        cluster.pid(&client.node).is_some_and(|pid| pid != former && !has_ended(pid))
+    });
+    assert!(failed(client.ask(&cluster, 700)) <= 1, "only what the agent had in hand is lost");
+    drop(api_server);
+    await_own_server(&cluster, &client, former, other);
+
     // Both at once: then the node has none, until its agent is back.
     for standby in standbys(&cluster) {
         signal("-9", standby.parse().unwrap());
