@@ -20,7 +20,8 @@ pub(crate) fn status(config: &Config) -> Result<(), CniError> {
     if let Some(reason) = degraded(config)? {
         return Err(CniError::new(Code::Degraded, reason));
     }
-    let checked = Ipam::open_soon(&config.data_dir, &config.name).and_then(|ipam| ipam.check_capacity(pools));
+    let opened = Ipam::open_soon(&config.data_dir, &config.name);
+    let checked = opened.and_then(|mut ipam| ipam.check_writable().and(ipam.check_capacity(pools)));
     match checked {
         // Somebody works on it right now: that is what it looks like when all is well.
         Ok(()) | Err(IpamError::Locked { .. }) => Ok(()),

@@ -484,3 +484,50 @@ fn no_name_of_a_network_is_in_the_way_of_another() {
     }
     assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
 }
+
+/// A file system that ends with this value.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn at(path: std::path::PathBuf) -> Self {
+        std::fs::create_dir_all(&path).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&path);
+        assert!(mount.status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Whoever deletes links may be at work in it.
+        drop(std::process::Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_beforehand_and_keeps_nobody_from_going() {
+    let lab = Lab::new(1).unwrap();
+    let runtime = Runtime::new(lab.node(0), &BOTH);
+    let small = Small::at(lab.node(0).state_dir().join("cni"));
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        lab.node(0).run(|| sysctl::write(key, "1").unwrap());
+    }
+    let (first, second) = (Sandbox::new("first"), Sandbox::new("second"));
+    let status = || runtime.call("STATUS", &second, json!({}));
+    runtime.add(&first);
+    assert_eq!(status(), Ok(Value::Null));
+    let full = small.0.join("full");
+    assert!(std::fs::write(&full, vec![0; 64 << 10]).is_err());
+    let error = status().unwrap_err();
+    assert!(error["code"] == 50 && error["details"].as_str().unwrap().contains("No space left"), "{error}");
+    assert_eq!(runtime.call("ADD", &second, json!({})).unwrap_err()["code"], 5);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (1, (1, 2)));
+    runtime.del(&second);
+    runtime.del(&first);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
+    std::fs::remove_file(&full).unwrap();
+    assert_eq!(status(), Ok(Value::Null));
+    runtime.add(&second);
+    runtime.del(&second);
+}

@@ -14,6 +14,8 @@ use super::{AddressState, FilesResult, Holder, IpamError, Owner, Range};
 use crate::fault;
 
 const BOOT: &str = "boot";
+/// What is written to see whether one can.
+const PROBE: &str = "probe";
 /// How long somebody waits for the lock who only looks.
 const SOON: Duration = Duration::from_secs(1);
 /// The one record of an entry of the index.
@@ -207,6 +209,12 @@ impl<F: Files> Ipam<F> {
             self.choose_from(pool, &[])?;
         }
         Ok(())
+    }
+
+    /// Fails if nothing can be written, as on a full disk.
+    pub fn check_writable(&mut self) -> FilesResult<()> {
+        self.files.replace(PROBE, PROBE)?;
+        self.files.remove(PROBE)
     }
 
     fn choose_from(&self, pool: &[Range], wanted: &[IpAddr]) -> FilesResult<Choice> {
