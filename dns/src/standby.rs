@@ -32,7 +32,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{DnsConfig, DnsError, Metrics, Server, Watched};
+use crate::{DnsConfig, DnsError, Metrics, Server, Watched, settings};
 use channel::{Word, hear, say};
 use peers::Peers;
 pub use process::{StandbyError, serve_as_standby};
@@ -72,6 +72,8 @@ pub async fn run_beside_standby(
     shutdown: CancellationToken,
 ) -> Result<(), DnsError> {
     let mut snapshots = watched.snapshots.clone();
+    // A file that would keep the server from coming leaves the stand-by to what it does.
+    settings::load(&config)?;
     let directory = standby.directory.clone();
     shutdown.run_until_cancelled(await_zone(&directory, &mut snapshots)).await;
     let (link, left) = match spawn_blocking(move || Link::open(&standby)).await {
@@ -200,5 +202,38 @@ async fn note_peers(
         if snapshots.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// With settings that make no sense there is no server: whoever hands on for the former one goes on with that.
+    #[tokio::test]
+    async fn wrong_settings_leave_the_stand_by_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let file = dir.path().join("dns.toml");
+        std::fs::write(&file, "[surprise]\n").unwrap();
+        let config = DnsConfig {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            file: Some(file),
+            ..DnsConfig::default()
+        };
+        let standby = StandbyConfig {
+            directory: dir.path().to_owned(),
+            program: "/nowhere".into(),
+            arguments: Vec::new(),
+        };
+        let synced = Snapshot { synced: true, ..Snapshot::default() };
+        let (_writer, snapshots) = watch::channel(Arc::new(synced));
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let ended =
+            run_beside_standby(config, standby, snapshots.into(), metrics, CancellationToken::new()).await;
+        assert!(matches!(ended, Err(DnsError::Settings { .. })), "{ended:?}");
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
