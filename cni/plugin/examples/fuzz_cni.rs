@@ -21,7 +21,7 @@ use seaway_cni_network::netns::Namespace;
 use serde_json::Value;
 
 const VERBS: [&str; 8] = ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION", "", "add"];
-const CODES: [u64; 14] = [1, 3, 4, 5, 6, 7, 8, 11, 50, 51, 100, 101, 102, 103];
+const CODES: [u64; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 100, 101, 102, 103];
 /// What is put in where something stood.
 const PIECES: [&[u8]; 22] = [
     b"null",

@@ -99,6 +99,14 @@ struct RawConfig {
     #[serde(rename = "cni.dev/attachments")]
     attachments: Option<Vec<ValidAttachment>>,
     dns: Option<Value>,
+    ipam: Option<RawIpam>,
+}
+
+/// Somebody else who is to give addresses.
+#[derive(Debug, Deserialize)]
+struct RawIpam {
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 /// What undoing needs of it: what cannot be used was never made.
@@ -216,6 +224,11 @@ impl RawConfig {
         let ready_file = ready_file.map(|path| absolute("readyFile", path)).transpose()?;
         if let Some(prev_result) = &self.prev_result {
             validate_result(prev_result)?;
+        }
+        if let Some(kind) = self.ipam.and_then(|ipam| ipam.kind).filter(|kind| !kind.is_empty()) {
+            let message =
+                format!("\"ipam.type\" {kind:?} is not supported: addresses are given out of \"ranges\"");
+            return Err(CniError::new(Code::UnsupportedField, message));
         }
         let runtime = self.runtime_config.unwrap_or_default();
         let args = self.args.and_then(|args| args.cni).unwrap_or_default();
@@ -340,7 +353,7 @@ mod tests {
     #[test]
     fn a_configuration_is_read_and_foreign_keys_are_left_alone() {
         let config = parse(
-            r#"{"cniVersion":"1.1.0","name":"seaway","type":"seaway-cni","dataDir":"/d","mtu":1450,"x":{"y":1},
+            r#"{"cniVersion":"1.1.0","name":"seaway","type":"seaway-cni","dataDir":"/d","mtu":1450,"x":{"y":1},"ipam":{},
                 "ranges":[{"subnet":"10.244.1.0/24"},{"subnet":"fd00:10:244:1::/64"},{"subnet":"10.9.0.0/24"}],
                 "runtimeConfig":{"ips":["10.244.1.7/24"],"mac":"02:00:00:00:00:07","portMappings":[]}}"#,
         )
@@ -433,6 +446,8 @@ mod tests {
             (r#""ranges":[{"subnet":"10.0.0.0/24","gateway":"10.1.0.1"}]"#, Code::Config),
             (r#""ranges":[{"subnet":"10.0.0.0/24"},{"subnet":"10.0.0.0/25"}]"#, Code::Config),
             (r#""runtimeConfig":{"ips":["x"]}"#, Code::Config),
+            (r#""ipam":{"type":"host-local"}"#, Code::UnsupportedField),
+            (r#""ipam":7"#, Code::Decoding),
             (r#""runtimeConfig":{"mac":"01:00:00:00:00:00"}"#, Code::Config),
             (r#""runtimeConfig":{"mac":"ee:ee:ee:ee:ee:ee"}"#, Code::Config),
             (r#""runtimeConfig":{"mac":"02:00:00:00:00"}"#, Code::Config),

@@ -16,6 +16,8 @@ use crate::version::Version;
 pub enum Code {
     /// The CNI version is not supported, or does not have the verb.
     IncompatibleVersion = 1,
+    /// A field of the configuration asks for what is not offered.
+    UnsupportedField = 2,
     /// The container is unknown: there is nothing to clean up.
     UnknownContainer = 3,
     /// The environment is wrong.

@@ -329,6 +329,7 @@ fn bad_input_gets_its_code_and_changes_nothing() {
     assert_eq!(code("GC", json!({ "cniVersion": "1.0.0" })), 1);
     assert_eq!(code("ADD", json!({ "name": "" })), 7);
     assert_eq!(code("ADD", json!({ "ranges": [] })), 7);
+    assert_eq!(code("ADD", json!({ "ipam": { "type": "host-local" } })), 2);
     assert_eq!(code("ADD", json!({ "dataDir": "/proc/nowhere" })), 5);
     assert_eq!(code("NONSENSE", json!({})), 4);
     let own = format!("/run/netns/{}-node1", lab.run_name());
