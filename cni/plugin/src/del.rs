@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use seaway_cni_network::ipam::{Ipam, IpamError, Owner};
+use seaway_cni_network::ipam::{Ipam, Owner};
 use seaway_cni_network::netns::Namespace;
 
 use crate::add::OTHER_CALL_WITHIN;
@@ -24,7 +24,7 @@ pub(crate) fn del(
     let _lock = namespace.as_ref().and_then(|namespace| namespace.lock(OTHER_CALL_WITHIN).ok().flatten());
     let held = Ipam::peek(&config.data_dir, &config.name, &owner).unwrap_or_default();
     let retired = attachment(environment, config).retire(&held.addresses, namespace.as_ref())?;
-    free(config, &owner)?;
+    free(config, &owner);
     if retired {
         bury(&config.data_dir)?;
     }
@@ -32,13 +32,12 @@ pub(crate) fn del(
     namespace.map_or(Ok(()), |namespace| refuse_own_netns(environment, &namespace))
 }
 
-/// Frees the addresses. If somebody keeps them locked for longer than a runtime waits, that is left to the agent, to which
-/// a reservation without wiring is a leak.
-fn free(config: &Config, owner: &Owner) -> Result<(), CniError> {
+/// Frees the addresses. If somebody keeps them locked for longer than a runtime waits, or nothing can be written, that is
+/// left to the agent, to which a reservation without wiring is a leak: a runtime would try again without end.
+fn free(config: &Config, owner: &Owner) {
     let opened = Ipam::open_if_there(&config.data_dir, &config.name);
-    match opened.and_then(|ipam| ipam.map_or(Ok(None), |mut ipam| ipam.release(owner))) {
-        Ok(_) | Err(IpamError::Locked { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
+    if let Err(error) = opened.and_then(|ipam| ipam.map_or(Ok(None), |mut ipam| ipam.release(owner))) {
+        eprintln!("seaway-cni: {} is not freed yet: {}", owner, CniError::from(error));
     }
 }
 

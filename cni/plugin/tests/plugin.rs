@@ -497,6 +497,16 @@ impl Small {
         assert!(mount.status().unwrap().success());
         Self(path)
     }
+
+    fn remount(&self, mode: &str) {
+        let remounted = || {
+            let mut mount = std::process::Command::new("mount");
+            mount.args(["-o", &format!("remount,{mode}")]).arg(&self.0).stderr(std::process::Stdio::null());
+            mount.status().unwrap().success()
+        };
+        // Whoever deletes links has to be through.
+        wait_for(Duration::from_secs(20), "the other mode", remounted);
+    }
 }
 
 impl Drop for Small {
@@ -530,5 +540,12 @@ fn a_full_disk_is_told_beforehand_and_keeps_nobody_from_going() {
     std::fs::remove_file(&full).unwrap();
     assert_eq!(status(), Ok(Value::Null));
     runtime.add(&second);
+    // Where nothing can be written at all, DEL cuts the pod off, and the addresses are for later.
+    small.remount("ro");
+    assert_eq!(status().unwrap_err()["code"], 50);
     runtime.del(&second);
+    assert_eq!((runtime.held(), runtime.retired()), (1, 1));
+    small.remount("rw");
+    runtime.del(&second);
+    assert_eq!((runtime.held(), runtime.in_kernel()), (0, (0, 0)));
 }
