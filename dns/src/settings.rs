@@ -366,7 +366,7 @@ pub(crate) struct Template {
     pub(crate) kind: Option<RecordType>,
     /// Expressions of which one has to match the name, in lower case and with its last dot; none: every name will do.
     pub(crate) matching: Vec<String>,
-    /// Whether a name that none of them matches is looked up; otherwise it is a failure.
-    pub(crate) fallthrough: bool,
+    /// Zones in which a name that none of them matches is looked up; otherwise it is a failure.
+    pub(crate) fallthrough: Vec<Name>,
     pub(crate) code: ResponseCode,
 }

@@ -142,7 +142,7 @@ impl Route {
             if applies && (matching.is_empty() || matching.is_match(&text)) {
                 return Some(template.code);
             }
-            if applies && !template.fallthrough {
+            if applies && !template.fallthrough.iter().any(|zone| zone.zone_of(name)) {
                 return Some(ResponseCode::ServFail);
             }
         }

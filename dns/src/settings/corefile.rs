@@ -516,18 +516,16 @@ impl Reader {
         let kind = self.take(directive.line, values::kind(kind)).flatten();
         let (zones, matching) = (Vec::new(), Vec::new());
         let mut template =
-            Template { zones, kind, matching, fallthrough: false, code: ResponseCode::NoError };
+            Template { zones, kind, matching, fallthrough: Vec::new(), code: ResponseCode::NoError };
         for name in names {
             template.zones.extend(self.take(directive.line, values::name(name)));
         }
         if names.is_empty() {
             template.zones.push(Name::root());
         }
-        let mut coded = false;
         for option in &directive.body {
             match option.name() {
                 "rcode" => {
-                    coded = true;
                     template.code = self.one(option, values::code).unwrap_or(ResponseCode::NoError);
                 }
                 "match" => {
@@ -535,12 +533,14 @@ impl Reader {
                         template.matching.extend(self.take(option.line, values::expression(text)));
                     }
                 }
-                "fallthrough" if option.args().is_empty() => template.fallthrough = true,
+                "fallthrough" => {
+                    let args = option.args();
+                    for zone in if args.is_empty() { vec!["."] } else { args } {
+                        template.fallthrough.extend(self.take(option.line, values::name(zone)));
+                    }
+                }
                 _ => self.unknown(option, "the option of template"),
             }
-        }
-        if !coded {
-            self.problem(directive.line, "template wants rcode".to_owned());
         }
         zone.templates.push(template);
     }

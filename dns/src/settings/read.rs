@@ -455,7 +455,7 @@ impl Reader<'_> {
             if zones.is_empty() {
                 zones.push(Name::root());
             }
-            templates.push(Template { zones, kind, matching, fallthrough: true, code });
+            templates.push(Template { zones, kind, matching, fallthrough: vec![Name::root()], code });
         }
     }
 }
