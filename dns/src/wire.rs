@@ -111,6 +111,18 @@ pub(crate) fn decode(packet: &[u8]) -> Result<Request, Reject> {
     Ok(Request { id, recursion_desired, checking_disabled, authentic_data, query, edns })
 }
 
+/// The labels of the name that a plain question would have, as they stand in `packet`: for preparations, before anything is
+/// known to be a question.
+pub(crate) fn glance(packet: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = packet.get(HEADER_BYTES..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (&length, behind) = rest.split_first().filter(|(length, _)| **length > 0)?;
+        let (label, behind) = behind.split_at_checked(length.into())?;
+        rest = behind;
+        Some(label)
+    })
+}
+
 /// Reads what stands behind the header of a plain question. `None`: it is none.
 fn plain(packet: &[u8], with_edns: bool) -> Option<(Query, Option<ClientEdns>)> {
     let mut decoder = BinDecoder::new(packet);
@@ -305,6 +317,15 @@ mod tests {
     }
 
     #[test]
+    fn a_glance_sees_the_labels_of_the_question_and_no_further() {
+        let packet = question("web.shop.svc.cluster.local.", true).to_vec().unwrap();
+        let seen: Vec<&[u8]> = glance(&packet).collect();
+        assert_eq!(seen, [&b"web"[..], b"shop", b"svc", b"cluster", b"local"]);
+        assert_eq!(glance(&packet[..HEADER_BYTES + 7]).count(), 1);
+        assert_eq!(glance(&packet[..4]).count(), 0);
+    }
+
+    #[test]
     fn answers_are_cut_to_what_the_client_takes() {
         for (edns, limit) in [(false, 512), (true, 512), (true, 1232), (false, u16::MAX)] {
             let request = decode(&question("a.example.", edns).to_vec().unwrap()).unwrap();
@@ -370,6 +391,7 @@ mod tests {
         #[test]
         fn any_packet_is_taken(packet in proptest::collection::vec(any::<u8>(), 0..600)) {
             drop(decode(&packet));
+            prop_assert!(glance(&packet).count() <= packet.len());
         }
 
         #[test]

@@ -30,6 +30,8 @@ use service::ServiceRecords;
 
 /// CNAMEs that are followed within the zone before a chain is taken for a loop.
 const CHAIN_MAX: usize = 8;
+/// Questions that are prepared for at once, at most.
+const BATCH_MAX: usize = 32;
 /// SOA timers, as CoreDNS has them.
 const SOA_REFRESH_S: i32 = 7200;
 const SOA_RETRY_S: i32 = 1800;
@@ -216,6 +218,12 @@ impl Zone {
         updated
     }
 
+    /// The same with an SOA record of its own: each denial counts who holds it, and tasks that count in one place wait for
+    /// each other.
+    pub(crate) fn own(&self) -> Self {
+        Self { soa: Arc::new((*self.soa).clone()), ..self.clone() }
+    }
+
     pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }
@@ -277,6 +285,24 @@ impl Zone {
             Some(Reverse::Below(range)) => self.below_reverse(range),
             None => Reply::NotOurs,
         }
+    }
+
+    /// Prepares for questions about `names`, of which each is told by its labels: the memory that their answers lie in is
+    /// fetched for all of them at once, where each would wait for its own. Nothing else comes of it: names are not to be
+    /// believed yet.
+    pub(crate) fn fetch<'a, L>(&self, names: impl Iterator<Item = L>)
+    where
+        L: Iterator<Item = &'a [u8]>,
+    {
+        let mut hashes = SmallVec::<[u64; BATCH_MAX]>::new();
+        for labels in names.take(BATCH_MAX) {
+            // Those of a named port's, and some more for a long origin.
+            let labels: SmallVec<[&[u8]; 16]> = labels.collect();
+            let likely = lookup::likely(&self.settings.origin, &labels);
+            // In capitals it would be another hash, and it costs more to tell than is won.
+            hashes.extend(likely.map(|(namespace, name)| self.services.hash(namespace, name)));
+        }
+        self.services.fetch(&hashes);
     }
 
     fn find(&self, namespace: &str, name: &str) -> Option<&ServiceRecords> {
@@ -370,10 +396,10 @@ impl Zone {
                 answers.push(Record::from_rdata(owner.clone(), FIXED_TTL_S, RData::TXT(text)));
             }
             (Node::Service(records), RecordType::A | RecordType::AAAA) => {
-                answers.extend(self.addresses(owner, kind, records.addresses(), window));
+                extend(answers, self.addresses(owner, kind, records.addresses(), window));
             }
             (Node::Part(records, part), RecordType::A | RecordType::AAAA) => {
-                answers.extend(self.addresses(owner, kind, records.addresses_in(part), window));
+                extend(answers, self.addresses(owner, kind, records.addresses_in(part), window));
             }
             (Node::Service(records), RecordType::SRV) => {
                 self.push_srv(&mut answer, owner, records, (None, None), window);
@@ -385,13 +411,13 @@ impl Zone {
                 self.push_srv(&mut answer, owner, records, (Some(port), None), window);
             }
             (Node::Endpoint(_, addrs), RecordType::A | RecordType::AAAA) => {
-                answers.extend(self.addresses(owner, kind, addrs.iter().copied(), window));
+                extend(answers, self.addresses(owner, kind, addrs.iter().copied(), window));
             }
             (Node::Endpoint(records, _), RecordType::SRV) => {
                 self.push_endpoint_srv(&mut answer, owner, records, window);
             }
             (Node::Pod(addr), RecordType::A | RecordType::AAAA) => {
-                answers.extend(self.addresses(owner, kind, [*addr], window));
+                extend(answers, self.addresses(owner, kind, [*addr], window));
             }
             _ => {}
         }
@@ -490,6 +516,13 @@ fn only_in<'a, T: Ord>(some: &'a [T], others: &'a [T]) -> impl Iterator<Item = &
         while others.next_if(|other| other < one).is_some() {}
         others.peek() != Some(one)
     })
+}
+
+/// Adds to a section. A vector that grows by itself takes room for four records at least, which is more than the allocator
+/// has at hand.
+fn extend(section: &mut Vec<Record>, records: impl Iterator<Item = Record>) {
+    section.reserve_exact(records.size_hint().0);
+    section.extend(records);
 }
 
 fn soa(settings: &Settings, owner: Name, version: u64) -> Record {

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
@@ -21,6 +22,8 @@ const LOOK_UP_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Datagrams {
     socket: UdpSocket,
     pub(super) unspecified: bool,
+    /// A flag of each socket's own: the server's token has a lock, for which all threads would wait with every batch.
+    woken: AtomicBool,
 }
 
 /// Whom to answer, and from where.
@@ -48,7 +51,7 @@ impl Datagrams {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         }
         socket.set_read_timeout(Some(LOOK_UP_EVERY))?;
-        Ok(Self { socket, unspecified })
+        Ok(Self { socket, unspecified, woken: AtomicBool::new(false) })
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -57,8 +60,14 @@ impl Datagrams {
 
     /// Wakes up who waits for packets. What has arrived can still be taken out.
     pub(super) fn wake(&self) {
+        self.woken.store(true, Ordering::Release);
         // A socket without a peer is "not connected", and those who wait for it are woken up all the same.
         rustix::net::shutdown(&self.socket, Shutdown::Read).ok();
+    }
+
+    /// Whether it has been woken up.
+    pub(super) fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::Acquire)
     }
 
     /// Lets in what the filter lets in; without one, everything. A kernel that does not take it goes on as before.

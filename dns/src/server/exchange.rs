@@ -15,7 +15,8 @@ use crate::handler::{Answered, Pending, Step};
 use crate::metrics::{Count, Meter, Scope, Source, Transport};
 use crate::wire::{Bare, Reject, Request, decode, encode};
 
-/// The state as this task sees it: the newest one, taken over only when there is a newer.
+/// The state as this task sees it: the newest one, taken over only when there is a newer, and with nothing in it that is
+/// written for an answer and shared with other tasks.
 pub(super) struct View {
     states: watch::Receiver<Arc<State>>,
     state: Arc<State>,
@@ -24,13 +25,13 @@ pub(super) struct View {
 impl View {
     pub(super) fn new(states: &watch::Receiver<Arc<State>>) -> Self {
         let mut states = states.clone();
-        let state = Arc::clone(&states.borrow_and_update());
+        let state = states.borrow_and_update().own().into();
         Self { states, state }
     }
 
     pub(super) fn newest(&mut self) -> &State {
         if self.states.has_changed().unwrap_or(false) {
-            self.state = Arc::clone(&self.states.borrow_and_update());
+            self.state = self.states.borrow_and_update().own().into();
         }
         &self.state
     }

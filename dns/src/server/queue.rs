@@ -4,8 +4,10 @@
 //! **Invariant:** there are never more packets than the bound. Where one is too many, the oldest goes of the source with the
 //! most: its client has given up on it first. Packets lie in slots that are used again and again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
+
+use hashbrown::HashMap;
 
 /// Longer packets do not wait: no client sends them.
 const SLOT_BYTES: usize = 512;
@@ -50,18 +52,20 @@ impl<T> Queue<T> {
 
     /// Takes a packet in. How many had to go for it, be it this one, which is too long.
     pub(super) fn push(&mut self, source: IpAddr, packet: &[u8], tag: T) -> usize {
-        let mut bytes = [0; SLOT_BYTES];
-        let Some(start) = bytes.get_mut(..packet.len()) else { return 1 };
-        start.copy_from_slice(packet);
+        let length = packet.len();
+        if length > SLOT_BYTES {
+            return 1;
+        }
         let dropped = if self.count() >= self.max { self.shed(source) } else { 0 };
-        let slot = Slot { bytes, length: packet.len(), tag, next: usize::MAX };
         let place = if let Some(place) = self.free.pop() {
-            self.slots[place] = slot;
+            // What stood there beyond is nobody's any more.
+            (self.slots[place].length, self.slots[place].tag) = (length, tag);
             place
         } else {
-            self.slots.push(slot);
+            self.slots.push(Slot { bytes: [0; SLOT_BYTES], length, tag, next: usize::MAX });
             self.slots.len() - 1
         };
+        self.slots[place].bytes[..length].copy_from_slice(packet);
         let line = self.sources.entry(source).or_insert(Line { first: place, last: place, length: 0 });
         if line.length == 0 {
             self.turns.push_back(source);

@@ -43,6 +43,12 @@ impl State {
         let handler = Arc::new(Handler::new(settings, former, listening, metrics)?);
         Ok(Self { zone: Arc::new(zone), handler, rate_limit: settings.config.rate_limit })
     }
+
+    /// The same for one task.
+    pub(super) fn own(&self) -> Self {
+        let (zone, handler) = (Arc::new(self.zone.own()), Arc::clone(&self.handler));
+        Self { zone, handler, rate_limit: self.rate_limit }
+    }
 }
 
 /// Keeps the state up.

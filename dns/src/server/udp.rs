@@ -21,6 +21,7 @@ use super::exchange::{Outcome, View, answer_later, answer_now};
 use super::guard::{self, Guard};
 use super::queue::Queue;
 use crate::metrics::{Meter, Tally, Transport};
+use crate::wire::glance;
 
 /// Batches that are taken out of the socket for each that is answered when there are too many. Taking a packet costs a tenth
 /// of answering it: more of them, and sources would take turns more fairly, at the cost of answers to all.
@@ -108,7 +109,7 @@ impl Listener {
     }
 
     fn serve(&mut self) {
-        while !self.answering.shared.close.is_cancelled() {
+        while !self.answering.socket.is_woken() {
             match self.intake.wait(&self.answering.socket) {
                 Ok(count) => {
                     self.answer();
@@ -129,6 +130,7 @@ impl Listener {
 
     /// Answers what has been taken in.
     fn answer(&mut self) {
+        self.answering.prepare(&self.intake);
         for (packet, peer) in self.intake.packets() {
             self.answering.take(packet, peer);
         }
@@ -141,6 +143,8 @@ impl Listener {
             for _ in 0..INTAKE {
                 let Ok(count) = self.intake.take(&self.answering.socket) else { break };
                 self.guard.taken(count);
+                // What waits is answered soon, or there is more at stake than this.
+                self.answering.prepare(&self.intake);
                 for (packet, peer) in self.intake.packets() {
                     let shed = self.waiting.push(peer.address.ip(), packet, *peer);
                     if shed > 0 {
@@ -184,6 +188,16 @@ impl Listener {
 }
 
 impl Answering {
+    /// Has the zone fetch what the answers to these packets lie in.
+    fn prepare(&mut self, intake: &Intake) {
+        let packets = intake.packets().map(|(packet, _)| packet);
+        // One alone would wait here as long as there.
+        if packets.clone().nth(1).is_none() {
+            return;
+        }
+        self.view.newest().zone.fetch(packets.map(glance));
+    }
+
     fn take(&mut self, packet: &[u8], peer: &Peer) {
         // Port 0 cannot be answered.
         if peer.address.port() == 0 || !self.admits(peer) {

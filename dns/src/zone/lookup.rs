@@ -93,6 +93,16 @@ pub(super) fn relative<'a>(origin: &Name, name: &'a Name) -> Option<Labels<'a>> 
     Some(Labels { labels, count, name, depth })
 }
 
+/// The namespace and the name of the Service that a name is most likely about, from its labels as they stand in a packet.
+/// Whether the name is in the zone at all is not looked at.
+pub(super) fn likely<'a>(origin: &Name, labels: &[&'a [u8]]) -> Option<(&'a [u8], &'a [u8])> {
+    let above = labels.len().checked_sub(origin.iter().len())?;
+    match labels.get(..above)? {
+        [.., service, namespace, svc] if svc.eq_ignore_ascii_case(b"svc") => Some((namespace, service)),
+        _ => None,
+    }
+}
+
 fn lower(label: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(label) {
         Ok(text) if text.bytes().any(|byte| byte.is_ascii_uppercase()) => text.to_ascii_lowercase().into(),
@@ -180,5 +190,29 @@ fn protocol(label: &str) -> Option<Protocol> {
         "_udp" => Some(Protocol::Udp),
         "_sctp" => Some(Protocol::Sctp),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_that_a_name_is_about() {
+        let origin = Name::from_ascii("cluster.local.").unwrap();
+        let told = |name: &str| {
+            let labels: Vec<&[u8]> = name.split('.').map(str::as_bytes).collect();
+            let (namespace, service) = likely(&origin, &labels)?;
+            Some((str::from_utf8(namespace).unwrap().to_owned(), str::from_utf8(service).unwrap().to_owned()))
+        };
+        let web = Some(("shop".to_owned(), "web".to_owned()));
+        assert_eq!(told("web.shop.svc.cluster.local"), web);
+        assert_eq!(told("_http._tcp.web.shop.SVC.cluster.local"), web);
+        assert_eq!(told("10-0-0-1.web.shop.svc.cluster.local"), web);
+        for other in
+            ["shop.svc.cluster.local", "web.shop.pod.cluster.local", "svc.cluster.local", "local", ""]
+        {
+            assert_eq!(told(other), None, "{other}");
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! SRV records: which ports there are where, and the addresses of these places.
 
+use std::net::IpAddr;
+
 use hashbrown::HashSet;
 use hickory_proto::rr::rdata::SRV;
 use hickory_proto::rr::{Name, RData};
+use smallvec::SmallVec;
 
 use super::lookup::{Part, Port};
 use super::service::{Place, ServiceRecords};
-use super::{Answer, Window, Zone, address};
+use super::{Answer, Window, Zone, address, extend};
 
 /// As CoreDNS has it: each address and port has the same part of a hundred.
 fn weight(count: usize) -> u16 {
@@ -58,10 +61,12 @@ impl Zone {
         if ports.is_empty() {
             return;
         }
-        let weight = weight(ports.len() * records.cluster_ips().count());
+        let addrs: SmallVec<[IpAddr; 2]> = records.cluster_ips().collect();
+        let weight = weight(ports.len() * addrs.len());
         let srv = |port| RData::SRV(SRV::new(0, weight, port, service.clone()));
-        answer.answers.extend(window.of(ports).map(|port| self.record(owner, srv(port))));
-        answer.additionals.extend(records.cluster_ips().map(|addr| self.record(service, address(addr))));
+        extend(&mut answer.answers, window.of(ports).map(|port| self.record(owner, srv(port))));
+        let glue = addrs.into_iter().map(|addr| self.record(service, address(addr)));
+        extend(&mut answer.additionals, glue);
     }
 
     /// Of a headless one. Endpoints that share a host name are one target with several addresses.
