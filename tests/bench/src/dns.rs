@@ -66,6 +66,13 @@ const QUICK: Effort = Effort {
     overload_s: 3,
 };
 
+impl Effort {
+    /// How many short turns a client's time is made of.
+    fn turns(&self) -> usize {
+        (self.seconds / peers::TURN_S).round() as usize
+    }
+}
+
 /// Measures.
 pub fn run(options: Options, report: &mut Report) -> Result<()> {
     let effort = if options.quick { QUICK } else { FULL };

@@ -16,11 +16,38 @@ use crate::stats::{Pairs, median, percentile};
 const COREDNS_TARGET: f64 = 0.8;
 const SCALING_TARGET: f64 = 1.8;
 
+/// How long a client asks at a time where servers take short turns, in seconds.
+pub const TURN_S: f64 = 0.1;
+
+/// What a server has spent on a client's turns so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spent {
+    cpu_us: f64,
+    answers: f64,
+}
+
+impl Spent {
+    /// One more turn of a client that asks as fast as it gets answers.
+    pub fn ask(&mut self, node: &LabNode, server: &Server, core: &str, questions: &Path) -> Result<()> {
+        let Load { cpu_us, answers, .. } = load(node, server, core, questions, TURN_S)?;
+        self.cpu_us += cpu_us * answers;
+        self.answers += answers;
+        Ok(())
+    }
+
+    /// CPU time per answer, in microseconds.
+    pub fn each_us(self) -> f64 {
+        self.cpu_us / self.answers
+    }
+}
+
 /// What came of a client's run.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     /// CPU time of the server per answer, in microseconds; seconds per million are the same number.
     pub cpu_us: f64,
+    /// How many answers there were.
+    pub answers: f64,
     /// Answers per second.
     pub rate: f64,
 }
@@ -83,8 +110,8 @@ pub fn load(node: &LabNode, server: &Server, core: &str, questions: &Path, secon
     let before = server.cpu_ns()?;
     let text = dnsperf(node, core, server.port, questions, &["-l", &seconds.to_string(), "-q", "64"])?;
     let cpu_ns = server.cpu_ns()? - before;
-    let completed = field(&text, "Queries completed:")?;
-    Ok(Load { cpu_us: cpu_ns / 1e3 / completed, rate: field(&text, "Queries per second:")? })
+    let answers = field(&text, "Queries completed:")?;
+    Ok(Load { cpu_us: cpu_ns / 1e3 / answers, answers, rate: field(&text, "Queries per second:")? })
 }
 
 fn dnsperf(node: &LabNode, core: &str, port: u16, questions: &Path, arguments: &[&str]) -> Result<String> {
@@ -158,10 +185,13 @@ pub fn scaling(node: &LabNode, effort: Effort, report: &mut Report) -> Result<()
     let (one, two) = (Server::ours(node, SIZE, 1, "0")?, Server::ours(node, SIZE, 2, "0,1")?);
     let mut pairs = Pairs::new();
     for _ in 0..effort.rounds {
-        let single = load(node, &one, "0,1", &questions, effort.seconds)?.cpu_us;
-        let double = load(node, &two, "0,1", &questions, effort.seconds)?.cpu_us;
+        let (mut single, mut double) = (Spent::default(), Spent::default());
+        for _ in 0..effort.turns() {
+            single.ask(node, &one, "0,1", &questions)?;
+            double.ask(node, &two, "0,1", &questions)?;
+        }
         // Answers of two cores and of one, in as much time.
-        pairs.push(2.0 / double, 1.0 / single);
+        pairs.push(2.0 / double.each_us(), 1.0 / single.each_us());
     }
     let target = Target::RatioAtLeast(SCALING_TARGET);
     let row = Row::beside("two-cores", SIZE, "1/us", "one core", pairs.compared(), target);

@@ -1,5 +1,7 @@
 //! The records that all servers of a run have: a Service per number with an address and a port, told as a snapshot, as
 //! unbound's local data and as a zone file.
+//!
+//! All names have the same length, be there few or many: a longer one costs more by itself.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -45,11 +47,12 @@ impl Case {
 
     /// The question of this kind about the Service `n`.
     fn question(self, n: usize) -> (String, RecordType) {
+        let below = |label: String| format!("{label}.{NAMESPACE}.svc.cluster.local.");
         match self {
-            Self::Hit => (format!("s{n}.{NAMESPACE}.svc.cluster.local."), RecordType::A),
-            Self::NxDomain => (format!("n{n}.{NAMESPACE}.svc.cluster.local."), RecordType::A),
-            Self::NoData => (format!("s{n}.{NAMESPACE}.svc.cluster.local."), RecordType::AAAA),
-            Self::Srv => (format!("_http._tcp.s{n}.{NAMESPACE}.svc.cluster.local."), RecordType::SRV),
+            Self::Hit => (below(label(n)), RecordType::A),
+            Self::NxDomain => (below(format!("n{n:05}")), RecordType::A),
+            Self::NoData => (below(label(n)), RecordType::AAAA),
+            Self::Srv => (below(format!("_http._tcp.{}", label(n))), RecordType::SRV),
         }
     }
 
@@ -80,6 +83,11 @@ pub fn packet(name: &str, kind: RecordType) -> Result<Vec<u8>> {
     Ok(message.to_vec()?)
 }
 
+/// The name of the Service `n`.
+fn label(n: usize) -> String {
+    format!("s{n:05}")
+}
+
 fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 0).to_bits() + n as u32)
 }
@@ -89,7 +97,7 @@ pub fn snapshot(size: usize) -> Snapshot {
     let mut snapshot = Snapshot { version: 1, synced: true, ..Snapshot::default() };
     let (namespace, port_name): (Arc<str>, Arc<str>) = (NAMESPACE.into(), "http".into());
     for n in 0..size {
-        let name = format!("s{n}").into();
+        let name = label(n).into();
         let mut service = Service::new(ServiceKey { namespace: Arc::clone(&namespace), name });
         service.cluster_ips.push(address(n).into());
         service.ports.push(ServicePort {
@@ -111,7 +119,7 @@ pub fn local_data(size: usize) -> Result<String> {
                     hostmaster.cluster.local. 1 7200 1800 86400 5\"\n"
             .to_owned();
     for n in 0..size {
-        let name = format!("s{n}.{NAMESPACE}.svc.cluster.local.");
+        let name = format!("{}.{NAMESPACE}.svc.cluster.local.", label(n));
         writeln!(text, " local-data: \"{name} 5 A {}\"", address(n))?;
         writeln!(text, " local-data: \"_http._tcp.{name} 5 SRV 0 100 80 {name}\"")?;
     }
@@ -125,8 +133,9 @@ pub fn zone_file(size: usize) -> Result<String> {
                     ns.dns 5 IN A 10.96.0.10\n"
             .to_owned();
     for n in 0..size {
-        writeln!(text, "s{n}.{NAMESPACE}.svc 5 IN A {}", address(n))?;
-        writeln!(text, "_http._tcp.s{n}.{NAMESPACE}.svc 5 IN SRV 0 100 80 s{n}.{NAMESPACE}.svc")?;
+        let name = format!("{}.{NAMESPACE}.svc", label(n));
+        writeln!(text, "{name} 5 IN A {}", address(n))?;
+        writeln!(text, "_http._tcp.{name} 5 IN SRV 0 100 80 {name}")?;
     }
     Ok(text)
 }
