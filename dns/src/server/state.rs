@@ -132,7 +132,15 @@ impl Keeper {
     /// Takes over what the file says, if it is any good.
     fn reload(&mut self, look: &mut Look) {
         let Some(found) = &look.found else { return };
-        let applied = found.clone().and_then(|settings| self.apply(settings).map_err(|error| chain(&error)));
+        // Compared before they are copied: most of the time nothing is new.
+        let applied = match found {
+            Ok(settings) if *settings == self.settings => {
+                self.want_pods(settings);
+                Ok(Applied::Same)
+            }
+            Ok(settings) => self.apply(settings.clone()).map_err(|error| chain(&error)),
+            Err(text) => Err(text.clone()),
+        };
         let said = match applied {
             Ok(Applied::Same) => None,
             Ok(Applied::Anew) => {
@@ -156,10 +164,6 @@ impl Keeper {
     }
 
     fn apply(&mut self, settings: Settings) -> Result<Applied, DnsError> {
-        if settings == self.settings {
-            self.want_pods(&settings);
-            return Ok(Applied::Same);
-        }
         let state = Arc::clone(&self.publish.borrow());
         if self.lacks_pods(&settings, state.zone.snapshot()) {
             // Pods that are there would be denied.
