@@ -89,6 +89,7 @@ fn stale_udp_flows_are_forgotten_by_address_and_port() {
         to: (("192.0.2.100".parse().unwrap(), client), ("10.244.1.1".parse().unwrap(), port)),
         reply: false,
         snat: false,
+        masqueraded: false,
         seen_reply: true,
         closing: false,
         service,

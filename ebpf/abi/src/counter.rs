@@ -72,6 +72,10 @@ counters! {
     /// Packets between clients outside and backends on other nodes that the XDP program sent on. They are also counted as
     /// translated.
     XdpForwarded = "xdp_forwarded",
+    /// Packets between pods and the world outside of the cluster that were translated.
+    Masqueraded = "masqueraded",
+    /// Drop: a fragment that leaves the cluster without the first one of its datagram, which has the ports.
+    FragmentUnknown = "fragment_unknown",
 }
 
 /// Number of slots of the counter map, with room to grow.
@@ -97,6 +101,7 @@ impl DropReason {
             | Counter::SocketMapFull
             | Counter::HandedOver
             | Counter::XdpForwarded
+            | Counter::Masqueraded
             | Counter::StatsFull => None,
             reason => Some(Self(reason)),
         }

@@ -63,6 +63,10 @@ pub const FLOW_ANNOUNCED: u16 = 1 << 6;
 /// [`FlowValue::flags`]: another node has translated it for a backend here ([`FLOW_DSR`] there); this direction stays as
 /// it is, the reply is translated here.
 pub const FLOW_TRANSPARENT: u16 = 1 << 7;
+/// [`FlowValue::flags`]: a pod of this node talks to somebody outside of the cluster, who sees the node's address. It
+/// belongs to no service. In the place of ports, ICMP has its identifier (on the pod's side; 0 on the other), and protocols
+/// that the programs do not read have 0.
+pub const FLOW_MASQUERADE: u16 = 1 << 8;
 
 /// How packets of a flow are rewritten: `to` is the whole tuple after translation. A connection has two entries,
 /// the request's (client -> frontend) and the reply's (backend -> client, or -> node address when [`FLOW_SNAT`]).

@@ -27,6 +27,7 @@ mod counter;
 pub mod dsr;
 mod flow;
 pub mod maps;
+mod masquerade;
 pub mod packet;
 pub mod select;
 mod service;
@@ -41,9 +42,11 @@ pub use config::{
 pub use counter::{COUNTERS, Counter, DropReason};
 pub use flow::{
     AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, FLOW_ANNOUNCED, FLOW_CLOSING, FLOW_DSR,
-    FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple, FlowValue, FragmentKey,
-    FragmentValue, SOCKET_BACKEND, SOCKET_FRONTEND, SocketKey, SocketValue, client_netns, netns_client,
+    FLOW_MASQUERADE, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FLOW_TRANSPARENT, FlowTuple,
+    FlowValue, FragmentKey, FragmentValue, SOCKET_BACKEND, SOCKET_FRONTEND, SocketKey, SocketValue,
+    client_netns, netns_client,
 };
+pub use masquerade::{MASQUERADE_KEPT, MASQUERADE_PODS, MasqueradeSource};
 pub use service::{
     BACKEND_LOCAL, Backend, CHUNK_SLOTS, MaglevChunk, SCOPE_EXTERNAL, SCOPE_INTERNAL,
     SERVICE_DROP_WHEN_EMPTY, SERVICE_DSR, SERVICE_HOST_ONLY, SERVICE_MASQUERADE, SERVICE_NODE_PORT,

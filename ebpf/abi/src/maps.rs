@@ -30,9 +30,14 @@ pub const POD_LINKS: &str = "sw_pod_links_1";
 pub const CLUSTER_NETS: &str = "sw_cluster_nets_1";
 /// Uplinks that the XDP program runs at: index of the link -> [`crate::XdpLink`], hash. User space writes it.
 pub const XDP_LINKS: &str = "sw_xdp_links_1";
+/// Whose packets are masqueraded, and towards whom not: [`crate::ClusterNetKey`] -> `MASQUERADE_*` (u32), LPM trie. Written
+/// by user space.
+pub const MASQUERADE: &str = "sw_masquerade_1";
+/// Uplinks at which packets are masqueraded: index of the link -> [`crate::MasqueradeSource`], hash. Written by user space.
+pub const SOURCES: &str = "sw_sources_1";
 
 /// All maps that are pinned.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 16] = [
     SERVICES,
     BACKENDS,
     MAGLEV,
@@ -47,6 +52,8 @@ pub const ALL: [&str; 14] = [
     POD_LINKS,
     CLUSTER_NETS,
     XDP_LINKS,
+    MASQUERADE,
+    SOURCES,
 ];
 
 /// Entries that a map takes unless the user says otherwise. What user space writes begins small and is exchanged for
@@ -76,4 +83,9 @@ pub mod capacity {
     pub const CLUSTER_NETS: u32 = 65_536;
     /// Uplinks: more than a node has.
     pub const XDP_LINKS: u32 = 256;
+    /// Pod subnets, addresses of nodes, and destinations that the administrator has named. Elements are allocated as they
+    /// come.
+    pub const MASQUERADE: u32 = 65_536;
+    /// Uplinks: more than a node has.
+    pub const SOURCES: u32 = 256;
 }

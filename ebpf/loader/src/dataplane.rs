@@ -397,6 +397,8 @@ fn open_maps(pin: Pins<'_>) -> Result<Maps, LoadError> {
         pod_links: open(names::POD_LINKS)?,
         cluster_nets: open(names::CLUSTER_NETS)?,
         xdp_links: open(names::XDP_LINKS)?,
+        masquerade: open(names::MASQUERADE)?,
+        sources: open(names::SOURCES)?,
         cpus,
         csum_flags_v6: csum_flags_v6(),
     })

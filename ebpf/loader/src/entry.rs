@@ -262,11 +262,18 @@ pub struct ClusterNet {
 
 impl ClusterNet {
     pub(crate) fn key(&self) -> abi::ClusterNetKey {
-        let mapped = if self.addr.is_ipv4() { 96 } else { 0 };
-        abi::ClusterNetKey {
-            prefix_len: mapped + u32::from(self.prefix),
-            words: abi::Addr::from(self.addr).words,
-        }
+        Self::key_of(self.addr, self.prefix)
+    }
+
+    pub(crate) fn key_of(addr: IpAddr, prefix: u8) -> abi::ClusterNetKey {
+        let mapped = if addr.is_ipv4() { 96 } else { 0 };
+        abi::ClusterNetKey { prefix_len: mapped + u32::from(prefix), words: abi::Addr::from(addr).words }
+    }
+
+    pub(crate) fn net_of(key: &abi::ClusterNetKey) -> (IpAddr, u8) {
+        let addr = abi::Addr { words: key.words };
+        let mapped = if addr.is_v4() { 96 } else { 0 };
+        (addr.into(), u8::try_from(key.prefix_len.saturating_sub(mapped)).unwrap_or(u8::MAX))
     }
 
     pub(crate) fn value(&self) -> u32 {
@@ -278,14 +285,12 @@ impl ClusterNet {
 
     pub(crate) fn from_entry(key: &abi::ClusterNetKey, value: u32) -> Self {
         let kind = if value == abi::CLUSTER_NET_NODE { ClusterNetKind::Node } else { ClusterNetKind::Pods };
-        let addr = abi::Addr { words: key.words };
-        let mapped = if addr.is_v4() { 96 } else { 0 };
-        let prefix = u8::try_from(key.prefix_len.saturating_sub(mapped)).unwrap_or(u8::MAX);
-        Self { addr: addr.into(), prefix, kind }
+        let (addr, prefix) = Self::net_of(key);
+        Self { addr, prefix, kind }
     }
 }
 
-/// One direction of a connection from outside, as the programs remember it.
+/// One direction of a connection from or to the outside, as the programs remember it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
     /// The protocol.
@@ -298,6 +303,8 @@ pub struct Connection {
     pub reply: bool,
     /// The backend is on another node and sees this node's address.
     pub snat: bool,
+    /// It is one of a pod of this node to somebody outside of the cluster: no service's.
+    pub masqueraded: bool,
     /// The backend has answered.
     pub seen_reply: bool,
     /// A FIN or RST was seen.
@@ -324,6 +331,7 @@ impl Connection {
             // On its way in, a reply that is no remote backend's is none of the programs' business.
             reply: true,
             snat: false,
+            masqueraded: false,
             seen_reply: true,
             closing: false,
             service: 0,
@@ -353,6 +361,7 @@ impl Connection {
             service: self.service,
             flags: flag(self.reply, abi::FLOW_REPLY)
                 | flag(self.snat, abi::FLOW_SNAT)
+                | flag(self.masqueraded, abi::FLOW_MASQUERADE)
                 | flag(self.seen_reply, abi::FLOW_SEEN_REPLY)
                 | flag(self.closing, abi::FLOW_CLOSING),
             pad: 0,
@@ -371,6 +380,7 @@ impl Connection {
             to: ends(&value.to),
             reply: value.flags & abi::FLOW_REPLY != 0,
             snat: value.flags & abi::FLOW_SNAT != 0,
+            masqueraded: value.flags & abi::FLOW_MASQUERADE != 0,
             seen_reply: value.flags & abi::FLOW_SEEN_REPLY != 0,
             closing: value.flags & abi::FLOW_CLOSING != 0,
             service: value.service,

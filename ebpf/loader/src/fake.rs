@@ -7,7 +7,7 @@ use seaway_ebpf_abi::maps as names;
 use crate::maps::check_slice;
 use crate::{
     Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, MaglevTable, MapError, MapUsage,
-    NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
+    Masquerading, NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// In-memory [`ServiceMaps`]. Connections, sockets and affinities are what the test puts there.
@@ -23,6 +23,8 @@ pub struct FakeMaps {
     pub source_ranges: BTreeSet<SourceRange>,
     /// Pod subnets.
     pub cluster_nets: BTreeSet<ClusterNet>,
+    /// Masquerading as set.
+    pub masquerading: Masquerading,
     /// Connections that the programs would have remembered.
     pub connections: Vec<Connection>,
     /// Sockets that the programs would have remembered.
@@ -48,6 +50,7 @@ impl FakeMaps {
             maglev: vec![Vec::new(); 1024],
             source_ranges: BTreeSet::new(),
             cluster_nets: BTreeSet::new(),
+            masquerading: Masquerading::default(),
             connections: Vec::new(),
             socket_flows: Vec::new(),
             affinities: Vec::new(),
@@ -174,6 +177,15 @@ impl ServiceMaps for FakeMaps {
     fn remove_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError> {
         let keys: BTreeSet<_> = nets.iter().map(|net| (net.addr, net.prefix)).collect();
         self.cluster_nets.retain(|net| !keys.contains(&(net.addr, net.prefix)));
+        Ok(())
+    }
+
+    fn masquerading(&self) -> Result<Masquerading, MapError> {
+        Ok(self.masquerading.clone())
+    }
+
+    fn set_masquerading(&mut self, wanted: &Masquerading) -> Result<(), MapError> {
+        self.masquerading = wanted.clone();
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::maps::check_slice;
 use crate::sys::{self, Plain};
 use crate::{
     Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, LoadError, MaglevTable, MapError,
-    MapUsage, NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
+    MapUsage, Masquerading, NodeConfig, ServiceEntry, ServiceMaps, SocketFlow, SourceRange, Traffic,
 };
 
 /// Elements per call.
@@ -78,6 +78,8 @@ pub(crate) struct Maps {
     pub(crate) pod_links: KernelMap,
     pub(crate) cluster_nets: KernelMap,
     pub(crate) xdp_links: KernelMap,
+    pub(crate) masquerade: KernelMap,
+    pub(crate) sources: KernelMap,
     /// Values of a per-CPU element.
     pub(crate) cpus: usize,
     /// [`abi::Config::csum_flags_v6`] for this kernel.
@@ -144,7 +146,7 @@ impl KernelMap {
         Ok(())
     }
 
-    fn remove<K: Plain>(&self, keys: &[K]) -> Result<(), MapError> {
+    pub(crate) fn remove<K: Plain>(&self, keys: &[K]) -> Result<(), MapError> {
         let mut rest = keys;
         while !rest.is_empty() {
             let chunk = &rest[..rest.len().min(BATCH)];
@@ -328,6 +330,14 @@ impl ServiceMaps for KernelMaps {
 
     fn remove_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError> {
         self.now().cluster_nets.remove(&nets.iter().map(ClusterNet::key).collect::<Vec<_>>())
+    }
+
+    fn masquerading(&self) -> Result<Masquerading, MapError> {
+        self.now().masquerading()
+    }
+
+    fn set_masquerading(&mut self, wanted: &Masquerading) -> Result<(), MapError> {
+        self.now().set_masquerading(wanted)
     }
 
     fn source_range_capacity(&self) -> u32 {

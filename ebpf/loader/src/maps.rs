@@ -6,8 +6,8 @@ use seaway_ebpf_abi::maps as names;
 use thiserror::Error;
 
 use crate::{
-    Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, NodeConfig, ServiceEntry, SocketFlow,
-    SourceRange, Traffic,
+    Affinity, BackendEntry, ClusterNet, Connection, Counter, Frontend, Masquerading, NodeConfig,
+    ServiceEntry, SocketFlow, SourceRange, Traffic,
 };
 
 /// What went wrong with a map.
@@ -132,7 +132,12 @@ pub trait ServiceMaps: Send {
     /// Removes some, whatever they are.
     fn remove_cluster_nets(&mut self, nets: &[ClusterNet]) -> Result<(), MapError>;
 
-    /// The connections from outside that are remembered; two elements each, one per direction.
+    /// Whose packets are masqueraded, and where.
+    fn masquerading(&self) -> Result<Masquerading, MapError>;
+    /// Sets that.
+    fn set_masquerading(&mut self, wanted: &Masquerading) -> Result<(), MapError>;
+
+    /// The connections from outside, and with [`Connection::masqueraded`] those to there, that are remembered; two elements each, one per direction.
     fn connections(&self) -> Result<Vec<Connection>, MapError>;
     /// Remembers connections that are not remembered yet. With [`Connection::untouched`] another translates them.
     fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError>;

@@ -63,6 +63,8 @@ unsafe impl Plain for seaway_ebpf_abi::PodLink {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::XdpLink {}
 // SAFETY: as above.
+unsafe impl Plain for seaway_ebpf_abi::MasqueradeSource {}
+// SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::MaglevChunk {}
 // SAFETY: as above.
 unsafe impl Plain for seaway_ebpf_abi::StatsKey {}

@@ -5,8 +5,8 @@ use seaway_ebpf_abi::packet::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
     Addr, BACKEND_LOCAL, Backend, CLUSTER_NET_NODE, CONFIG_TAKING_OVER, Counter, FLOW_CLOSING, FLOW_DSR,
-    FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR, SERVICE_MASQUERADE,
-    SERVICE_NODE_PORT, Service, TCP,
+    FLOW_MASQUERADE, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR,
+    SERVICE_MASQUERADE, SERVICE_NODE_PORT, Service, TCP,
 };
 
 use crate::balance::is_node_port;
@@ -57,8 +57,8 @@ pub(crate) fn known(packet: &Packet) -> Option<&'static mut FlowValue> {
 pub(crate) fn touch_by(packet: &Packet, flow: &mut FlowValue, now: u32) {
     if flow.last_seen_s != now {
         flow.last_seen_s = now;
-        if flow.flags & FLOW_DSR != 0 {
-            // Nothing of the other direction comes here that could keep its entry.
+        if flow.flags & (FLOW_DSR | FLOW_MASQUERADE) != 0 {
+            // Of the other direction perhaps nothing comes here that could keep its entry.
             touch(flow, now);
         }
     }
@@ -209,9 +209,38 @@ pub(crate) fn create(
     } else {
         translate_source(scratch, service, backend, pod, now)?
     };
+    begin(scratch, service_id, flags, now)
+}
+
+/// Makes the entry of a pod's connection to somebody outside of the cluster, who sees `source`. `ports`: it may get any port
+/// of source NAT; `None`: it keeps what stands in its place.
+#[inline(always)]
+pub(crate) fn masquerade(
+    scratch: &mut Scratch,
+    source: Addr,
+    ports: Ports,
+) -> Dropped<&'static mut FlowValue> {
+    let now = now_s();
+    let asked = &scratch.packet.flow;
+    scratch.reply_key = FlowTuple { dst: source, ..asked.inverted() };
+    scratch.reply = FlowValue {
+        to: asked.inverted(),
+        service: 0,
+        flags: FLOW_MASQUERADE | FLOW_REPLY,
+        pad: 0,
+        last_seen_s: now,
+        created_s: now,
+    };
+    search(scratch, ports, now)?;
+    begin(scratch, 0, FLOW_MASQUERADE, now)
+}
+
+/// Makes the entry of the own direction, once the reply's is made.
+#[inline(always)]
+fn begin(scratch: &mut Scratch, service: u32, flags: u16, now: u32) -> Dropped<&'static mut FlowValue> {
     scratch.forward = FlowValue {
         to: scratch.reply_key.inverted(),
-        service: service_id,
+        service,
         flags,
         pad: 0,
         last_seen_s: now,
@@ -244,13 +273,32 @@ fn translate_source(
     let flags = if local { 0 } else { FLOW_SNAT } | if pod { FLOW_POD } else { 0 };
     scratch.reply_key.dst = source;
     scratch.reply.flags = flags | FLOW_REPLY;
+    search(scratch, if local { Ports::OwnFirst } else { Ports::Nat }, now)?;
+    Ok(flags)
+}
+
+/// Which source ports a connection may get.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ports {
+    /// Those of source NAT.
+    Nat,
+    /// Its own, or one of those if somebody has it.
+    OwnFirst,
+    /// Its own.
+    Own,
+}
+
+/// Takes a source port that nobody else has: in the reply's entry, which it makes.
+#[inline(always)]
+fn search(scratch: &mut Scratch, ports: Ports, now: u32) -> Dropped<()> {
     let hash = flow_hash(&scratch.packet.flow);
+    let local = ports != Ports::Nat;
     let mut tries = Tries { scratch, hash, local, now, attempt: 0, taken: Err(Counter::SnatExhausted) };
     // The first is good almost always.
-    if tries.next() == GO_ON {
+    if tries.next() == GO_ON && ports != Ports::Own {
         repeat(PORT_ATTEMPTS - 1, next, &mut tries);
     }
-    tries.taken.map(|()| flags)
+    tries.taken
 }
 
 /// The search for a source port.
@@ -266,7 +314,7 @@ struct Tries {
 
 /// Another try.
 unsafe extern "C" fn next(_index: u64, tries: *mut Tries) -> i64 {
-    // SAFETY: `repeat` passes on what `translate_source` gave it.
+    // SAFETY: `repeat` passes on what `search` gave it.
     unsafe { &mut *tries }.next()
 }
 

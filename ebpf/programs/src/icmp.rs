@@ -2,7 +2,7 @@
 //! directions. Otherwise path MTU discovery and "port unreachable" end at the frontend.
 
 use seaway_ebpf_abi::packet::{IpHeader, Position, is_icmp_error};
-use seaway_ebpf_abi::{Addr, Counter, FlowTuple, FlowValue, TCP, UDP, checksum};
+use seaway_ebpf_abi::{Addr, Counter, FlowTuple, FlowValue, ICMP, ICMPV6, TCP, UDP, checksum};
 
 use crate::count::count;
 use crate::frame::{Dropped, Frame};
@@ -37,13 +37,19 @@ pub(crate) fn quoted(skb: Skb, scratch: &mut Scratch) -> Option<&'static FlowVal
         (IpHeader::v6(words.first_chunk()?)?, words[10])
     };
     let plain = header.len == if v4 { 20 } else { 40 };
-    if !plain
-        || header.fragment as u32 == Position::Later as u32
-        || (header.proto != TCP && header.proto != UDP)
-    {
+    if !plain || header.fragment as u32 == Position::Later as u32 {
         return None;
     }
-    let [a, b, c, d] = ports.to_ne_bytes();
+    let echo = if v4 { (ICMP, 8, scratch.old[6]) } else { (ICMPV6, 128, scratch.old[11]) };
+    let [a, b, c, d] = match header.proto {
+        TCP | UDP => ports.to_ne_bytes(),
+        // The identifier stands for the asker's port.
+        proto if proto == echo.0 && ports.to_ne_bytes()[0] == echo.1 => {
+            let [a, b, _, _] = echo.2.to_ne_bytes();
+            [a, b, 0, 0]
+        }
+        _ => return None,
+    };
     scratch.reply_key = FlowTuple {
         src: header.src,
         dst: header.dst,
@@ -106,6 +112,10 @@ fn requote_v4(words: &mut [u32; 12], from: &FlowTuple, to: &FlowTuple) {
     words[2] = u32::from_ne_bytes([a, b, e, f]);
     words[3] = to.src.v4_word();
     words[4] = to.dst.v4_word();
+    if from.proto == ICMP as u32 {
+        (words[5], words[6]) = requote_echo((words[5], words[6]), (0, 0), to);
+        return;
+    }
     let port_words = (words[5], port_word(to));
     words[5] = port_words.1;
     if from.proto == UDP as u32 {
@@ -120,18 +130,35 @@ fn words_of(a: &Addr, b: &Addr) -> u64 {
 
 #[inline(always)]
 fn requote_v6(words: &mut [u32; 12], from: &FlowTuple, to: &FlowTuple) {
-    let mut old = words[10] as u64;
-    let mut new = port_word(to) as u64;
+    let echo = from.proto == ICMPV6 as u32;
+    let mut old = if echo { 0 } else { words[10] as u64 };
+    let mut new = if echo { 0 } else { port_word(to) as u64 };
     for i in 0..4 {
         old += from.src.words[i] as u64 + from.dst.words[i] as u64;
         new += to.src.words[i] as u64 + to.dst.words[i] as u64;
         words[2 + i] = to.src.words[i];
         words[6 + i] = to.dst.words[i];
     }
+    if echo {
+        (words[10], words[11]) = requote_echo((words[10], words[11]), (old, new), to);
+        return;
+    }
     words[10] = port_word(to);
     if from.proto == UDP as u32 {
         words[11] = requote_udp(words[11], old, new);
     }
+}
+
+/// Both words of an echo's header with another identifier, and a checksum that has changed from one sum to another besides.
+#[inline(always)]
+fn requote_echo(words: (u32, u32), sums: (u64, u64), to: &FlowTuple) -> (u32, u32) {
+    let [kind, code, c, d] = words.0.to_ne_bytes();
+    let [a, b, e, f] = words.1.to_ne_bytes();
+    let [g, h] = to.src_port_be.to_ne_bytes();
+    let id = |a: u8, b: u8| u16::from_ne_bytes([a, b]) as u64;
+    let field = checksum::update(u16::from_ne_bytes([c, d]), sums.0 + id(a, b), sums.1 + id(g, h));
+    let [c, d] = field.to_ne_bytes();
+    (u32::from_ne_bytes([kind, code, c, d]), u32::from_ne_bytes([g, h, e, f]))
 }
 
 /// The second word of a UDP header, with its checksum updated if it has one. (TCP's is beyond what is quoted.)

@@ -16,6 +16,7 @@ mod flow;
 mod frame;
 mod icmp;
 mod maps;
+mod masquerade;
 mod nat;
 mod parse;
 mod pods;

@@ -7,8 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use seaway_ebpf_abi::maps::capacity;
 use seaway_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, Backend, CLUSTER_NET_PODS, COUNTERS as COUNTER_SLOTS, Config,
-    FlowTuple, FlowValue, FragmentKey, FragmentValue, MaglevChunk, PodLink, Service, ServiceKey, SocketKey,
-    SocketValue, Stats, StatsKey, XdpLink,
+    FlowTuple, FlowValue, FragmentKey, FragmentValue, MaglevChunk, MasqueradeSource, PodLink, Service,
+    ServiceKey, SocketKey, SocketValue, Stats, StatsKey, XdpLink,
 };
 
 use crate::parse::Packet;
@@ -65,6 +65,15 @@ pub(crate) static CLUSTER_NETS: LpmTrie<[u32; 4], u32> =
 
 #[map(name = "sw_xdp_links_1")]
 static XDP_LINKS: HashMap<u32, XdpLink> = HashMap::with_max_entries(capacity::XDP_LINKS, BPF_F_NO_PREALLOC);
+
+/// The key's data is the address.
+#[map(name = "sw_masquerade_1")]
+static MASQUERADE: LpmTrie<[u32; 4], u32> =
+    LpmTrie::with_max_entries(capacity::MASQUERADE, BPF_F_NO_PREALLOC);
+
+#[map(name = "sw_sources_1")]
+static SOURCES: HashMap<u32, MasqueradeSource> =
+    HashMap::with_max_entries(capacity::SOURCES, BPF_F_NO_PREALLOC);
 
 /// Room that the 512 bytes of stack do not offer. The packet programs run with bottom halves off, so each CPU uses
 /// its own at most once at a time.
@@ -132,6 +141,21 @@ pub(crate) fn is_pod(addr: &Addr) -> bool {
 #[inline(always)]
 pub(crate) fn cluster_net(addr: &Addr) -> u32 {
     CLUSTER_NETS.get(Key::new(128, addr.words)).copied().unwrap_or(0)
+}
+
+/// What an address is to masquerading: `MASQUERADE_*`.
+#[inline(always)]
+pub(crate) fn masquerade(addr: &Addr) -> u32 {
+    MASQUERADE.get(Key::new(128, addr.words)).copied().unwrap_or(0)
+}
+
+/// The address that packets of a family get which leave by this link.
+#[inline(always)]
+pub(crate) fn masquerade_source(ifindex: u32, v4: bool) -> Option<Addr> {
+    // SAFETY: the map is not preallocated: an element that is replaced meanwhile stays readable.
+    let source = unsafe { SOURCES.get(&ifindex) }?;
+    let addr = if v4 { source.v4 } else { source.v6 };
+    if addr.same(&Addr::NONE) { None } else { Some(addr) }
 }
 
 /// Seconds of `CLOCK_MONOTONIC`, as of its last tick: reading the clock itself is dear.

@@ -64,6 +64,34 @@ pub(crate) fn rewrite<F: Frame>(frame: F, packet: &Packet, to: &FlowTuple, hop: 
     frame.pseudo_sum(sum, address_change(v4, from, to), flags | family_flags(v4))
 }
 
+/// Makes an ICMP echo, or a fragment of one, one of flow `to`, whose port on the pod's side is the identifier.
+#[inline(always)]
+pub(crate) fn rewrite_echo(skb: Skb, packet: &Packet, to: &FlowTuple) -> Dropped<()> {
+    rewrite_addresses_of(skb, packet, to)?;
+    if !packet.has_ports() {
+        return Ok(());
+    }
+    // One of the two is 0 on both sides.
+    let from = &packet.flow;
+    let (old, new) = (from.src_port_be | from.dst_port_be, to.src_port_be | to.dst_port_be);
+    let (sum, word) = (packet.l4 + 2, |id: u16| id as u32);
+    if old != new {
+        skb.data_sum_32(sum, word(old), word(new), 0)?;
+        skb.store(packet.l4 + 4, &new)?;
+    }
+    let v4 = packet.is_v4();
+    if v4 {
+        return Ok(());
+    }
+    skb.pseudo_sum(sum, address_change(v4, from, to), family_flags(v4))
+}
+
+/// Makes a packet one of flow `to` whose transport knows nothing of addresses.
+#[inline(always)]
+pub(crate) fn rewrite_addresses_of(skb: Skb, packet: &Packet, to: &FlowTuple) -> Dropped<()> {
+    if packet.is_v4() { addresses_v4(skb, packet, to, false) } else { addresses_v6(skb, packet, to, false) }
+}
+
 /// The rest of the header's third word, then both addresses: one write, checksum included.
 #[inline(always)]
 fn addresses_v4<F: Frame>(frame: F, packet: &Packet, to: &FlowTuple, hop: bool) -> Dropped<()> {

@@ -55,8 +55,9 @@ impl Packet {
         self.flow.proto == if self.is_v4() { ICMP as u32 } else { ICMPV6 as u32 }
     }
 
+    /// What the fragments of its datagram have in common.
     #[inline(always)]
-    fn fragment_key(&self) -> FragmentKey {
+    pub(crate) fn fragment_key(&self) -> FragmentKey {
         FragmentKey { src: self.flow.src, dst: self.flow.dst, ident: self.ident, proto: self.flow.proto }
     }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use seaway_ebpf_abi::{
-    Addr, CONFIG_STATS, Counter, FLOW_REPLY, FLOW_TRANSPARENT, FlowValue, Stats, StatsKey,
+    Addr, CONFIG_STATS, Counter, FLOW_MASQUERADE, FLOW_REPLY, FLOW_TRANSPARENT, FlowValue, Stats, StatsKey,
 };
 
 use crate::count::count;
@@ -63,7 +63,9 @@ pub(crate) fn note(service: u32, addr: &Addr, port_be: u16, event: Event) {
 #[inline(always)]
 pub(crate) fn account(packet: &Packet, flow: &FlowValue, first: bool) {
     packet.note_fragment();
-    if flow.flags & FLOW_TRANSPARENT != 0 {
+    if flow.flags & FLOW_MASQUERADE != 0 {
+        count(Counter::Masqueraded);
+    } else if flow.flags & FLOW_TRANSPARENT != 0 {
         // The node that translated it has counted it.
     } else if flow.flags & FLOW_REPLY != 0 {
         let from = &packet.flow;

@@ -1,17 +1,20 @@
 //! Packets that leave: by an uplink, replies of this node's backends to clients outside; to a pod, replies of backends
-//! to what was translated when it came from there. Both get back the address that the client asked.
+//! to what was translated when it came from there. Both get back the address that the client asked. What else pods send to
+//! the world is masqueraded.
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use seaway_ebpf_abi::{Counter, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES};
+use seaway_ebpf_abi::{
+    Counter, FLOW_DSR, FLOW_MASQUERADE, FLOW_POD, FLOW_REPLY, FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES,
+};
 
 use crate::count::count;
 use crate::frame::{Dropped, Frame};
 use crate::maps::{Scratch, pod_link, scratch};
 use crate::skb::{Skb, verdict};
 use crate::stats::{self, Event};
-use crate::{flow, icmp, nat, parse};
+use crate::{flow, icmp, masquerade, nat, parse};
 
 /// On an uplink.
 #[classifier]
@@ -36,22 +39,25 @@ fn sw_pod_egress(ctx: TcContext) -> i32 {
 /// Whether a flow is one of replies that are translated here: those for pods at the pods, all others at the uplinks.
 #[inline(always)]
 fn is_ours(flow: &FlowValue, pod: u16) -> bool {
-    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR) == FLOW_REPLY | pod
+    flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR | FLOW_MASQUERADE) == FLOW_REPLY | pod
 }
 
 #[inline(always)]
 fn egress(skb: Skb, pod: u16) -> Dropped<i32> {
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
-    if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
-        return Ok(TC_ACT_UNSPEC);
-    }
-    if scratch.packet.is_icmp() {
+    let (read, uplink) = (parse::parse(skb, &mut scratch.packet, &mut scratch.words), pod == 0);
+    if read && scratch.packet.is_icmp() && !masquerade::is_echo(&scratch.packet) {
         return error(skb, scratch, pod);
     }
-    let Some(known) = flow::known(&scratch.packet) else { return Ok(TC_ACT_UNSPEC) };
-    if !is_ours(known, pod) {
-        return Ok(TC_ACT_UNSPEC);
-    }
+    let known = if read && !scratch.packet.is_icmp() { flow::known(&scratch.packet) } else { None };
+    let known = match known {
+        Some(known) if is_ours(known, pod) => known,
+        Some(known) if uplink && masquerade::goes_out(known) => {
+            return masquerade::go_on(skb, scratch, known);
+        }
+        None if uplink => return masquerade::leave(skb, scratch, read),
+        _ => return Ok(TC_ACT_UNSPEC),
+    };
     let packet = &scratch.packet;
     packet.note_fragment();
     let from = &packet.flow;
@@ -65,7 +71,7 @@ fn egress(skb: Skb, pod: u16) -> Dropped<i32> {
 #[inline(always)]
 fn error(skb: Skb, scratch: &mut Scratch, pod: u16) -> Dropped<i32> {
     let Some(flow) = icmp::quoted(skb, scratch) else { return Ok(TC_ACT_UNSPEC) };
-    if !is_ours(flow, pod) {
+    if !is_ours(flow, pod) && !(pod == 0 && masquerade::goes_out(flow)) {
         return Ok(TC_ACT_UNSPEC);
     }
     icmp::translate(skb, scratch, flow)?;

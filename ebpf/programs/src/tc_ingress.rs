@@ -6,9 +6,9 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use seaway_ebpf_abi::{
-    Addr, CONFIG_HAND_OVER, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_POD, FLOW_REPLY, FLOW_SNAT,
-    FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY,
-    SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service,
+    Addr, CONFIG_HAND_OVER, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_MASQUERADE, FLOW_POD, FLOW_REPLY,
+    FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES, PodLink, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service,
 };
 
 use crate::balance::{admitted, balance, service};
@@ -20,7 +20,10 @@ use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
 use crate::skb::{Skb, verdict};
 use crate::stats::account;
-use crate::{dsr, flow, nat, parse, pods};
+use crate::{dsr, flow, masquerade, nat, parse, pods};
+
+/// The world's answer to a pod.
+const MASQUERADED_ANSWER: u16 = FLOW_MASQUERADE | FLOW_REPLY;
 
 /// On an uplink.
 #[classifier]
@@ -49,8 +52,9 @@ fn from_outside(skb: Skb) -> Dropped<i32> {
     if let Some(verdict) = config().and_then(|config| pods::between(skb, scratch, config, false)) {
         return Ok(verdict);
     }
-    if !parse::parse(skb, &mut scratch.packet, &mut scratch.words) {
-        return Ok(TC_ACT_UNSPEC);
+    let read = parse::parse(skb, &mut scratch.packet, &mut scratch.words);
+    if !read || masquerade::is_echo(&scratch.packet) {
+        return masquerade::arrive(skb, scratch);
     }
     if scratch.packet.is_icmp() {
         return error(skb, scratch);
@@ -112,6 +116,9 @@ fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
                 if flow::begins(&scratch.packet) {
                     flow::forget_ended(&scratch.packet);
                 }
+                if !pod {
+                    masquerade::note_asked(scratch);
+                }
                 return Ok(TC_ACT_UNSPEC);
             };
             if found.flags & SERVICE_HOST_ONLY != 0 {
@@ -134,12 +141,17 @@ fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
             (made, true)
         }
     };
-    match flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR) {
+    // What a pod sends to the world is translated where it leaves, and nobody out there opens a connection by the way that
+    // answers take.
+    if masquerade::goes_out(flow) || (masquerade::comes_back(flow) && flow::begins(&scratch.packet)) {
+        return Ok(TC_ACT_UNSPEC);
+    }
+    match flow.flags & (FLOW_REPLY | FLOW_SNAT | FLOW_POD | FLOW_DSR | FLOW_MASQUERADE) {
         // An answer of a local backend to a client outside. It came back from there, or it is on its way there.
         FLOW_REPLY if pod => answer(skb, scratch, flow),
         // One of a backend to a pod: that pod's link translates it.
-        kind if kind & (FLOW_REPLY | FLOW_SNAT) == FLOW_REPLY => Ok(TC_ACT_UNSPEC),
-        0 => deliver(skb, scratch, flow, first),
+        kind if kind & (FLOW_REPLY | FLOW_SNAT | FLOW_MASQUERADE) == FLOW_REPLY => Ok(TC_ACT_UNSPEC),
+        0 | MASQUERADED_ANSWER => deliver(skb, scratch, flow, first),
         FLOW_DSR => send_direct(skb, scratch, flow, first),
         kind if kind & FLOW_SNAT != 0 => send_on(skb, scratch, flow, first),
         _ => through_stack(skb, &scratch.packet, flow, first),
@@ -235,13 +247,19 @@ fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dr
     let shortcut = hands_over()
         && may_hop(&scratch.packet)
         && matches!(way(skb, scratch, flow), Way::Open)
-        && pod_link(scratch.fib.ifindex).is_some();
+        && pod_link(scratch.fib.ifindex).is_some_and(|link| is_plain(link, flow));
     if !shortcut {
         return through_stack(skb, &scratch.packet, flow, first);
     }
     nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
     account(&scratch.packet, flow, first);
     Ok(hand_over(&scratch.fib))
+}
+
+/// Whether nothing of the flow has to be translated at the pod's link as well: the world outside may be a service's backend.
+#[inline(always)]
+fn is_plain(link: &PodLink, flow: &FlowValue) -> bool {
+    flow.flags & FLOW_MASQUERADE == 0 || link.flags & POD_LINK_TRANSLATES == 0
 }
 
 /// Whether packets of pods may go past this node's stack.
@@ -272,7 +290,8 @@ fn answer(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
 fn error(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
     let Some(flow) = crate::icmp::quoted(skb, scratch) else { return Ok(TC_ACT_UNSPEC) };
     let elsewhere = flow.flags & (FLOW_SNAT | FLOW_DSR) != 0;
-    if flow.flags & FLOW_REPLY != 0 && flow.flags & FLOW_SNAT == 0 {
+    let passes = flow.flags & FLOW_REPLY != 0 && flow.flags & (FLOW_SNAT | FLOW_MASQUERADE) == 0;
+    if passes || masquerade::goes_out(flow) {
         return Ok(TC_ACT_UNSPEC);
     }
     crate::icmp::translate(skb, scratch, flow)?;
