@@ -6,6 +6,7 @@
 //! `watch` is the only writer; proxy, CNI and DNS read.
 
 mod endpoint;
+mod masquerade;
 mod node;
 mod pod;
 mod service;
@@ -13,6 +14,7 @@ mod snapshot;
 mod snat;
 
 pub use endpoint::{Endpoint, EndpointPort, EndpointSet, EndpointSlice, Hints, TargetPod};
+pub use masquerade::Masquerade;
 pub use node::{Node, NodeAddress, NodeAddressKind};
 pub use pod::{HostPod, HostPort};
 pub use service::{

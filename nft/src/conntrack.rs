@@ -59,15 +59,27 @@ impl Flow {
 /// All connections with a transport protocol, of a family or of both. The kernel goes through its whole table, which
 /// takes milliseconds even where nothing stands in it.
 pub fn flows(family: Option<Family>, protocol: u8) -> Result<Vec<Flow>, NftError> {
+    socket::dump(&list_request(family), "list connections", |message, found| {
+        found.extend(Flow::read(message.attributes()).filter(|flow| flow.protocol == protocol));
+    })
+}
+
+/// How many connections of a family are as `wanted` says, whatever their protocol.
+pub fn count(family: Family, wanted: impl Fn(&Flow) -> bool) -> Result<usize, NftError> {
+    let found = socket::dump(&list_request(Some(family)), "list connections", |message, found| {
+        found.extend(Flow::read(message.attributes()).filter(&wanted).map(|_| ()));
+    })?;
+    Ok(found.len())
+}
+
+fn list_request(family: Option<Family>) -> Vec<u8> {
     const EVERY_FAMILY: u8 = 0;
     let mut writer = Writer::default();
     let kind = SUBSYSTEM << 8 | GET;
     let family = family.map_or(EVERY_FAMILY, Family::number);
     let start = writer.begin_message(kind, NLM_F_REQUEST | NLM_F_DUMP, family, 0);
     writer.end_message(start);
-    socket::dump(&writer.bytes, "list connections", |message, found| {
-        found.extend(Flow::read(message.attributes()).filter(|flow| flow.protocol == protocol));
-    })
+    writer.bytes
 }
 
 /// Forgets a connection: its next packet begins a new one. False: it was gone already.

@@ -1,5 +1,7 @@
 //! Puts the parts of a node together and keeps them going.
 
+mod settings;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,8 @@ use ::http::header::{HeaderValue, USER_AGENT};
 use jiff::Timestamp;
 use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
-use seaway_model::Snapshot;
+use seaway_model::{Masquerade, Snapshot};
+use seaway_proxy::MasqueradedAt;
 use seaway_proxy::dataplane::userspace::WorkerConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::beside;
 use crate::cni::Network;
-use crate::config::{NodeConfig, Overlay};
+use crate::config::NodeConfig;
 use crate::dns::{self, dns_config};
 use crate::events::Recorder;
 use crate::http;
 use crate::kubelet::{self, Kubelet};
 use crate::pods::{self, Runner};
-use crate::proxy_events::{self, ProxyEvents};
+use crate::proxy_events;
 use crate::readiness::{DnsWatcher, ReadinessWatcher};
 use crate::register::{self, Machine, Readiness};
 use crate::report::Report;
@@ -121,6 +124,9 @@ pub async fn run(mut config: NodeConfig, shutdown: CancellationToken) -> Result<
         dns_up: watch::Sender::new(false),
         pods: watch::Sender::new(BTreeMap::new()),
         proxy: seaway_proxy::StatusHandle::default(),
+        masquerade: watch::Sender::new(None),
+        // Where there is no proxy, nobody needs to wait for its word.
+        masqueraded: watch::Sender::new((!config.proxy).then(MasqueradedAt::default)),
         dns_metrics,
         pods_wanted,
         proxy_metrics: config.proxy.then(|| seaway_proxy::Metrics::new(&registry)),
@@ -219,6 +225,9 @@ pub(crate) struct Agent {
     pub(crate) dns_up: watch::Sender<bool>,
     pods: watch::Sender<BTreeMap<String, Arc<k8s_openapi::api::core::v1::Pod>>>,
     proxy: seaway_proxy::StatusHandle,
+    /// What the pod network wants masqueraded, and where the proxy does it.
+    masquerade: watch::Sender<Option<Arc<Masquerade>>>,
+    masqueraded: watch::Sender<Option<MasqueradedAt>>,
     proxy_metrics: Option<seaway_proxy::Metrics>,
     pub(crate) dns_metrics: Option<seaway_dns::Metrics>,
     pub(crate) pods_wanted: Option<seaway_dns::PodsWanted>,
@@ -314,63 +323,6 @@ impl Agent {
             self.spawn_dns(tasks, metrics);
         }
         Ok(())
-    }
-
-    fn proxy_config(&self) -> seaway_proxy::ProxyConfig {
-        let config = &self.config;
-        let mut proxy = seaway_proxy::ProxyConfig::new(&config.name, &config.cgroup, &config.bpffs);
-        proxy.mode = config.proxy_mode;
-        proxy.node_port_addresses.clone_from(&config.node_port_addresses);
-        proxy.node_port_loopback = config.localhost_node_ports;
-        proxy.resync_interval = config.sync_period.unwrap_or(proxy.resync_interval);
-        proxy.min_sync_interval = config.min_sync_period.unwrap_or(proxy.min_sync_interval);
-        proxy.conntrack = config.conntrack;
-        proxy.worker = Some(worker(config));
-        proxy.reporter = Some(Arc::new(ProxyEvents(self.recorder.clone())));
-        proxy.devices.clone_from(&config.devices);
-        proxy.masquerade_all = config.masquerade_all;
-        proxy.maglev = config.maglev;
-        proxy.dsr = config.dsr;
-        proxy.pod_hand_over = config.pod_hand_over;
-        proxy.xdp = config.xdp;
-        if !matches!(config.overlay, Overlay::None) {
-            proxy.tunnels = vec![config.vxlan_device.clone()];
-        }
-        proxy.count_traffic = config.traffic_metrics;
-        proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);
-        proxy.own_pod_links = config.cni;
-        proxy.announce_load_balancers = config.announce_load_balancers;
-        proxy.status = self.proxy.clone();
-        proxy
-    }
-
-    fn network_config(&self) -> seaway_cni_network::NodeNetworkConfig {
-        let config = &self.config;
-        seaway_cni_network::NodeNetworkConfig {
-            node_name: config.name.clone(),
-            overlay: match config.overlay {
-                Overlay::None => seaway_cni_network::Overlay::None,
-                Overlay::Vxlan { vni, port } => seaway_cni_network::Overlay::Vxlan { vni, port },
-                Overlay::VxlanAcrossLinks { vni, port } => {
-                    seaway_cni_network::Overlay::VxlanAcrossLinks { vni, port }
-                }
-            },
-            uplink: config.uplink.clone(),
-            cni_conf_dir: config.cni_conf_dir.clone(),
-            cni_bin_dir: config.cni_bin_dir.clone(),
-            data_dir: config.state_dir.join("cni"),
-            plugin_source: config.plugin_source.clone(),
-            masquerade: config.masquerade,
-            resync_interval: Duration::from_secs(5),
-        }
-    }
-
-    fn network_options(&self) -> seaway_cni_network::NodeNetworkOptions {
-        seaway_cni_network::NodeNetworkOptions {
-            not_masqueraded: self.config.not_masqueraded.clone(),
-            vxlan_device: self.config.vxlan_device.clone(),
-            ..seaway_cni_network::NodeNetworkOptions::default()
-        }
     }
 
     fn dns_addresses(&self) -> Vec<SocketAddr> {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::conntrack::Conntrack;
 use crate::dataplane::userspace::WorkerConfig;
+use crate::masquerade::MasqueradeOrder;
 use crate::{PodHandOver, Reporter, StatusHandle, XdpMode};
 
 /// Which backend programs the kernel.
@@ -128,6 +129,8 @@ pub struct ProxyConfig {
     pub drain_max: Duration,
     /// The process that serves in user space. `None`: this one, and what it serves ends with it.
     pub worker: Option<WorkerConfig>,
+    /// What the pod network wants masqueraded, and where it is told what of that is done. `None`: nothing is.
+    pub masquerade: Option<MasqueradeOrder>,
     /// The kernel's connection tracking is set so. `None`: it is left alone.
     pub conntrack: Option<Conntrack>,
     /// Who is told what operators should know about a Service.
@@ -162,6 +165,7 @@ impl ProxyConfig {
             min_sync_interval: Duration::from_millis(1),
             drain_max: Duration::from_secs(900),
             worker: None,
+            masquerade: None,
             conntrack: None,
             reporter: None,
             status: StatusHandle::default(),

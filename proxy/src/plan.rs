@@ -1,12 +1,12 @@
 //! What to do so that the kernel holds what is desired: a pure difference of two values.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
-use seaway_model::Lookup;
+use seaway_model::{Family, Lookup};
 
 use crate::desired::Desired;
 use crate::frontend::{Frontend, FrontendKey};
@@ -39,6 +39,26 @@ pub struct Host {
     pub cluster: Arc<ClusterNets>,
     /// Packets between pods are handed over, past the node's stack.
     pub hand_over: bool,
+    /// Whose packets to the world outside of the cluster are masqueraded, for the same backends.
+    pub masquerading: Masquerading,
+}
+
+/// Whose packets get another source, and where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Masquerading {
+    /// What networks are to it. The most specific one that holds an address decides.
+    pub nets: Arc<BTreeMap<IpNet, MasqueradeRole>>,
+    /// The address that packets of a family get which leave by a link, by the link's index.
+    pub sources: BTreeMap<(u32, Family), IpAddr>,
+}
+
+/// What a network is to masquerading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MasqueradeRole {
+    /// Its addresses are those of this node's pods.
+    pub pods: bool,
+    /// Who is there sees a pod's own address.
+    pub kept: bool,
 }
 
 /// Whose addresses are in the cluster: who has none of these is outside.

@@ -24,6 +24,7 @@ use crate::desired::{Computation, NodeView};
 use crate::firewall::{self, PodPath, Rulesets};
 use crate::frontend::FrontendKey;
 use crate::links::{self, Link};
+use crate::masquerade::MasqueradeOrder;
 use crate::metrics::SyncEnd;
 use crate::monitor::Monitor;
 use crate::notices::{self, MaglevOffer, Notices};
@@ -233,6 +234,7 @@ impl Reconciler {
                 std::future::pending::<()>().await;
             }
         };
+        let mut order = self.config.masquerade.clone();
         let mut open = true;
         let mut retry_at: Option<tokio::time::Instant> = None;
         loop {
@@ -248,6 +250,7 @@ impl Reconciler {
                 _ = resync.tick() => self.actual = None,
                 () = heard_of_loss() => self.actual = None,
                 () = heard_of_rules(&mut rulesets) => {}
+                () = MasqueradeOrder::changed(&mut order) => {}
                 () = heard_of_links() => if !self.links_changed() { continue },
                 _ = look_at_links.tick() => if !self.links_changed() { continue },
                 () = retry => {}
@@ -387,14 +390,35 @@ impl Reconciler {
     }
 
     async fn bring_in_line(&mut self, host: &Host) -> Result<Vec<Failure>, DataplaneError> {
-        let (actual, plan) = if let Some(actual) = self.actual.take() {
-            let plan = diff_of(&self.pending, self.computation.desired(), host, &actual);
-            (actual, plan)
+        let (actual, known) = match self.actual.take() {
+            Some(actual) => (actual, true),
+            None => (self.read().await?, false),
+        };
+        let order = self.config.masquerade.clone().filter(|_| self.serves_pod_links);
+        let held = &actual.host.masquerading;
+        let masquerading = order
+            .map(|order| order.masquerading(host, &self.config, &self.links, self.node.as_deref(), held));
+        let host = &Host { masquerading: masquerading.unwrap_or_default(), ..host.clone() };
+        let failed = self.carry_out(host, actual, known).await?;
+        if let Some(order) = &self.config.masquerade {
+            order.answer(host, &failed);
+        }
+        Ok(failed)
+    }
+
+    /// `known`: `actual` is what was held after the last time.
+    async fn carry_out(
+        &mut self,
+        host: &Host,
+        actual: Actual,
+        known: bool,
+    ) -> Result<Vec<Failure>, DataplaneError> {
+        let plan = if known {
+            diff_of(&self.pending, self.computation.desired(), host, &actual)
         } else {
-            let actual = self.read().await?;
             let plan = diff(self.computation.desired(), host, &actual);
             self.metrics.repaired(plan.unexpected(&self.pending));
-            (actual, plan)
+            plan
         };
         self.pending.clear();
         if plan.is_empty() {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::MasqueradeOffer;
+
 /// How packets reach the pods of other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overlay {
@@ -73,6 +75,8 @@ pub struct NodeNetworkOptions {
     pub not_masqueraded: Vec<IpNet>,
     /// The name of the VXLAN device.
     pub vxlan_device: String,
+    /// The proxy's programs may masquerade in the place of tables.
+    pub masquerade: Option<MasqueradeOffer>,
 }
 
 /// The name of the VXLAN device, unless another is chosen.
@@ -85,6 +89,7 @@ impl Default for NodeNetworkOptions {
             withdraw_after: Duration::from_secs(60),
             not_masqueraded: Vec::new(),
             vxlan_device: VXLAN_DEVICE.to_owned(),
+            masquerade: None,
         }
     }
 }

@@ -28,4 +28,6 @@ pub use config::{NodeNetworkConfig, NodeNetworkOptions, Overlay, VXLAN_DEVICE};
 #[cfg(feature = "node")]
 pub use metrics::Metrics;
 #[cfg(feature = "node")]
-pub use node::{MASQUERADE_TABLE, NftError, NodeNetworkError, cleanup, run, run_with, vtep_mac};
+pub use node::{
+    MASQUERADE_TABLE, MasqueradeOffer, NftError, NodeNetworkError, cleanup, run, run_with, vtep_mac,
+};

@@ -12,6 +12,7 @@ mod masquerade;
 mod mtu;
 mod plan;
 mod reconcile;
+mod way_out;
 
 use std::io;
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ use crate::{Metrics, NodeNetworkConfig, NodeNetworkOptions};
 use reconcile::Reconciler;
 
 pub use masquerade::{NftError, TABLE as MASQUERADE_TABLE};
+pub use way_out::MasqueradeOffer;
 
 /// Changes in the kernel come in bursts (also those that we make ourselves): one round does for a burst.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -120,6 +122,7 @@ pub async fn run_with(
     let resync = config.resync_interval;
     let groups = MonitorGroups { links: true, addresses: true, routes: true, neighbours: false };
     let mut monitor = Monitor::open(groups)?.into_async().map_err(NodeNetworkError::Watch)?;
+    let mut done = options.masquerade.as_ref().map(|offer| offer.done.clone());
     let mut reconciler = Reconciler::new(config, options, metrics)?;
     let mut last_error = String::new();
     loop {
@@ -145,6 +148,7 @@ pub async fn run_with(
                     }
                 }
             }
+            () = heard(&mut done) => {}
             ready = monitor.readable_mut() => {
                 if let Ok(mut ready) = ready {
                     tokio::time::sleep(SETTLE).await;
@@ -153,6 +157,17 @@ pub async fn run_with(
                 }
             }
         }
+    }
+}
+
+/// Waits until the proxy masquerades elsewhere than before; for ever, if it says nothing.
+async fn heard<T>(done: &mut Option<watch::Receiver<T>>) {
+    let heard = match done {
+        Some(done) => done.changed().await.is_ok(),
+        None => false,
+    };
+    if !heard {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -183,7 +198,7 @@ pub fn cleanup(config: &NodeNetworkConfig) -> Result<(), NodeNetworkError> {
     let actual = kernel::read(&mut netlink, None)?;
     kernel::apply(&mut netlink, &plan::plan(&desired::Desired::default(), &actual, None, true))?;
     kernel::remove_vxlan(&mut netlink)?;
-    masquerade::ensure(None)?;
+    masquerade::remove_all()?;
     Ok(())
 }
 

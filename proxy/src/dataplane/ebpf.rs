@@ -9,6 +9,7 @@ mod cluster;
 mod codec;
 mod kernel;
 mod layout;
+mod masquerade;
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -122,6 +123,7 @@ impl<K: Kernel> Ebpf<K> {
             held.retain(|device| attached.contains(&(device.name.to_string(), role)));
         }
         let cluster = cluster::read(&self.kernel.maps().cluster_nets().map_err(map_error)?);
+        let masquerading = masquerade::read(&self.kernel.maps().masquerading().map_err(map_error)?);
         // What a crash has left half-written is not there.
         let whole = cluster::around(&cluster.pods, config.clone()) == config;
         Ok(Host {
@@ -132,6 +134,7 @@ impl<K: Kernel> Ebpf<K> {
             shaped_links: self.shaped_links.clone(),
             cluster: if whole { Arc::new(cluster) } else { Arc::default() },
             hand_over: config.hand_over,
+            masquerading,
         })
     }
 
@@ -227,7 +230,8 @@ impl<K: Kernel> Ebpf<K> {
         let nets = cluster::difference(&maps.cluster_nets().map_err(map_error)?, &host.cluster);
         maps.put_cluster_nets(&nets.add).map_err(map_error)?;
         maps.set_config(&config).map_err(map_error)?;
-        maps.remove_cluster_nets(&nets.remove).map_err(map_error)
+        maps.remove_cluster_nets(&nets.remove).map_err(map_error)?;
+        maps.set_masquerading(&masquerade::entries(&host.masquerading)).map_err(map_error)
     }
 
     /// Whether exactly the links of `host` carry the programs.
@@ -415,7 +419,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
 
     fn forget_udp(&mut self, serving: &Targets) -> Result<Forgotten, DataplaneError> {
         let mut stale = self.kernel.maps().connections().map_err(map_error)?;
-        stale.retain(|flow| flow.protocol == loader::Protocol::Udp);
+        stale.retain(|flow| flow.protocol == loader::Protocol::Udp && flow.service != 0);
         if stale.is_empty() {
             return Ok(Forgotten::default());
         }

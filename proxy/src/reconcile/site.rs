@@ -10,7 +10,7 @@ use seaway_model::{Family, Node, Snapshot};
 use crate::ProxyConfig;
 use crate::desired::NodeView;
 use crate::links::Link;
-use crate::plan::{ClusterNets, Device, Host};
+use crate::plan::{ClusterNets, Device, Host, Masquerading};
 
 /// What CNI plugins that route to each pod (Seaway's, Calico) give the node's ends of links, as all are gateways.
 const POD_LINK_MAC: [u8; 6] = [0xee; 6];
@@ -101,5 +101,6 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
         // Only the rules of others tell.
         hand_over: false,
         cluster: Arc::default(),
+        masquerading: Masquerading::default(),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use seaway_model::{Family, Node, NodeAddressKind, Snapshot};
+use seaway_model::{Family, Masquerade, Node, NodeAddressKind, Snapshot};
 
 use crate::netlink::Mac;
 use crate::{NodeNetworkConfig, Overlay, vtep_mac};
@@ -53,21 +53,6 @@ pub(super) enum Way {
 pub(super) struct Peer {
     pub(super) subnet: IpNet,
     pub(super) way: Way,
-}
-
-/// Packets from `pods` to anything but `cluster` get the node's address as their source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Masquerade {
-    pub(super) pods: Vec<IpNet>,
-    pub(super) cluster: Vec<IpNet>,
-}
-
-impl Masquerade {
-    /// Leaves the source alone of what goes to these destinations as well.
-    pub(super) fn exclude(&mut self, destinations: &[IpNet]) {
-        self.cluster.extend(destinations);
-        self.cluster = IpNet::aggregate(&self.cluster);
-    }
 }
 
 /// All of it.
@@ -222,7 +207,7 @@ fn masquerade(desired: &Desired, snapshot: &Snapshot) -> Masquerade {
     cluster.extend(desired.peers.iter().map(|peer| peer.subnet));
     let addresses = snapshot.nodes.values().flat_map(|node| cluster_addresses(node));
     cluster.extend(addresses.map(IpNet::from));
-    Masquerade { pods: desired.own.clone(), cluster: IpNet::aggregate(&cluster) }
+    Masquerade::new(desired.own.clone(), &cluster)
 }
 
 /// The addresses that a node has within the cluster. Behind its external ones there may be somebody who translates them
@@ -312,7 +297,7 @@ pub(super) mod tests {
         assert_eq!(desired.mtu, 1500);
         let masquerade = desired.masquerade.unwrap();
         assert_eq!(masquerade.pods, desired.own);
-        assert!(masquerade.cluster.contains(&"10.244.0.0/23".parse().unwrap()));
+        assert!(masquerade.kept.contains(&"10.244.0.0/23".parse().unwrap()));
     }
 
     #[test]
@@ -347,8 +332,8 @@ pub(super) mod tests {
         assert_eq!(ways, ["direct", "direct", "vxlan", "vxlan"]);
         assert_eq!((desired.mtu, desired.vxlan.as_ref().unwrap().vni), (1450, 7));
         let masquerade = desired.masquerade.as_mut().unwrap();
-        masquerade.exclude(&["203.0.113.0/24".parse().unwrap()]);
-        assert!(masquerade.cluster.contains(&"203.0.113.0/24".parse().unwrap()));
+        masquerade.except(&["203.0.113.0/24".parse().unwrap()]);
+        assert!(masquerade.kept.contains(&"203.0.113.0/24".parse().unwrap()));
     }
 
     #[test]
@@ -358,7 +343,7 @@ pub(super) mod tests {
         let mut nodes = vec![node("a", &["192.0.2.1"], &["10.244.0.0/24"]), node("b", &["192.0.2.2"], &[])];
         nodes[1].addresses.extend([external("198.51.100.2"), external("2001:db8::2")]);
         let desired = desired(&config(Overlay::None), &snapshot(nodes), &uplinks()).unwrap();
-        let cluster = desired.masquerade.unwrap().cluster;
+        let cluster = desired.masquerade.unwrap().kept;
         let has = |addr: &str| cluster.iter().any(|net| net.contains(&addr.parse::<IpAddr>().unwrap()));
         assert_eq!(["192.0.2.2", "198.51.100.2", "2001:db8::2"].map(has), [true, false, true]);
     }

@@ -174,14 +174,15 @@ pub(super) fn remove_vxlan(netlink: &mut Netlink) -> Result<(), NetlinkError> {
     Ok(())
 }
 
-/// Reads our routes and the tables of our device.
+/// Reads the routes, ours apart from others', and the tables of our device.
 pub(super) fn read(netlink: &mut Netlink, vxlan: Option<u32>) -> Result<Actual, NetlinkError> {
-    let routes = netlink.routes(RouteQuery { protocol: Some(ROUTE_PROTOCOL), ..RouteQuery::default() })?;
+    let all = netlink.routes(RouteQuery::default())?;
+    let (routes, others) = all.into_iter().partition(|route| route.protocol == ROUTE_PROTOCOL);
     let (neighbours, fdb) = match vxlan {
         Some(link) => (netlink.neighbours(Some(link))?, netlink.fdb(link)?),
         None => Default::default(),
     };
-    Ok(Actual { routes, neighbours, fdb })
+    Ok(Actual { routes, others, neighbours, fdb })
 }
 
 /// Does the steps, in order and many at a time: the first error is returned after all have been tried. What is to be

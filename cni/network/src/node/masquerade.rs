@@ -1,5 +1,5 @@
 //! Pod packets that leave the cluster get the node's address as their source, since nobody outside knows the way
-//! back to a pod.
+//! back to a pod. Where no programs do it (`way_out`), tables do.
 //!
 //! One table of our own per family, with two sets and one rule, however many nodes there are:
 //!
@@ -24,13 +24,12 @@
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use seaway_model::Family;
+use seaway_model::{Family, Masquerade};
 use seaway_nft::{
     Base, Batch, Chain, ChainKind, DataType, Element, Expr, Hook, MetaKey, SetSpec, Table, Verdict, chains,
     commit, reg32, table_comment,
 };
 
-use super::desired::Masquerade;
 use crate::hash::fnv1a;
 
 pub use seaway_nft::NftError;
@@ -42,43 +41,60 @@ const CHAIN: &str = "postrouting";
 const PRIORITY_SRCNAT: i32 = 100;
 const PODS: &str = "pods";
 const CLUSTER: &str = "cluster";
-/// What is never masqueraded, whatever the cluster is: multicast, broadcast, link-local.
-const NEVER_V4: [&str; 3] = ["224.0.0.0/4", "255.255.255.255/32", "169.254.0.0/16"];
-const NEVER_V6: [&str; 2] = ["ff00::/8", "fe80::/10"];
-
-/// Makes the tables as they should be; none removes them.
-pub(super) fn ensure(masquerade: Option<&Masquerade>) -> Result<(), NftError> {
-    let ports = ports();
-    for family in Family::ALL {
-        let pods =
-            intervals(family, masquerade.map(|masquerade| masquerade.pods.as_slice()).unwrap_or_default());
-        let rules = rules(family, &ports);
-        let wanted = masquerade.filter(|_| !pods.is_empty()).map(|wanted| {
-            let cluster = cluster(family, wanted);
-            (format!("seaway {:016x}", digest(&pods, &cluster, &rules)), cluster)
-        });
-        let held = table_comment(table(family))?;
-        match (wanted, held) {
-            (Some((comment, _)), Some(held)) if comment == held && has_rules(family, rules.len())? => {}
-            (Some((comment, cluster)), _) => replace(family, &comment, &pods, &cluster, &rules)?,
-            (None, Some(_)) => remove(family)?,
-            (None, None) => {}
-        }
+/// Makes a family's table as it should be.
+pub(super) fn ensure(family: Family, wanted: &Masquerade) -> Result<(), NftError> {
+    let pods = intervals(family, &wanted.pods);
+    if pods.is_empty() {
+        return remove(family);
     }
-    Ok(())
+    write(family, &pods, &intervals(family, &wanted.kept), &rules(family, &ports()))
+}
+
+/// Takes a family's table its rules: connections that it has masqueraded go on.
+pub(super) fn clear(family: Family) -> Result<(), NftError> {
+    write(family, &[], &[], &[])
+}
+
+/// Whether a family has its table.
+pub(super) fn is_there(family: Family) -> Result<bool, NftError> {
+    Ok(table_comment(table(family))?.is_some())
+}
+
+/// Removes both tables.
+pub(super) fn remove_all() -> Result<(), NftError> {
+    Family::ALL.into_iter().map(remove).fold(Ok(()), Result::and)
+}
+
+/// Removes a family's table, if it is there.
+pub(super) fn remove(family: Family) -> Result<(), NftError> {
+    if !is_there(family)? {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    batch.delete_table(table(family));
+    crate::fault::step();
+    commit(batch, "remove the masquerade")
+}
+
+/// Writes a table, unless it is there as it should be.
+fn write(
+    family: Family,
+    pods: &[(u128, u128)],
+    kept: &[(u128, u128)],
+    rules: &[Vec<Expr>],
+) -> Result<(), NftError> {
+    let comment = format!("seaway {:016x}", digest(pods, kept, rules));
+    let held = table_comment(table(family))?;
+    if held.as_ref() == Some(&comment) && has_rules(family, rules.len())? {
+        return Ok(());
+    }
+    replace(family, &comment, pods, kept, rules)
 }
 
 /// Whether the chain is there with so many rules.
 fn has_rules(family: Family, count: usize) -> Result<bool, NftError> {
     let held = chains(table(family))?;
     Ok(held.iter().any(|chain| chain.name == CHAIN && usize::try_from(chain.uses) == Ok(count)))
-}
-
-fn cluster(family: Family, masquerade: &Masquerade) -> Vec<(u128, u128)> {
-    let never: &[&str] = if family == Family::V4 { &NEVER_V4 } else { &NEVER_V6 };
-    let never = never.iter().filter_map(|text| text.parse::<IpNet>().ok());
-    let all: Vec<IpNet> = masquerade.cluster.iter().copied().chain(never).collect();
-    intervals(family, &all)
 }
 
 /// The addresses of one family as intervals, both ends included, apart from each other and in order.
@@ -119,19 +135,16 @@ fn ports() -> RangeInclusive<u16> {
     seaway_model::snat_ports(&seaway_model::port_ranges(&reserved))
 }
 
-const fn table(family: Family) -> Table<'static> {
-    let family = match family {
+/// The family as nftables calls it.
+pub(super) const fn number(family: Family) -> seaway_nft::Family {
+    match family {
         Family::V4 => seaway_nft::Family::Ip,
         Family::V6 => seaway_nft::Family::Ip6,
-    };
-    Table { family, name: TABLE }
+    }
 }
 
-fn remove(family: Family) -> Result<(), NftError> {
-    let mut batch = Batch::new();
-    batch.delete_table(table(family));
-    crate::fault::step();
-    commit(batch, "remove the masquerade")
+const fn table(family: Family) -> Table<'static> {
+    Table { family: number(family), name: TABLE }
 }
 
 fn replace(

@@ -11,10 +11,11 @@ use crate::netlink::{FdbEntry, Mac, Neighbour, NeighbourKind, Route, RouteKind};
 /// Who made the routes to other nodes' pods (`ip route show proto 88`).
 pub(super) const ROUTE_PROTOCOL: u8 = 88;
 
-/// What the kernel has: our routes, and the tables of our device.
+/// What the kernel has: our routes, others' (which are theirs), and the tables of our device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Actual {
     pub(super) routes: Vec<Route>,
+    pub(super) others: Vec<Route>,
     pub(super) neighbours: Vec<Neighbour>,
     pub(super) fdb: Vec<FdbEntry>,
 }

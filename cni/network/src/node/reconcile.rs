@@ -8,7 +8,8 @@ use tracing::{debug, info, warn};
 use super::desired::{Desired, desired, usurped};
 use super::leaks::Leaks;
 use super::plan::{Op, plan};
-use super::{NodeNetworkError, install, kernel, leaks, masquerade, mtu};
+use super::way_out::WayOut;
+use super::{NodeNetworkError, install, kernel, leaks, mtu};
 use crate::metrics::gauge;
 use crate::netlink::{Link, Netlink};
 use crate::pod::retired::{self, Undertaker};
@@ -30,6 +31,7 @@ pub(super) struct Reconciler {
     /// The installed plugin has been compared with its source since the start.
     plugin_compared: bool,
     leaks: Leaks,
+    way_out: WayOut,
     /// The right to delete links that are done with; none while a process that DEL started has it.
     undertaker: Option<Undertaker>,
     /// When reservations were last looked at.
@@ -54,6 +56,7 @@ impl Reconciler {
         metrics: Option<Metrics>,
     ) -> Result<Self, NodeNetworkError> {
         let netlink = Netlink::open()?;
+        let way_out = WayOut::new(options.masquerade.clone());
         Ok(Self {
             config,
             options,
@@ -63,6 +66,7 @@ impl Reconciler {
             taken_instead: None,
             plugin_compared: false,
             leaks: Leaks::default(),
+            way_out,
             undertaker: None,
             looked: None,
             failing: None,
@@ -72,7 +76,7 @@ impl Reconciler {
     /// One round. The first error is returned after everything else has been tried.
     pub(super) fn round(&mut self, snapshot: &Snapshot, now: Instant) -> Result<(), NodeNetworkError> {
         let mut reached = Reached::Nothing;
-        let outcome = self.network(snapshot, &mut reached);
+        let outcome = self.network(snapshot, &mut reached, now);
         let outcome = outcome.and(self.collect_leaks(now));
         let withdrawn = match (&outcome, reached) {
             // What cannot be done for one peer does not keep the node from serving.
@@ -98,7 +102,12 @@ impl Reconciler {
         snapshot.synced && own.is_none_or(|node| node.pod_cidrs.is_empty())
     }
 
-    fn network(&mut self, snapshot: &Snapshot, reached: &mut Reached) -> Result<(), NodeNetworkError> {
+    fn network(
+        &mut self,
+        snapshot: &Snapshot,
+        reached: &mut Reached,
+        now: Instant,
+    ) -> Result<(), NodeNetworkError> {
         let links = self.netlink.links()?;
         self.bury(&links)?;
         kernel::enable_forwarding(&links)?;
@@ -112,7 +121,7 @@ impl Reconciler {
             return Err(NodeNetworkError::SubnetTaken { subnet, network });
         }
         if let Some(masquerade) = &mut desired.masquerade {
-            masquerade.exclude(&self.options.not_masqueraded);
+            masquerade.except(&self.options.not_masqueraded);
         }
         self.report(&desired);
         let vxlan = match &desired.vxlan {
@@ -129,7 +138,7 @@ impl Reconciler {
         if !snapshot.synced {
             return ways;
         }
-        let masquerade = masquerade::ensure(desired.masquerade.as_ref());
+        let masquerade = self.way_out.ensure(desired.masquerade.as_ref(), &actual.others, now);
         // One node with an impossible address, or a kernel without NAT, does not keep all pods from starting.
         self.install(&desired)?;
         *reached = Reached::Serving;
