@@ -116,6 +116,8 @@ pub struct ProxyConfig {
     /// The node's tunnels to other nodes: what comes by them is served as what comes by the uplinks, but no address is
     /// announced there.
     pub tunnels: Vec<String>,
+    /// Their UDP port.
+    pub tunnel_port: Option<u16>,
     /// Count connections, packets and bytes per Service and backend, if the backend can.
     pub count_traffic: bool,
     /// Answer ARP and NDP for LoadBalancer addresses, one node at a time.
@@ -159,6 +161,7 @@ impl ProxyConfig {
             dsr: false,
             masquerade_all: false,
             tunnels: Vec::new(),
+            tunnel_port: None,
             count_traffic: false,
             announce_load_balancers: true,
             resync_interval: Duration::from_secs(30),

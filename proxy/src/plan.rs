@@ -39,6 +39,8 @@ pub struct Host {
     pub cluster: Arc<ClusterNets>,
     /// Packets between pods are handed over, past the node's stack.
     pub hand_over: bool,
+    /// The UDP port of the tunnels to other nodes, for the same backends.
+    pub tunnel_port: Option<u16>,
     /// Whose packets to the world outside of the cluster are masqueraded, for the same backends.
     pub masquerading: Masquerading,
 }

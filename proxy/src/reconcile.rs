@@ -283,6 +283,7 @@ impl Reconciler {
         } else {
             host.pod_links.clear();
             host.shaped_links.clear();
+            host.tunnel_port = None;
         }
         host
     }

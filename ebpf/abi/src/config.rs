@@ -44,9 +44,21 @@ pub struct Config {
     pub flags: u32,
     /// Answers to refused packets per second and CPU; 0: [`REJECTS_PER_S`].
     pub rejects_per_s: u32,
+    /// The UDP port of the tunnel between nodes, network byte order; 0: there is none.
+    pub tunnel_port_be: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Zero.
+    pub pad2: u32,
 }
 
 impl Config {
+    /// Whether an address is the node's.
+    #[inline(always)]
+    pub const fn is_node(&self, addr: &Addr) -> bool {
+        addr.same(&self.node_v4) || addr.same(&self.node_v6)
+    }
+
     /// Whether an address may be a pod's.
     #[inline(always)]
     pub const fn may_be_pod(&self, addr: &Addr) -> bool {
@@ -92,7 +104,7 @@ pub struct PodLink {
 pub const POD_LINK_TRANSLATES: u32 = 1;
 
 const _: () = {
-    assert!(size_of::<Config>() == 120);
+    assert!(size_of::<Config>() == 128);
     assert!(size_of::<PodLink>() == 4);
     assert!(size_of::<ClusterNetKey>() == 20);
 };

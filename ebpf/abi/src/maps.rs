@@ -22,7 +22,7 @@ pub const COUNTERS: &str = "sw_counters_1";
 /// Traffic: [`crate::StatsKey`] -> [`crate::Stats`], per-CPU hash.
 pub const STATS: &str = "sw_stats_1";
 /// The node: 0 -> [`crate::Config`], array. Written by user space.
-pub const CONFIG: &str = "sw_config_2";
+pub const CONFIG: &str = "sw_config_3";
 /// Pods' links whose host end runs the programs: index of the link -> [`crate::PodLink`], hash. User space writes it.
 pub const POD_LINKS: &str = "sw_pod_links_1";
 /// The nodes' pod subnets and addresses: [`crate::ClusterNetKey`] -> `CLUSTER_NET_*` (u32), LPM trie. Written by user

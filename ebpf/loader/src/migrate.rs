@@ -37,18 +37,38 @@ struct ConfigV1 {
     csum_flags_v6: u32,
 }
 
+/// `sw_config_2`: without the tunnel.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct ConfigV2 {
+    node_v4: abi::Addr,
+    node_v6: abi::Addr,
+    pods: [abi::Addr; 4],
+    netns_cookie: u64,
+    snat_port_min: u16,
+    snat_port_max: u16,
+    csum_flags_v6: u32,
+    flags: u32,
+    rejects_per_s: u32,
+}
+
 // SAFETY: `repr(C)`, integers only, no padding (24 bytes).
 unsafe impl Plain for ServiceV1 {}
 // SAFETY: as above (48 bytes).
 unsafe impl Plain for ConfigV1 {}
 
-const _: () = assert!(size_of::<ServiceV1>() == 24 && size_of::<ConfigV1>() == 48);
+// SAFETY: as above (120 bytes).
+unsafe impl Plain for ConfigV2 {}
+
+const _: () = assert!(size_of::<ServiceV1>() == 24);
+const _: () = assert!(size_of::<ConfigV1>() == 48 && size_of::<ConfigV2>() == 120);
 
 /// The maps of former layouts that are still pinned.
 #[derive(Debug)]
 pub(crate) struct Former {
     services_1: Option<KernelMap>,
     config_1: Option<KernelMap>,
+    config_2: Option<KernelMap>,
     pins: PathBuf,
 }
 
@@ -59,7 +79,8 @@ impl Former {
             let path = pins.join(name);
             if path.exists() { KernelMap::open(&path, name).map(Some) } else { Ok(None) }
         };
-        Ok(Self { services_1: open("sw_services_1")?, config_1: open("sw_config_1")?, pins: pins.into() })
+        let (services_1, pins) = (open("sw_services_1")?, pins.into());
+        Ok(Self { services_1, config_1: open("sw_config_1")?, config_2: open("sw_config_2")?, pins })
     }
 
     /// Capacities that take what is there.
@@ -80,12 +101,21 @@ impl Former {
             sys::lookup(map.fd.as_fd(), &0_u32, &mut held).map_err(|e| map.error("read", e))?;
             maps.config.put(&[0_u32], &[config(&held)])?;
         }
-        Ok(self.services_1.is_some() || self.config_1.is_some())
+        if let Some(map) = &self.config_2 {
+            let mut held = ConfigV2::default();
+            sys::lookup(map.fd.as_fd(), &0_u32, &mut held).map_err(|e| map.error("read", e))?;
+            maps.config.put(&[0_u32], &[config_of_2(&held)])?;
+        }
+        Ok(self.maps().next().is_some())
+    }
+
+    fn maps(&self) -> impl Iterator<Item = &KernelMap> {
+        [&self.services_1, &self.config_1, &self.config_2].into_iter().flatten()
     }
 
     /// Removes their pins: with the last program that uses them, they go.
     pub(crate) fn remove(&self) -> Result<(), LoadError> {
-        for map in [&self.services_1, &self.config_1].into_iter().flatten() {
+        for map in self.maps() {
             let path = self.pins.join(map.name);
             std::fs::remove_file(&path).map_err(|e| LoadError::io("remove", &path, e))?;
         }
@@ -114,6 +144,25 @@ fn config(v1: &ConfigV1) -> abi::Config {
         snat_port_min: v1.snat_port_min,
         snat_port_max: v1.snat_port_max,
         csum_flags_v6: v1.csum_flags_v6,
+        ..abi::Config::default()
+    }
+}
+
+fn config_of_2(v2: &ConfigV2) -> abi::Config {
+    let [pods_v4, pods_v4_mask, pods_v6, pods_v6_mask] = v2.pods;
+    abi::Config {
+        node_v4: v2.node_v4,
+        node_v6: v2.node_v6,
+        pods_v4,
+        pods_v4_mask,
+        pods_v6,
+        pods_v6_mask,
+        netns_cookie: v2.netns_cookie,
+        snat_port_min: v2.snat_port_min,
+        snat_port_max: v2.snat_port_max,
+        csum_flags_v6: v2.csum_flags_v6,
+        flags: v2.flags,
+        rejects_per_s: v2.rejects_per_s,
         ..abi::Config::default()
     }
 }

@@ -31,6 +31,9 @@ pub struct NodeConfig {
     pub hand_over: bool,
     /// Answers to refused packets (RST, ICMP) per second and CPU; 0: ten thousand.
     pub rejects_per_s: u32,
+    /// The UDP port of the tunnel between nodes: what the node itself sends to it or gets there is nobody's but the
+    /// tunnel's.
+    pub tunnel_port: Option<u16>,
 }
 
 impl Default for NodeConfig {
@@ -46,6 +49,7 @@ impl Default for NodeConfig {
             taking_over: false,
             hand_over: false,
             rejects_per_s: 0,
+            tunnel_port: None,
         }
     }
 }
@@ -91,6 +95,8 @@ impl NodeConfig {
                 | flag(self.taking_over, abi::CONFIG_TAKING_OVER)
                 | flag(self.hand_over, abi::CONFIG_HAND_OVER),
             rejects_per_s: self.rejects_per_s,
+            tunnel_port_be: self.tunnel_port.map_or(0, u16::to_be),
+            ..abi::Config::default()
         }
     }
 
@@ -114,6 +120,7 @@ impl NodeConfig {
             taking_over: value.flags & abi::CONFIG_TAKING_OVER != 0,
             hand_over: value.flags & abi::CONFIG_HAND_OVER != 0,
             rejects_per_s: value.rejects_per_s,
+            tunnel_port: Some(u16::from_be(value.tunnel_port_be)).filter(|port| *port != 0),
         }
     }
 }
@@ -134,6 +141,7 @@ mod tests {
             taking_over: true,
             hand_over: true,
             rejects_per_s: 77,
+            tunnel_port: Some(8472),
         }
     }
 

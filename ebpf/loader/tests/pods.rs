@@ -305,3 +305,27 @@ fn masqueraded_services_show_their_backends_the_node() {
         }
     });
 }
+
+#[test]
+fn what_nodes_send_each_other_through_a_tunnel_is_the_tunnels() {
+    for f in &FAMILIES {
+        let mut node = Node::new("tunnel").with_uplink();
+        for addr in [f.node, f.vip] {
+            node.service(external(addr, 8472, Protocol::Udp), &[(f.local, 8080, true)], |_| {});
+        }
+        let outer = |to: &str| packet(Protocol::Udp, (f.client, 4000), (to, 8472));
+        let verdict = |node: &Node, to: &str| run(node, Direction::Ingress, &outer(to)).0;
+        assert_eq!(verdict(&node, f.node), PASS);
+        let config = NodeConfig { tunnel_port: Some(8472), ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
+        assert_eq!(verdict(&node, f.node), UNTOUCHED);
+        // At other addresses the port is anybody's, and TCP has ports of its own.
+        assert_eq!(verdict(&node, f.vip), PASS);
+        node.service(external(f.node, 8472, Protocol::Tcp), &[(f.local, 8080, true)], |_| {});
+        let tcp = packet(Protocol::Tcp, (f.client, 4000), (f.node, 8472));
+        assert_eq!(run(&node, Direction::Ingress, &tcp).0, PASS);
+        // What leaves: an answer of a backend has the node's address only once it is translated.
+        let sent = packet(Protocol::Udp, (f.node, 4000), (f.remote, 8472));
+        assert_eq!(run(&node, Direction::Egress, &sent).0, UNTOUCHED);
+    }
+}

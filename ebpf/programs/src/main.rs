@@ -34,6 +34,7 @@ mod socket_sendmsg;
 mod stats;
 mod tc_egress;
 mod tc_ingress;
+mod tunnel;
 mod xdp;
 mod xdp_buff;
 

@@ -51,7 +51,7 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COU
 pub(crate) static STATS: PerCpuHashMap<StatsKey, Stats> =
     PerCpuHashMap::with_max_entries(capacity::STATS, BPF_F_NO_PREALLOC);
 
-#[map(name = "sw_config_2")]
+#[map(name = "sw_config_3")]
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
 #[map(name = "sw_pod_links_1")]

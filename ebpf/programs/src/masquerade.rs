@@ -48,8 +48,7 @@ pub(crate) fn comes_back(flow: &FlowValue) -> bool {
 
 #[inline(always)]
 fn leaves(flow: &FlowTuple) -> bool {
-    let is_nodes =
-        config().is_some_and(|config| flow.src.same(&config.node_v4) || flow.src.same(&config.node_v6));
+    let is_nodes = config().is_some_and(|config| config.is_node(&flow.src));
     !is_nodes && masquerade(&flow.src) & MASQUERADE_PODS != 0 && masquerade(&flow.dst) & MASQUERADE_KEPT == 0
 }
 
@@ -191,8 +190,7 @@ pub(crate) fn arrive(skb: Skb, scratch: &mut Scratch) -> Dropped<i32> {
 #[inline(never)]
 pub(crate) fn note_asked(scratch: &mut Scratch) {
     let asked = &scratch.packet.flow;
-    let is_nodes =
-        config().is_some_and(|config| asked.dst.same(&config.node_v4) || asked.dst.same(&config.node_v6));
+    let is_nodes = config().is_some_and(|config| config.is_node(&asked.dst));
     if asked.proto != UDP as u32
         || is_nodes
         || masquerade(&asked.dst) & MASQUERADE_PODS == 0

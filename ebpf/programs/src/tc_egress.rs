@@ -11,9 +11,10 @@ use seaway_ebpf_abi::{
 
 use crate::count::count;
 use crate::frame::{Dropped, Frame};
-use crate::maps::{Scratch, pod_link, scratch};
+use crate::maps::{Scratch, config, pod_link, scratch};
 use crate::skb::{Skb, verdict};
 use crate::stats::{self, Event};
+use crate::tunnel::{self, Own};
 use crate::{flow, icmp, masquerade, nat, parse};
 
 /// On an uplink.
@@ -45,6 +46,10 @@ fn is_ours(flow: &FlowValue, pod: u16) -> bool {
 #[inline(always)]
 fn egress(skb: Skb, pod: u16) -> Dropped<i32> {
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
+    let is_outer = |config| tunnel::is_outer(skb, config, Own::Source, &mut scratch.words);
+    if pod == 0 && config().is_some_and(is_outer) {
+        return Ok(TC_ACT_UNSPEC);
+    }
     let (read, uplink) = (parse::parse(skb, &mut scratch.packet, &mut scratch.words), pod == 0);
     if read && scratch.packet.is_icmp() && !masquerade::is_echo(&scratch.packet) {
         return error(skb, scratch, pod);

@@ -20,6 +20,7 @@ use crate::reply::{Message, icmp, reject};
 use crate::route::{Way, hand_over, hop, may_hop, route, send};
 use crate::skb::{Skb, verdict};
 use crate::stats::account;
+use crate::tunnel::{self, Own};
 use crate::{dsr, flow, masquerade, nat, parse, pods};
 
 /// The world's answer to a pod.
@@ -49,8 +50,13 @@ fn from_outside(skb: Skb) -> Dropped<i32> {
         return Ok(TC_ACT_UNSPEC);
     }
     let Some(scratch) = scratch() else { return Ok(TC_ACT_UNSPEC) };
-    if let Some(verdict) = config().and_then(|config| pods::between(skb, scratch, config, false)) {
-        return Ok(verdict);
+    if let Some(config) = config() {
+        if tunnel::is_outer(skb, config, Own::Destination, &mut scratch.words) {
+            return Ok(TC_ACT_UNSPEC);
+        }
+        if let Some(verdict) = pods::between(skb, scratch, config, false) {
+            return Ok(verdict);
+        }
     }
     let read = parse::parse(skb, &mut scratch.packet, &mut scratch.words);
     if !read || masquerade::is_echo(&scratch.packet) {

@@ -24,10 +24,11 @@ use seaway_ebpf_abi::{
 use crate::balance::{admitted, balance, service};
 use crate::count::count;
 use crate::frame::{Dropped, Frame};
-use crate::maps::{Scratch, now_s, scratch, xdp_link};
+use crate::maps::{Scratch, config, now_s, scratch, xdp_link};
 use crate::parse::Packet;
 use crate::route::{Way, may_hop, route};
 use crate::stats::account;
+use crate::tunnel::{self, Own};
 use crate::xdp_buff::XdpBuff;
 use crate::{dsr, flow, nat, parse, reply};
 
@@ -71,6 +72,9 @@ fn forward(frame: XdpBuff) -> Dropped<u32> {
         return Ok(PASS);
     }
     let Some(scratch) = scratch() else { return Ok(PASS) };
+    if config().is_some_and(|config| tunnel::is_outer(frame, config, Own::Destination, &mut scratch.words)) {
+        return Ok(PASS);
+    }
     if !parse::parse(frame, &mut scratch.packet, &mut scratch.words) || !is_plain(frame, &scratch.packet) {
         return Ok(PASS);
     }

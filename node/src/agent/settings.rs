@@ -28,8 +28,9 @@ impl Agent {
         proxy.dsr = config.dsr;
         proxy.pod_hand_over = config.pod_hand_over;
         proxy.xdp = config.xdp;
-        if !matches!(config.overlay, Overlay::None) {
+        if let Overlay::Vxlan { port, .. } | Overlay::VxlanAcrossLinks { port, .. } = config.overlay {
             proxy.tunnels = vec![config.vxlan_device.clone()];
+            proxy.tunnel_port = Some(port);
         }
         proxy.count_traffic = config.traffic_metrics;
         proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);

@@ -134,6 +134,7 @@ impl<K: Kernel> Ebpf<K> {
             shaped_links: self.shaped_links.clone(),
             cluster: if whole { Arc::new(cluster) } else { Arc::default() },
             hand_over: config.hand_over,
+            tunnel_port: config.tunnel_port,
             masquerading,
         })
     }
@@ -223,8 +224,13 @@ impl<K: Kernel> Ebpf<K> {
     /// Tells the programs of the node. Its links are another matter.
     fn write_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
         let held = self.kernel.maps().config().map_err(map_error)?;
-        let (node_v4, node_v6, hand_over) = (host.node_v4, host.node_v6, host.hand_over);
-        let config = self.own_settings(loader::NodeConfig { node_v4, node_v6, hand_over, ..held });
+        let config = self.own_settings(loader::NodeConfig {
+            node_v4: host.node_v4,
+            node_v6: host.node_v6,
+            hand_over: host.hand_over,
+            tunnel_port: host.tunnel_port,
+            ..held
+        });
         let config = cluster::around(&host.cluster.pods, config);
         let maps = self.kernel.maps();
         let nets = cluster::difference(&maps.cluster_nets().map_err(map_error)?, &host.cluster);

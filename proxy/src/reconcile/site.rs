@@ -100,6 +100,7 @@ pub fn host(config: &ProxyConfig, node: Option<&Node>, links: &[Link]) -> Host {
         shaped_links: pod_links().filter(|link| link.shaped).map(Link::device).collect(),
         // Only the rules of others tell.
         hand_over: false,
+        tunnel_port: config.tunnel_port,
         cluster: Arc::default(),
         masquerading: Masquerading::default(),
     }
