@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use seaway_cni_network::netlink::Netlink;
 use seaway_cni_network::netns::Namespace;
-use seaway_cni_network::{NodeNetworkConfig, Overlay};
+use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay};
 use seaway_lab::{LabNode, poll_until};
 use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
 use serde_json::{Value, json};
@@ -194,6 +194,16 @@ pub fn config(node: &LabNode, overlay: Overlay) -> Result<NodeNetworkConfig> {
 impl Agent {
     /// Starts it and waits until pods may start.
     pub fn start(node: &LabNode, overlay: Overlay, snapshot: Snapshot) -> Result<Self> {
+        Self::start_with(node, overlay, snapshot, NodeNetworkOptions::default())
+    }
+
+    /// As [`Agent::start`], with choices.
+    pub fn start_with(
+        node: &LabNode,
+        overlay: Overlay,
+        snapshot: Snapshot,
+        options: NodeNetworkOptions,
+    ) -> Result<Self> {
         let config = config(node, overlay)?;
         let conflist = config.cni_conf_dir.join("10-seaway.conflist");
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
@@ -202,7 +212,8 @@ impl Agent {
         let thread = std::thread::spawn(move || {
             let work = || -> Result<()> {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                Ok(runtime.block_on(seaway_cni_network::run(config, receiver, shutdown))?)
+                let running = seaway_cni_network::run_with(config, options, None, receiver, shutdown);
+                Ok(runtime.block_on(running)?)
             };
             Namespace::open(&path)?.run(work)?
         });

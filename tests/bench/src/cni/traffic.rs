@@ -5,11 +5,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use seaway_cni_network::netns::Namespace;
-use seaway_cni_network::{Overlay, VXLAN_DEVICE};
-use seaway_lab::{Lab, LabNode};
+use seaway_cni_network::{MasqueradeOffer, NodeNetworkOptions, Overlay, VXLAN_DEVICE};
+use seaway_lab::{Lab, LabNode, poll_until};
+use seaway_model::Snapshot;
+use seaway_proxy::MasqueradeOrder;
+use tokio::sync::watch;
 
 use super::Effort;
 use super::by_hand::{self, Way};
@@ -19,6 +23,7 @@ use crate::row::{Report, Row, Target};
 use crate::service::proxy::Serving;
 use crate::stats::{Pairs, median_us};
 
+const PATIENCE: Duration = Duration::from_secs(10);
 const PORT: u16 = 8080;
 const STREAM_PORT: u16 = 8081;
 /// The peer that has no way by hand.
@@ -69,6 +74,28 @@ struct Cluster<'a> {
     _agents: Vec<Agent>,
 }
 
+/// Pod network and proxy of a node, which agree on who masquerades as they do in an agent.
+fn start_node(node: &LabNode, overlay: Overlay, all: &Snapshot) -> Result<(Agent, Serving)> {
+    let (wanted, done) = (watch::Sender::new(None), watch::Sender::new(None));
+    let (order, said) =
+        (MasqueradeOrder { wanted: wanted.subscribe(), done: done.clone() }, done.subscribe());
+    let offer = Some(MasqueradeOffer { wanted, done: done.subscribe() });
+    let options = NodeNetworkOptions { masquerade: offer, ..NodeNetworkOptions::default() };
+    let agent = Agent::start_with(node, overlay, all.clone(), options)?;
+    let mut serving = Serving::start(node, |config| {
+        config.masquerade = Some(order);
+        if let Overlay::Vxlan { port, .. } = overlay {
+            config.tunnels = vec![VXLAN_DEVICE.to_owned()];
+            config.tunnel_port = Some(port);
+        }
+    });
+    serving.show(all.clone())?;
+    if !poll_until(PATIENCE, || said.borrow().as_ref().is_some_and(|links| !links.is_empty())) {
+        bail!("the programs of {} do not masquerade", node.name());
+    }
+    Ok((agent, serving))
+}
+
 impl<'a> Cluster<'a> {
     fn start(nodes: [&'a LabNode; 2], overlay: Overlay) -> Result<Self> {
         let members = [1, 2].map(|number: u8| {
@@ -76,15 +103,12 @@ impl<'a> Cluster<'a> {
             node_object(node.name(), &node.addresses(), &[by_hand::subnet(number).into()])
         });
         let all = snapshot(members);
-        let start = |node: &&LabNode| Agent::start(node, overlay, all.clone());
-        let agents = nodes.iter().map(start).collect::<Result<_>>()?;
-        let serve = |node: &&LabNode| -> Result<Serving> {
-            let tunnels = (overlay != Overlay::None).then(|| VXLAN_DEVICE.to_owned());
-            let mut serving = Serving::start(node, tunnels.into_iter().collect());
-            serving.show(all.clone())?;
-            Ok(serving)
-        };
-        let proxies = nodes.iter().map(serve).collect::<Result<_>>()?;
+        let (mut agents, mut proxies) = (Vec::new(), Vec::new());
+        for node in nodes {
+            let (agent, proxy) = start_node(node, overlay, &all)?;
+            agents.push(agent);
+            proxies.push(proxy);
+        }
         Ok(Self { nodes, _proxies: proxies, _agents: agents })
     }
 

@@ -61,7 +61,7 @@ impl Bed {
         Report::progress(&format!("{} serves {size} Services", place.node()));
         let snapshot = objects::snapshot(&cluster::services(size, place), place)?;
         if self.station(place).serving.is_none() {
-            let serving = Serving::start(self.node(place), Vec::new());
+            let serving = Serving::start(self.node(place), |_| {});
             self.station(place).serving = Some(serving);
         }
         let serving = self.station(place).serving.as_mut().context("the proxy was just started")?;

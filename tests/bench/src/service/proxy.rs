@@ -25,14 +25,14 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Starts the proxy of `node`, whose tunnels to other nodes have these names.
-    pub fn start(node: &LabNode, tunnels: Vec<String>) -> Self {
+    /// Starts the proxy of `node`, with a configuration that `change` has completed.
+    pub fn start(node: &LabNode, change: impl FnOnce(&mut ProxyConfig)) -> Self {
         let mut config = ProxyConfig::new(node.name(), node.cgroup(), node.bpffs());
         config.mode = Mode::Ebpf;
         config.announce_load_balancers = false;
-        config.tunnels = tunnels;
         // Nothing is compared anew in the middle of a measurement.
         config.resync_interval = Duration::from_secs(3600);
+        change(&mut config);
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let (status, stop) = (config.status.clone(), CancellationToken::new());
         let (shutdown, path) = (stop.clone(), node.namespace().path().to_owned());
