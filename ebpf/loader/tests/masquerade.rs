@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use node::{NODE_V4, NODE_V6, Node, external};
 use outside::{
-    ACK, DROP, FAMILIES, FIN_ACK, Family, PASS, SYN, UNTOUCHED, V4, each_family_and_protocol, packet,
+    ACK, DROP, FAMILIES, FIN_ACK, Family, PASS, SYN, UNTOUCHED, V4, V6, each_family_and_protocol, packet,
 };
 use seaway_ebpf_loader::{Counter, MasqueradeNet, MasqueradeSource, Masquerading, Protocol, ServiceMaps};
 use wire::{Read, TCP, UDP, frame, icmp, ip, ip_raw, read, read_headers, read_ip, tcp};
@@ -364,4 +364,28 @@ fn services_go_before_the_masquerade() {
         let (verdict, answered) = node.egress(&answer);
         assert_eq!((verdict, read(&answered).ends()), (PASS, format!("{} 80 > {} 4000", f.vip, f.client)));
     });
+}
+
+/// In IPv6 nobody on the way cuts a packet: who sends fragments has to learn that they are too large.
+#[test]
+fn an_error_about_a_fragment_is_translated() {
+    let node = masquerading();
+    let seen = sent(&node, &V6, &packet(Protocol::Udp, (V6.local, 40_000), (V6.client, 53)));
+    let (from, pod) = (V6.client.parse().unwrap(), V6.local.parse().unwrap());
+    let datagram = wire::finish(from, pod, UDP, wire::udp(53, 40_000, &[8; 2000]));
+    let quoted = |offset: u16, part: &[u8]| {
+        let mut fragment = vec![UDP, 0];
+        fragment.extend((offset | 1).to_be_bytes());
+        fragment.extend([0, 0, 0, 9]);
+        fragment.extend(part);
+        ip_raw(from, pod, 44, 64, 0, &fragment)
+    };
+    let about = |quoted: &[u8]| frame(&ip(V6.node, V6.client, V6.icmp, icmp(2, 0, 1400, &quoted[..64])));
+    let (verdict, told) = node.egress(&about(&quoted(0, &datagram[..1448])));
+    assert_eq!(verdict, PASS);
+    let inner = read_ip(&read(&told).payload[8..]);
+    assert_eq!((inner.src.to_string(), inner.dst.to_string()), (V6.client.to_owned(), V6.node.to_owned()));
+    assert_eq!(inner.payload[8..12], [53_u16.to_be_bytes(), seen.src_port.to_be_bytes()].concat());
+    // Of a later one it is not known whose it was.
+    assert_eq!(node.egress(&about(&quoted(1448, &datagram[1448..]))).0, UNTOUCHED);
 }

@@ -10,9 +10,10 @@ use crate::maps::{FLOWS, Scratch};
 use crate::nat::{family_flags, rewrite_addresses};
 use crate::skb::{Skb, diff};
 
-/// Words of the quoted packet that are looked at: its IP header (10 in IPv6) and 8 bytes beyond.
+/// Words of the quoted packet that are looked at: its IP header (10 words in IPv6, then 12 with these) and 8 bytes beyond.
 const QUOTED_V4: usize = 7;
-const QUOTED_V6: usize = 12;
+const FRAGMENT: u8 = 44;
+const FRAGMENT_HEADER: u32 = 8;
 
 /// The flow that an ICMP error belongs to, as packets of the opposite direction know it. Quoted words are left in
 /// `scratch.old`, the quoted flow in `scratch.reply_key`.
@@ -30,11 +31,10 @@ pub(crate) fn quoted(skb: Skb, scratch: &mut Scratch) -> Option<&'static FlowVal
         }
         (IpHeader::v4(words.first_chunk()?)?, words[5])
     } else {
-        let words: &mut [u32; QUOTED_V6] = &mut scratch.old;
-        if !skb.load(at, words) {
-            return None;
-        }
-        (IpHeader::v6(words.first_chunk()?)?, words[10])
+        let (proto, gap) = load_v6(skb, at, &mut scratch.old)?;
+        scratch.quoted_gap = gap;
+        let header = IpHeader::v6(scratch.old.first_chunk()?)?;
+        (IpHeader { proto, ..header }, scratch.old[10])
     };
     let plain = header.len == if v4 { 20 } else { 40 };
     if !plain || header.fragment as u32 == Position::Later as u32 {
@@ -62,6 +62,28 @@ pub(crate) fn quoted(skb: Skb, scratch: &mut Scratch) -> Option<&'static FlowVal
     Some(unsafe { &*flow })
 }
 
+/// Reads a quoted IPv6 header and the 8 bytes of its transport's. Returns the transport, and how much lies between: what is
+/// too large for a way in IPv6 may be the first fragment of a datagram.
+#[inline(always)]
+fn load_v6(skb: Skb, at: u32, words: &mut [u32; 12]) -> Option<(u8, u32)> {
+    let header: &mut [u32; 10] = words.first_chunk_mut()?;
+    if !skb.load(at, header) {
+        return None;
+    }
+    let mut found = (header[1].to_ne_bytes()[2], 0);
+    if found.0 == FRAGMENT {
+        let mut fragment = 0_u32;
+        let there = skb.load(at + 40, &mut fragment);
+        let [proto, _, c, d] = fragment.to_ne_bytes();
+        if !there || u16::from_be_bytes([c, d]) >> 3 != 0 {
+            return None;
+        }
+        found = (proto, FRAGMENT_HEADER);
+    }
+    let ports: &mut [u32; 2] = words.last_chunk_mut()?;
+    skb.load(at + 40 + found.1, ports).then_some(found)
+}
+
 /// Translates the error with its flow. `scratch.forward.to` holds the outer addresses afterwards.
 #[inline(always)]
 pub(crate) fn translate(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<()> {
@@ -85,7 +107,12 @@ pub(crate) fn translate(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dr
     } else {
         requote_v6(&mut scratch.new, &quoted, &becomes);
         skb.data_sum(sum, diff(&mut scratch.old, &mut scratch.new), 0)?;
-        skb.store(at, &scratch.new)?;
+        let (Some(header), Some(ports)) = (scratch.new.first_chunk::<10>(), scratch.new.last_chunk::<2>())
+        else {
+            return Err(Counter::RewriteFailed);
+        };
+        skb.store(at, header)?;
+        skb.store(at + 40 + scratch.quoted_gap, ports)?;
     }
     let change = rewrite_addresses(skb, v4, (&outer.src, &outer.dst), (&source, &becomes.src))?;
     if !v4 {

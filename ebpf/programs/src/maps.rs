@@ -95,6 +95,8 @@ pub(crate) struct Scratch {
     pub(crate) old: [u32; 12],
     /// The same, rewritten.
     pub(crate) new: [u32; 12],
+    /// Bytes between an IPv6 header that is quoted and its ports: a fragment header.
+    pub(crate) quoted_gap: u32,
     /// The second in which the last refused packet was answered.
     pub(crate) reject_s: u32,
     /// How many were in it.
