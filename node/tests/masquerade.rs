@@ -117,7 +117,8 @@ fn tracked(node: &LabNode) -> u32 {
 }
 
 fn wait_for_tables(node: &LabNode) {
-    wait_for(PATIENCE, "the tables", || rules(node).matches("fully-random").count() == 2);
+    let whole = |rules: String| ["10.244.1.0/24", "fd00:10:244:1::/64"].iter().all(|net| rules.contains(net));
+    wait_for(PATIENCE, "the tables", || whole(rules(node)));
 }
 
 fn wait_for_none(node: &LabNode) {
@@ -179,8 +180,8 @@ fn a_table_goes_with_its_last_connection_once_programs_masquerade() {
     assert_ne!(tracked(node), 0);
     drop(former);
     let both = Both::start(node, Mode::Ebpf, &all);
-    let without_rules = || rules(node).contains("seaway-masq") && !rules(node).contains("fully-random");
-    wait_for(PATIENCE, "the tables to lose their rules", without_rules);
+    let without_pods = || rules(node).contains("seaway-masq") && !rules(node).contains("10.244.1.0");
+    wait_for(PATIENCE, "the tables to lose the pods", without_pods);
     assert_masqueraded(&lab, &pod);
     let mut by_programs = [0, 1].map(|family| Open::connect(&lab, &pod, family));
     for (family, open) in by_table.iter_mut().chain(&mut by_programs).enumerate() {

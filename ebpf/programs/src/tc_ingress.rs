@@ -5,10 +5,11 @@
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use seaway_ebpf_abi::packet::Position;
 use seaway_ebpf_abi::{
     Addr, CONFIG_HAND_OVER, Config, Counter, FLOW_ANNOUNCED, FLOW_DSR, FLOW_MASQUERADE, FLOW_POD, FLOW_REPLY,
-    FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES, PodLink, SCOPE_EXTERNAL, SCOPE_INTERNAL,
-    SERVICE_DROP_WHEN_EMPTY, SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service,
+    FLOW_SNAT, FlowValue, POD_LINK_TRANSLATES, SCOPE_EXTERNAL, SCOPE_INTERNAL, SERVICE_DROP_WHEN_EMPTY,
+    SERVICE_HOST_ONLY, SERVICE_SOURCE_RANGES, Service,
 };
 
 use crate::balance::{admitted, balance, service};
@@ -157,7 +158,9 @@ fn translate(skb: Skb, scratch: &mut Scratch, pod: bool) -> Dropped<i32> {
         FLOW_REPLY if pod => answer(skb, scratch, flow),
         // One of a backend to a pod: that pod's link translates it.
         kind if kind & (FLOW_REPLY | FLOW_SNAT | FLOW_MASQUERADE) == FLOW_REPLY => Ok(TC_ACT_UNSPEC),
-        0 | MASQUERADED_ANSWER => deliver(skb, scratch, flow, first),
+        // What it answers went out through the stack, which tracks both ways, should somebody have it do so.
+        MASQUERADED_ANSWER => through_stack(skb, &scratch.packet, flow, first),
+        0 => deliver(skb, scratch, flow, first),
         FLOW_DSR => send_direct(skb, scratch, flow, first),
         kind if kind & FLOW_SNAT != 0 => send_on(skb, scratch, flow, first),
         _ => through_stack(skb, &scratch.packet, flow, first),
@@ -250,22 +253,18 @@ fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: boo
 /// From a client outside to a backend of this node: straight to its pod, if the pod's answers come straight back.
 #[inline(always)]
 fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
+    // Of a datagram in fragments all go the same way: the stack may put them together.
     let shortcut = hands_over()
+        && scratch.packet.position == Position::Whole as u32
         && may_hop(&scratch.packet)
         && matches!(way(skb, scratch, flow), Way::Open)
-        && pod_link(scratch.fib.ifindex).is_some_and(|link| is_plain(link, flow));
+        && pod_link(scratch.fib.ifindex).is_some();
     if !shortcut {
         return through_stack(skb, &scratch.packet, flow, first);
     }
     nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
     account(&scratch.packet, flow, first);
     Ok(hand_over(&scratch.fib))
-}
-
-/// Whether nothing of the flow has to be translated at the pod's link as well: the world outside may be a service's backend.
-#[inline(always)]
-fn is_plain(link: &PodLink, flow: &FlowValue) -> bool {
-    flow.flags & FLOW_MASQUERADE == 0 || link.flags & POD_LINK_TRANSLATES == 0
 }
 
 /// Whether packets of pods may go past this node's stack.

@@ -50,9 +50,10 @@ pub(super) fn ensure(family: Family, wanted: &Masquerade) -> Result<(), NftError
     write(family, &pods, &intervals(family, &wanted.kept), &rules(family, &ports()))
 }
 
-/// Takes a family's table its rules: connections that it has masqueraded go on.
+/// Takes the pods from a family's table: it masquerades nothing new, and connections that it has masqueraded go on. That
+/// takes a rule: without one that masquerades the kernel stops tracking, and forgets whose they are.
 pub(super) fn clear(family: Family) -> Result<(), NftError> {
-    write(family, &[], &[], &[])
+    write(family, &[], &[], &rules(family, &ports()))
 }
 
 /// Whether a family has its table.

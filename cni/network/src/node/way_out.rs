@@ -3,7 +3,7 @@
 //! Tables cost every packet of the node, and those between nodes twice: as soon as one exists the kernel tracks all of
 //! them. Where programs do it there is none. Both together do no harm: what a table has masqueraded is no pod's packet any
 //! more when it comes to the programs. So a table comes at once when it is needed, and when it is not it first loses its
-//! rules, and goes when the last connection that it has masqueraded has ended.
+//! pods, and goes when the last connection that it has masqueraded has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
