@@ -466,7 +466,8 @@ pub struct Node {
     /// The link towards the other nodes (default: the one that carries the node's address)
     #[arg(long, value_name = "NAME", value_parser = link_name)]
     pub uplink: Option<String>,
-    /// Leave the source address of pod traffic that leaves the cluster
+    /// Leave the source address of pod traffic that leaves the cluster. Otherwise it becomes the node's: by the proxy's
+    /// eBPF programs, or by nftables where these do not reach
     #[arg(long)]
     pub no_masquerade: bool,
     /// Destinations outside of the cluster that see the pods' own addresses

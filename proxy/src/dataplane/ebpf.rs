@@ -7,6 +7,7 @@
 mod alloc;
 mod cluster;
 mod codec;
+mod flows;
 mod kernel;
 mod layout;
 mod masquerade;
@@ -221,6 +222,14 @@ impl<K: Kernel> Ebpf<K> {
         Ok(())
     }
 
+    fn prune_flows(&mut self) -> Result<(), DataplaneError> {
+        let ended = flows::ended(&self.kernel.maps().connections().map_err(map_error)?);
+        if ended.is_empty() {
+            return Ok(());
+        }
+        self.kernel.maps().remove_connections(&ended).map_err(map_error)
+    }
+
     /// Tells the programs of the node. Its links are another matter.
     fn write_host(&mut self, host: &Host) -> Result<(), DataplaneError> {
         let held = self.kernel.maps().config().map_err(map_error)?;
@@ -394,6 +403,7 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
         let layout = self.layout.insert(layout);
         let actual = Actual { frontends: layout.frontends(), host, stale: layout.stale() };
         self.prune_traffic()?;
+        self.prune_flows()?;
         Ok(actual)
     }
 
