@@ -11,6 +11,7 @@ pub struct Metrics {
     pub(crate) skipped: IntGauge,
     pub(crate) mtu: IntGauge,
     pub(crate) serving: IntGauge,
+    pub(crate) masquerade_tables: IntGauge,
     pub(crate) reservations: IntGauge,
     pub(crate) leak_candidates: IntGauge,
     pub(crate) leaks_released: IntCounter,
@@ -33,6 +34,10 @@ impl Metrics {
             skipped: IntGauge::new("seaway_network_skipped", "Nodes and subnets that are left out")?,
             mtu: IntGauge::new("seaway_network_mtu_bytes", "MTU of pods")?,
             serving: IntGauge::new("seaway_network_serving", "1: the network configuration is installed")?,
+            masquerade_tables: IntGauge::new(
+                "seaway_network_masquerade_tables",
+                "Families whose pods are masqueraded by nftables, and not by the proxy's programs",
+            )?,
             reservations: IntGauge::new(
                 "seaway_network_ipam_reservations",
                 "Interfaces that hold addresses",
@@ -54,6 +59,7 @@ impl Metrics {
             &metrics.skipped,
             &metrics.mtu,
             &metrics.serving,
+            &metrics.masquerade_tables,
             &metrics.reservations,
             &metrics.leak_candidates,
         ];

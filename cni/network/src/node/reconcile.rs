@@ -139,6 +139,9 @@ impl Reconciler {
             return ways;
         }
         let masquerade = self.way_out.ensure(desired.masquerade.as_ref(), &actual.others, now);
+        if let Some(metrics) = &self.metrics {
+            metrics.masquerade_tables.set(gauge(self.way_out.tables()));
+        }
         // One node with an impossible address, or a kernel without NAT, does not keep all pods from starting.
         self.install(&desired)?;
         *reached = Reached::Serving;

@@ -66,7 +66,10 @@ impl WayOut {
         now: Instant,
     ) -> Result<(), NftError> {
         self.ask(wanted);
-        let Some(wanted) = wanted else { return masquerade::remove_all() };
+        let Some(wanted) = wanted else {
+            self.said.clear();
+            return masquerade::remove_all();
+        };
         let verdicts: Vec<_> =
             Family::ALL.map(|family| (family, self.judge(family, wanted, routes, now))).into();
         self.say(&verdicts);
@@ -79,6 +82,11 @@ impl WayOut {
             });
         }
         outcome
+    }
+
+    /// How many families have a table that they need.
+    pub(super) fn tables(&self) -> usize {
+        self.said.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Table(_))).count()
     }
 
     fn ask(&self, wanted: Option<&Masquerade>) {
