@@ -73,8 +73,7 @@ pub(super) fn remove(family: Family) -> Result<(), NftError> {
     }
     let mut batch = Batch::new();
     batch.delete_table(table(family));
-    crate::fault::step();
-    commit(batch, "remove the masquerade")
+    carry_out(batch, "remove the masquerade")
 }
 
 /// Writes a table, unless it is there as it should be.
@@ -171,8 +170,13 @@ fn replace(
     for rule in rules {
         batch.add_rule(table, CHAIN, rule);
     }
+    carry_out(batch, "write the masquerade")
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the place for it")]
+fn carry_out(batch: Batch, action: &str) -> Result<(), NftError> {
     crate::fault::step();
-    commit(batch, "write the masquerade")
+    commit(batch, action)
 }
 
 /// Intervals as a set holds them: where each begins, and where it has ended.
