@@ -253,9 +253,8 @@ fn send_direct(skb: Skb, scratch: &mut Scratch, flow: &mut FlowValue, first: boo
 /// From a client outside to a backend of this node: straight to its pod, if the pod's answers come straight back.
 #[inline(always)]
 fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dropped<i32> {
-    // Of a datagram in fragments all go the same way: the stack may put them together.
     let shortcut = hands_over()
-        && scratch.packet.position == Position::Whole as u32
+        && is_whole(&scratch.packet)
         && may_hop(&scratch.packet)
         && matches!(way(skb, scratch, flow), Way::Open)
         && pod_link(scratch.fib.ifindex).is_some();
@@ -265,6 +264,12 @@ fn deliver(skb: Skb, scratch: &mut Scratch, flow: &FlowValue, first: bool) -> Dr
     nat::rewrite(skb, &scratch.packet, &flow.to, true)?;
     account(&scratch.packet, flow, first);
     Ok(hand_over(&scratch.fib))
+}
+
+/// Of a datagram in fragments all go through the stack, which may have to cut one of them once more, or puts them together.
+#[inline(always)]
+fn is_whole(packet: &Packet) -> bool {
+    packet.position == Position::Whole as u32
 }
 
 /// Whether packets of pods may go past this node's stack.
@@ -277,7 +282,8 @@ fn hands_over() -> bool {
 /// translated where it leaves.
 #[inline(always)]
 fn answer(skb: Skb, scratch: &mut Scratch, flow: &FlowValue) -> Dropped<i32> {
-    if !may_hop(&scratch.packet) || !hands_over() || pod_link(skb.ifindex()).is_none() {
+    let packet = &scratch.packet;
+    if !may_hop(packet) || !is_whole(packet) || !hands_over() || pod_link(skb.ifindex()).is_none() {
         return Ok(TC_ACT_UNSPEC);
     }
     match way(skb, scratch, flow) {
