@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use imbl::OrdMap;
 use seaway_model::ServiceKey;
+use smallvec::SmallVec;
 
 use super::service::ServiceRecords;
 
@@ -57,12 +58,12 @@ impl Index {
     /// Has the processor fetch what look-ups with these hashes will touch.
     pub(super) fn fetch(&self, hashes: &[u64]) {
         // No read of a loop depends on one of its former rounds, and rounds are short: the processor runs ahead and has
-        // many reads on their way at once.
+        // many reads on their way at once. First the parts, then their tables of what is where, then the Services.
         let parts = hashes.iter().map(|&hash| &self.parts[part(hash)]);
         let held: usize = parts.map(|part| part.len()).sum();
-        let likely = hashes.iter().filter_map(|&hash| self.parts[part(hash)].find(hash, |_| true));
-        // Each of its lines.
-        let read: usize = likely.map(|Entry(records)| records.touch()).sum();
+        let likely = hashes.iter().filter_map(|&hash| self.parts[part(hash)].iter_hash(hash).next());
+        let likely: SmallVec<[&Entry; 32]> = likely.collect();
+        let read: usize = likely.into_iter().map(|Entry(records)| records.touch()).sum();
         // What is of no use would not be read.
         black_box((held, read));
     }
