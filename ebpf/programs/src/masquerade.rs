@@ -49,7 +49,8 @@ pub(crate) fn comes_back(flow: &FlowValue) -> bool {
 #[inline(always)]
 fn leaves(flow: &FlowTuple) -> bool {
     let is_nodes = config().is_some_and(|config| config.is_node(&flow.src));
-    !is_nodes && masquerade(&flow.src) & MASQUERADE_PODS != 0 && masquerade(&flow.dst) & MASQUERADE_KEPT == 0
+    // Of most packets of pods the destination is all that has to be asked for: they stay in the cluster.
+    !is_nodes && masquerade(&flow.dst) & MASQUERADE_KEPT == 0 && masquerade(&flow.src) & MASQUERADE_PODS != 0
 }
 
 /// Whether the kind of an ICMP message is one of two.
