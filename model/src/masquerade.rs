@@ -2,8 +2,16 @@
 
 use ipnet::IpNet;
 
-/// What is never masqueraded, whatever the cluster is: multicast, broadcast, link-local.
-const NEVER: [&str; 5] = ["224.0.0.0/4", "255.255.255.255/32", "169.254.0.0/16", "ff00::/8", "fe80::/10"];
+/// What is never masqueraded, whatever the cluster is: loopback, multicast, broadcast, link-local.
+const NEVER: [&str; 7] = [
+    "127.0.0.0/8",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "169.254.0.0/16",
+    "::1/128",
+    "ff00::/8",
+    "fe80::/10",
+];
 
 /// Packets from `pods` to anything but `kept` get an address of the node as their source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,8 +54,8 @@ mod tests {
         let kept = masquerade.kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         assert_eq!(
             kept,
-            "10.244.0.0/23 169.254.0.0/16 192.0.2.1/32 198.51.100.0/24 224.0.0.0/4 255.255.255.255/32 \
-             fd00:1::/64 fe80::/10 ff00::/8"
+            "10.244.0.0/23 127.0.0.0/8 169.254.0.0/16 192.0.2.1/32 198.51.100.0/24 224.0.0.0/4 255.255.255.255/32 \
+             ::1/128 fd00:1::/64 fe80::/10 ff00::/8"
         );
     }
 }

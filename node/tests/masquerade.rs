@@ -69,7 +69,7 @@ struct Both {
 impl Both {
     fn start(node: &LabNode, mode: Mode, all: &Arc<Snapshot>) -> Self {
         let (wanted, done) = (watch::Sender::new(None), watch::Sender::new(None));
-        let order = MasqueradeOrder { wanted: wanted.subscribe(), done: done.clone() };
+        let order = MasqueradeOrder::new(wanted.subscribe(), done.clone());
         let offer = MasqueradeOffer { wanted, done: done.subscribe() };
         let options = NodeNetworkOptions { masquerade: Some(offer), ..NodeNetworkOptions::default() };
         let network = Agent::start_with(node, config(node, Overlay::None), options, Arc::clone(all));

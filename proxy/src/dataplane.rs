@@ -75,6 +75,11 @@ pub trait Dataplane: Send {
         false
     }
 
+    /// Whether it can masquerade what pods send to the world ([`crate::MasqueradeOrder`]).
+    fn offers_masquerade(&self) -> bool {
+        false
+    }
+
     /// Counts traffic per Service and backend from now on. The table of what it counts; `None`: it cannot.
     fn count_traffic(&mut self) -> Option<Box<dyn TrafficTable>> {
         None

@@ -88,6 +88,9 @@ pub struct Reconciler {
     views: watch::Sender<View>,
 }
 
+/// Steps that failed, or why there were none.
+type Outcome = Result<Vec<Failure>, DataplaneError>;
+
 impl Reconciler {
     /// A loop over `dataplane`.
     pub fn new(config: ProxyConfig, metrics: Metrics, dataplane: Box<dyn Dataplane>) -> Self {
@@ -169,6 +172,7 @@ impl Reconciler {
         self.config.masquerade_all &= self.masquerades_all(&*dataplane);
         // Packets from a loopback address cannot leave the node, and nftables sees nothing but packets.
         self.config.node_port_loopback &= self.mode != Mode::Nftables.name();
+        self.config.masquerade.iter_mut().for_each(|order| order.begin(&*dataplane));
         self.dataplane = Some(dataplane);
     }
 
@@ -390,30 +394,27 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn bring_in_line(&mut self, host: &Host) -> Result<Vec<Failure>, DataplaneError> {
+    async fn bring_in_line(&mut self, host: &Host) -> Outcome {
         let (actual, known) = match self.actual.take() {
             Some(actual) => (actual, true),
             None => (self.read().await?, false),
         };
-        let order = self.config.masquerade.clone().filter(|_| self.serves_pod_links);
+        let order = self.config.masquerade.clone();
+        let wanted = order.as_ref().and_then(MasqueradeOrder::wanted);
         let held = &actual.host.masquerading;
         let masquerading = order
-            .map(|order| order.masquerading(host, &self.config, &self.links, self.node.as_deref(), held));
+            .as_ref()
+            .map(|order| order.decide(wanted.as_deref(), host, held, &self.config, &self.links));
         let host = &Host { masquerading: masquerading.unwrap_or_default(), ..host.clone() };
-        let failed = self.carry_out(host, actual, known).await?;
-        if let Some(order) = &self.config.masquerade {
-            order.answer(host, &failed);
+        let outcome = self.carry_out(host, actual, known).await;
+        if let Some(order) = order.filter(|_| wanted.is_some()) {
+            order.answer(host, &outcome);
         }
-        Ok(failed)
+        outcome
     }
 
     /// `known`: `actual` is what was held after the last time.
-    async fn carry_out(
-        &mut self,
-        host: &Host,
-        actual: Actual,
-        known: bool,
-    ) -> Result<Vec<Failure>, DataplaneError> {
+    async fn carry_out(&mut self, host: &Host, actual: Actual, known: bool) -> Outcome {
         let plan = if known {
             diff_of(&self.pending, self.computation.desired(), host, &actual)
         } else {

@@ -137,7 +137,8 @@ pub trait ServiceMaps: Send {
     /// Sets that.
     fn set_masquerading(&mut self, wanted: &Masquerading) -> Result<(), MapError>;
 
-    /// The connections from outside, and with [`Connection::masqueraded`] those to there, that are remembered; two elements each, one per direction.
+    /// The connections from outside, and with [`Connection::masqueraded`] those to there, that are remembered; two
+    /// elements each, one per direction.
     fn connections(&self) -> Result<Vec<Connection>, MapError>;
     /// Remembers connections that are not remembered yet. With [`Connection::untouched`] another translates them.
     fn put_connections(&mut self, connections: &[Connection]) -> Result<(), MapError>;

@@ -15,7 +15,9 @@ use node::{NODE_V4, NODE_V6, Node, external};
 use outside::{
     ACK, DROP, FAMILIES, FIN_ACK, Family, PASS, SYN, UNTOUCHED, V4, V6, each_family_and_protocol, packet,
 };
-use seaway_ebpf_loader::{Counter, MasqueradeNet, MasqueradeSource, Masquerading, Protocol, ServiceMaps};
+use seaway_ebpf_loader::{
+    Counter, MasqueradeNet, MasqueradeSource, Masquerading, NodeConfig, Protocol, ServiceMaps,
+};
 use wire::{Read, TCP, UDP, frame, icmp, ip, ip_raw, read, read_headers, read_ip, tcp};
 
 const SYN_ACK: u8 = SYN | ACK;
@@ -175,6 +177,9 @@ fn a_port_that_is_used_again_begins_a_new_connection() {
         let answer = segment(there, (f.node, again.src_port), SYN_ACK);
         assert_eq!(read(&node.ingress(&answer).1).ends(), format!("{} 443 > {} 40000", f.client, f.local));
         assert_eq!(first.src_port, again.src_port, "nobody else wants it");
+        let udp = packet(Protocol::Udp, (f.local, 40_000), (f.client, 53));
+        sent(&node, f, &udp);
+        sent(&node, f, &echo(f, f.local, f.client, true, 77));
         // The node has another address: what begins now has that one, what is open keeps the former.
         let mut moved = node.maps.masquerading().unwrap();
         let source = MasqueradeSource {
@@ -186,6 +191,11 @@ fn a_port_that_is_used_again_begins_a_new_connection() {
         sent(&node, f, &segment(pod, there, ACK));
         let seen = read(&node.egress(&segment(pod, there, SYN)).1);
         assert!(seen.src.to_string().ends_with("77"), "{seen:?}");
+        // Without a beginning, everything does: nobody would end it.
+        for packet in [udp, echo(f, f.local, f.client, true, 77)] {
+            let seen = read(&node.egress(&packet).1);
+            assert!(seen.src.to_string().ends_with("77"), "{seen:?}");
+        }
     }
 }
 
@@ -388,4 +398,16 @@ fn an_error_about_a_fragment_is_translated() {
     assert_eq!(inner.payload[8..12], [53_u16.to_be_bytes(), seen.src_port.to_be_bytes()].concat());
     // Of a later one it is not known whose it was.
     assert_eq!(node.egress(&about(&quoted(1448, &datagram[1448..]))).0, UNTOUCHED);
+}
+
+#[test]
+fn nobody_gets_the_tunnels_port() {
+    for f in &FAMILIES {
+        let mut node = masquerading();
+        let config = NodeConfig { tunnel_port: Some(8472), ..node.maps.config().unwrap() };
+        node.maps.set_config(&config).unwrap();
+        let seen = sent(&node, f, &packet(Protocol::Udp, (f.local, 8472), (f.client, 53)));
+        assert_ne!(seen.src_port, 8472);
+        assert_eq!(sent(&node, f, &segment((f.local, 8472), (f.client, 53), SYN)).src_port, 8472);
+    }
 }

@@ -6,7 +6,7 @@ use seaway_ebpf_abi::select::{PORT_ATTEMPTS, flow_hash, source_port};
 use seaway_ebpf_abi::{
     Addr, BACKEND_LOCAL, Backend, CLUSTER_NET_NODE, CONFIG_TAKING_OVER, Counter, FLOW_CLOSING, FLOW_DSR,
     FLOW_MASQUERADE, FLOW_POD, FLOW_REPLY, FLOW_SEEN_REPLY, FLOW_SNAT, FlowTuple, FlowValue, SERVICE_DSR,
-    SERVICE_MASQUERADE, SERVICE_NODE_PORT, Service, TCP,
+    SERVICE_MASQUERADE, SERVICE_NODE_PORT, Service, TCP, UDP,
 };
 
 use crate::balance::is_node_port;
@@ -212,8 +212,7 @@ pub(crate) fn create(
     begin(scratch, service_id, flags, now)
 }
 
-/// Makes the entry of a pod's connection to somebody outside of the cluster, who sees `source`. `ports`: it may get any port
-/// of source NAT; `None`: it keeps what stands in its place.
+/// Makes the entries of a pod's connection to somebody outside of the cluster, who sees `source`, with one of `ports`.
 #[inline(always)]
 pub(crate) fn masquerade(
     scratch: &mut Scratch,
@@ -329,8 +328,10 @@ impl Tries {
         let port_be = source_port(self.attempt, own, self.local, self.hash, min, max).to_be();
         self.attempt += 1;
         scratch.reply_key.dst_port_be = port_be;
-        // The range keeps off the usual NodePorts; a cluster may have others.
-        if !self.local && is_node_port(scratch.packet.is_v4(), port_be, scratch.packet.flow.proto as u8) {
+        // The range keeps off the usual NodePorts; a cluster may have others. What comes to the tunnel's is the tunnel's.
+        let proto = scratch.packet.flow.proto as u8;
+        let is_tunnels = proto == UDP && port_be == config.tunnel_port_be;
+        if !self.local && (is_tunnels || is_node_port(scratch.packet.is_v4(), port_be, proto)) {
             return GO_ON;
         }
         match take(scratch, self.now) {
@@ -368,6 +369,8 @@ fn over(flow: &FlowValue, now: u32) -> bool {
     let quiet_s = now.wrapping_sub(flow.last_seen_s);
     if flow.flags & FLOW_CLOSING != 0 {
         quiet_s > CLOSED_S
+    } else if flow.flags & (FLOW_MASQUERADE | FLOW_SEEN_REPLY) == FLOW_MASQUERADE {
+        quiet_s > QUIET_UDP_S
     } else if flow.to.proto == TCP as u32 {
         quiet_s > QUIET_S
     } else {

@@ -127,21 +127,28 @@ pub(crate) fn leave(skb: Skb, scratch: &mut Scratch, read: bool) -> Dropped<i32>
     if marks != Marks::Ports
         && let Some(known) = flow::known(&scratch.packet)
     {
-        return if goes_out(known) {
-            translate(skb, &scratch.packet, known, marks)
-        } else {
-            Ok(TC_ACT_UNSPEC)
+        return match goes_out(known) {
+            true if has_moved(skb, &scratch.packet, known) => begin(skb, scratch, marks),
+            true => translate(skb, &scratch.packet, known, marks),
+            false => Ok(TC_ACT_UNSPEC),
         };
     }
     begin(skb, scratch, marks)
 }
 
+/// Whether a flow has the address of another link, or one that the node has no more. TCP ends with its address.
+#[inline(always)]
+fn has_moved(skb: Skb, packet: &Packet, known: &FlowValue) -> bool {
+    packet.has_ports()
+        && (packet.flow.proto != TCP as u32 || flow::begins(packet))
+        && masquerade_source(skb.ifindex(), packet.is_v4()).is_some_and(|source| !source.same(&known.to.src))
+}
+
 /// A packet of a known flow that leaves by an uplink.
 #[inline(always)]
 pub(crate) fn go_on(skb: Skb, scratch: &mut Scratch, known: &FlowValue) -> Dropped<i32> {
-    let source = masquerade_source(skb.ifindex(), scratch.packet.is_v4());
-    let moved = source.is_some_and(|source| !source.same(&known.to.src));
-    if flow::begins(&scratch.packet) && (flow::restarts(&scratch.packet, known) || moved) {
+    let again = flow::begins(&scratch.packet) && flow::restarts(&scratch.packet, known);
+    if again || has_moved(skb, &scratch.packet, known) {
         return begin(skb, scratch, Marks::Ports);
     }
     translate(skb, &scratch.packet, known, Marks::Ports)
@@ -149,6 +156,8 @@ pub(crate) fn go_on(skb: Skb, scratch: &mut Scratch, known: &FlowValue) -> Dropp
 
 #[inline(always)]
 fn begin(skb: Skb, scratch: &mut Scratch, marks: Marks) -> Dropped<i32> {
+    // Its other fragments go the way that it goes.
+    scratch.packet.note_fragment();
     let Some(source) = masquerade_source(skb.ifindex(), scratch.packet.is_v4()) else {
         return Ok(TC_ACT_UNSPEC);
     };

@@ -35,9 +35,8 @@ impl Agent {
         proxy.count_traffic = config.traffic_metrics;
         proxy.pod_link_prefixes.clone_from(&config.pod_link_prefixes);
         proxy.own_pod_links = config.cni;
-        proxy.masquerade = config
-            .cni
-            .then(|| MasqueradeOrder { wanted: self.masquerade.subscribe(), done: self.masqueraded.clone() });
+        proxy.masquerade =
+            config.cni.then(|| MasqueradeOrder::new(self.masquerade.subscribe(), self.masqueraded.clone()));
         proxy.announce_load_balancers = config.announce_load_balancers;
         proxy.status = self.proxy.clone();
         proxy

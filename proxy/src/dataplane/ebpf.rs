@@ -28,6 +28,7 @@ pub(crate) use kernel::{Retiring, remove_all};
 
 use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
+use crate::masquerade::PORTS_MIN;
 use crate::plan::{Actual, Device, Host, Plan};
 use crate::stale::{Forgotten, Targets};
 use crate::status::{DropCount, Xdp};
@@ -475,6 +476,14 @@ impl<K: Kernel> Dataplane for Ebpf<K> {
 
     fn offers_masquerade_all(&self) -> bool {
         true
+    }
+
+    fn offers_masquerade(&self) -> bool {
+        let offered = self.snat_ports.len() >= PORTS_MIN;
+        if !offered {
+            tracing::warn!(ports = ?self.snat_ports, "too few ports are left for programs to masquerade pods with");
+        }
+        offered
     }
 
     fn sockets(&self) -> Option<Box<dyn SocketTable>> {

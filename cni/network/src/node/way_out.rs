@@ -207,6 +207,7 @@ mod tests {
             // To pods, to the link itself, and of the other family.
             route("10.244.7.0/24", 9),
             route("169.254.0.0/16", 9),
+            route("127.0.0.0/8", 1),
             route("::/0", 9),
             Route { kind: RouteKind::Unreachable, ..Route::to("10.0.0.0/8".parse().unwrap()) },
         ];

@@ -8,6 +8,8 @@ use seaway_ebpf_loader::{Connection, Protocol};
 
 /// After its end the kernel remembers a connection for as long, as TIME-WAIT.
 const TCP_ENDED: Duration = Duration::from_secs(60);
+/// Of a pod's attempt to reach somebody who does not answer: as long as the kernel tries.
+const TCP_UNANSWERED: Duration = Duration::from_secs(130);
 /// Longer than the programs keep a port for whom does not speak.
 const UDP_SILENT: Duration = Duration::from_secs(300);
 
@@ -16,6 +18,7 @@ type Ends = (Protocol, (std::net::IpAddr, u16), (std::net::IpAddr, u16));
 /// Those of `flows` that have ended, both directions.
 pub(super) fn ended(flows: &[Connection]) -> Vec<Connection> {
     let is_over = |flow: &Connection| match flow.protocol {
+        Protocol::Tcp if flow.masqueraded && !flow.seen_reply => flow.idle > TCP_UNANSWERED,
         Protocol::Tcp => flow.closing && flow.idle > TCP_ENDED,
         Protocol::Udp => flow.idle > UDP_SILENT,
     };
@@ -46,6 +49,15 @@ mod tests {
         let inverted = |ends: ((std::net::IpAddr, u16), (std::net::IpAddr, u16))| (ends.1, ends.0);
         let (from, to) = (inverted(flow.to), inverted(flow.from));
         Connection { from, to, reply: true, idle: Duration::from_secs(idle_s), ..*flow }
+    }
+
+    #[test]
+    fn what_nobody_has_answered_goes() {
+        let asked = Connection { masqueraded: true, seen_reply: false, ..flow(Protocol::Tcp, 1, false, 131) };
+        let both = |asked: Connection| [asked, answers(&asked, 131)];
+        assert_eq!(ended(&both(asked)).len(), 2);
+        assert_eq!(ended(&both(Connection { seen_reply: true, ..asked })).len(), 0);
+        assert_eq!(ended(&both(Connection { idle: Duration::from_secs(9), ..asked })).len(), 0);
     }
 
     #[test]

@@ -451,7 +451,9 @@ fn end_services(maps: &mut impl ServiceMaps) -> Result<usize, loader::MapError> 
         loader::Protocol::Udp => UDP_SILENT,
     };
     let flows = maps.connections()?;
-    Ok(flows.iter().filter(|flow| !flow.closing && flow.idle < silent(flow)).count())
+    // What stays as it is does so without programs, too.
+    let translated = flows.iter().filter(|flow| flow.from != flow.to);
+    Ok(translated.filter(|flow| !flow.closing && flow.idle < silent(flow)).count())
 }
 
 /// An address first stops to refuse its other ports: it would refuse its own one as soon as that is removed.

@@ -77,8 +77,7 @@ struct Cluster<'a> {
 /// Pod network and proxy of a node, which agree on who masquerades as they do in an agent.
 fn start_node(node: &LabNode, overlay: Overlay, all: &Snapshot) -> Result<(Agent, Serving)> {
     let (wanted, done) = (watch::Sender::new(None), watch::Sender::new(None));
-    let (order, said) =
-        (MasqueradeOrder { wanted: wanted.subscribe(), done: done.clone() }, done.subscribe());
+    let (order, said) = (MasqueradeOrder::new(wanted.subscribe(), done.clone()), done.subscribe());
     let offer = Some(MasqueradeOffer { wanted, done: done.subscribe() });
     let options = NodeNetworkOptions { masquerade: offer, ..NodeNetworkOptions::default() };
     let agent = Agent::start_with(node, overlay, all.clone(), options)?;
