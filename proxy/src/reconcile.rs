@@ -401,10 +401,8 @@ impl Reconciler {
         };
         let order = self.config.masquerade.clone();
         let wanted = order.as_ref().and_then(MasqueradeOrder::wanted);
-        let held = &actual.host.masquerading;
-        let masquerading = order
-            .as_ref()
-            .map(|order| order.decide(wanted.as_deref(), host, held, &self.config, &self.links));
+        let (held, config, links) = (&actual.host.masquerading, &self.config, &self.links);
+        let masquerading = order.as_ref().map(|o| o.decide(wanted.as_deref(), host, held, config, links));
         let host = &Host { masquerading: masquerading.unwrap_or_default(), ..host.clone() };
         let outcome = self.carry_out(host, actual, known).await;
         if let Some(order) = order.filter(|_| wanted.is_some()) {
