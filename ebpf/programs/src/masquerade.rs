@@ -112,65 +112,71 @@ fn begins(packet: &Packet, marks: Marks) -> bool {
     }
 }
 
-/// What leaves by an uplink and is of no other flow that is translated there.
+/// What leaves by an uplink and is of no other flow that is translated there. `known`: it is of one that goes out; otherwise
+/// one with ports is of none.
 #[inline(always)]
-pub(crate) fn leave(skb: Skb, scratch: &mut Scratch, read: bool) -> Dropped<i32> {
-    // Without a protocol it is none of IP, and nothing else of it is known.
-    if scratch.packet.flow.proto == 0 || !leaves(&scratch.packet.flow) {
-        return Ok(TC_ACT_UNSPEC);
-    }
-    let Some(marks) = complete(skb, &mut scratch.packet, read) else {
-        let lost = scratch.packet.position == Position::Later as u32;
-        return if lost { Err(Counter::FragmentUnknown) } else { Ok(TC_ACT_UNSPEC) };
-    };
-    // Of the others it is known already that they are of no flow.
-    if marks != Marks::Ports
-        && let Some(known) = flow::known(&scratch.packet)
-    {
-        return match goes_out(known) {
-            true if has_moved(skb, &scratch.packet, known) => begin(skb, scratch, marks),
-            true => translate(skb, &scratch.packet, known, marks),
-            false => Ok(TC_ACT_UNSPEC),
+pub(crate) fn leave(
+    skb: Skb,
+    scratch: &mut Scratch,
+    read: bool,
+    known: Option<&'static FlowValue>,
+) -> Dropped<i32> {
+    let mut flow = known;
+    let mut marks = Marks::Ports;
+    if flow.is_none() {
+        // Without a protocol it is none of IP, and nothing else of it is known.
+        if scratch.packet.flow.proto == 0 || !leaves(&scratch.packet.flow) {
+            return Ok(TC_ACT_UNSPEC);
+        }
+        let Some(found) = complete(skb, &mut scratch.packet, read) else {
+            let lost = scratch.packet.position == Position::Later as u32;
+            return if lost { Err(Counter::FragmentUnknown) } else { Ok(TC_ACT_UNSPEC) };
         };
+        marks = found;
+        if marks != Marks::Ports {
+            flow = flow::known(&scratch.packet).map(|known| &*known);
+        }
     }
-    begin(skb, scratch, marks)
+    let held = flow.filter(|flow| goes_out(flow) && !begins_again(skb, &scratch.packet, flow));
+    let flow = match (held, flow) {
+        (Some(held), _) => held,
+        (None, Some(other)) if !goes_out(other) => return Ok(TC_ACT_UNSPEC),
+        (None, _) => match begin(skb, scratch, marks)? {
+            Some(made) => made,
+            None => return Ok(TC_ACT_UNSPEC),
+        },
+    };
+    translate(skb, &scratch.packet, flow, marks)
 }
 
-/// Whether a flow has the address of another link, or one that the node has no more. TCP ends with its address.
+/// Whether a packet of a flow begins another: one that has ended, or has the address of another link, or one that the node
+/// has no more. TCP ends with its address.
 #[inline(always)]
-fn has_moved(skb: Skb, packet: &Packet, known: &FlowValue) -> bool {
+fn begins_again(skb: Skb, packet: &Packet, known: &FlowValue) -> bool {
+    let first = flow::begins(packet);
+    if first && flow::restarts(packet, known) {
+        return true;
+    }
     packet.has_ports()
-        && (packet.flow.proto != TCP as u32 || flow::begins(packet))
+        && (packet.flow.proto != TCP as u32 || first)
         && masquerade_source(skb.ifindex(), packet.is_v4()).is_some_and(|source| !source.same(&known.to.src))
 }
 
-/// A packet of a known flow that leaves by an uplink.
+/// The flow that a packet begins. `None`: none, it stays as it is.
 #[inline(always)]
-pub(crate) fn go_on(skb: Skb, scratch: &mut Scratch, known: &FlowValue) -> Dropped<i32> {
-    let again = flow::begins(&scratch.packet) && flow::restarts(&scratch.packet, known);
-    if again || has_moved(skb, &scratch.packet, known) {
-        return begin(skb, scratch, Marks::Ports);
-    }
-    translate(skb, &scratch.packet, known, Marks::Ports)
-}
-
-#[inline(always)]
-fn begin(skb: Skb, scratch: &mut Scratch, marks: Marks) -> Dropped<i32> {
+fn begin(skb: Skb, scratch: &mut Scratch, marks: Marks) -> Dropped<Option<&'static FlowValue>> {
     // Its other fragments go the way that it goes.
     scratch.packet.note_fragment();
-    let Some(source) = masquerade_source(skb.ifindex(), scratch.packet.is_v4()) else {
-        return Ok(TC_ACT_UNSPEC);
-    };
+    let Some(source) = masquerade_source(skb.ifindex(), scratch.packet.is_v4()) else { return Ok(None) };
     if !begins(&scratch.packet, marks) {
-        return Ok(TC_ACT_UNSPEC);
+        return Ok(None);
     }
     let ports = match marks {
         Marks::Ports => Ports::Nat,
         Marks::Echo => Ports::OwnFirst,
         Marks::Nothing => Ports::Own,
     };
-    let made = flow::masquerade(scratch, source, ports)?;
-    translate(skb, &scratch.packet, made, marks)
+    flow::masquerade(scratch, source, ports).map(|made| Some(&*made))
 }
 
 #[inline(always)]

@@ -57,10 +57,9 @@ fn egress(skb: Skb, pod: u16) -> Dropped<i32> {
     let known = if read && !scratch.packet.is_icmp() { flow::known(&scratch.packet) } else { None };
     let known = match known {
         Some(known) if is_ours(known, pod) => known,
-        Some(known) if uplink && masquerade::goes_out(known) => {
-            return masquerade::go_on(skb, scratch, known);
+        other if uplink && other.as_ref().is_none_or(|known| masquerade::goes_out(known)) => {
+            return masquerade::leave(skb, scratch, read, other.map(|known| &*known));
         }
-        None if uplink => return masquerade::leave(skb, scratch, read),
         _ => return Ok(TC_ACT_UNSPEC),
     };
     let packet = &scratch.packet;
