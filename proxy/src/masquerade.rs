@@ -94,15 +94,19 @@ impl MasqueradeOrder {
     }
 }
 
-/// What each network is, by itself: of an address only the most specific one is looked at.
+/// What each network is, by itself: of an address only the most specific one is looked at. With thousands of nodes those
+/// that are kept are many, and none of them is compared with the others; the own pods' are few.
 fn nets(wanted: &Masquerade) -> BTreeMap<IpNet, MasqueradeRole> {
     let within = |net: &IpNet, nets: &[IpNet]| nets.iter().any(|wider| wider.contains(net));
-    let all = wanted.pods.iter().chain(&wanted.kept);
-    all.map(|net| {
-        let role = MasqueradeRole { pods: within(net, &wanted.pods), kept: within(net, &wanted.kept) };
-        (*net, role)
-    })
-    .collect()
+    let kept = wanted.kept.iter().map(|net| {
+        let pods = within(net, &wanted.pods);
+        (*net, MasqueradeRole { pods, kept: true })
+    });
+    let pods = wanted.pods.iter().map(|net| {
+        let kept = within(net, &wanted.kept);
+        (*net, MasqueradeRole { pods: true, kept })
+    });
+    kept.chain(pods).collect()
 }
 
 /// The address that packets get which leave by a link: the node's, if the link has it, or the only one that it has. Where

@@ -157,7 +157,8 @@ impl WayOut {
 fn leaves(route: &Route, family: Family, wanted: &Masquerade) -> bool {
     route.kind == RouteKind::Unicast
         && Family::of(route.destination.addr()) == family
-        && !wanted.kept.iter().any(|kept| kept.contains(&route.destination))
+        // Most routes are those to the own pods, which are few networks.
+        && !wanted.pods.iter().chain(&wanted.kept).any(|kept| kept.contains(&route.destination))
 }
 
 fn goes_by(route: &Route, links: &BTreeSet<u32>) -> bool {

@@ -37,6 +37,8 @@ pub fn open(bpffs: &std::path::Path) -> Dataplane {
         None => Dataplane::open(bpffs, &capacities),
     };
     opened.unwrap_or_else(|e| {
+        // There is no node yet whose end would do it.
+        remove_all(bpffs).unwrap();
         let mut text = e.to_string();
         let mut source = std::error::Error::source(&e);
         while let Some(inner) = source {
