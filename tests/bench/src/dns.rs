@@ -7,6 +7,7 @@ mod overload;
 mod peers;
 mod programming;
 pub mod records;
+mod scaling;
 mod server;
 mod sizes;
 
@@ -69,7 +70,7 @@ const QUICK: Effort = Effort {
 impl Effort {
     /// How many short turns a client's time is made of.
     fn turns(&self) -> usize {
-        (self.seconds / peers::TURN_S).round() as usize
+        (self.seconds / sizes::TURN_S).round() as usize
     }
 }
 
@@ -82,7 +83,7 @@ pub fn run(options: Options, report: &mut Report) -> Result<()> {
     memory(node, report)?;
     sizes::run(node, effort, report)?;
     peers::run(node, effort, report)?;
-    peers::scaling(node, effort, report)?;
+    scaling::run(node, effort, report)?;
     programming::run(node, effort, report)?;
     overload::run(node, effort, report)
 }

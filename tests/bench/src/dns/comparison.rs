@@ -4,7 +4,8 @@ use super::records::Case;
 use crate::row::{Report, Row, Target};
 use crate::stats::Pairs;
 
-const MISSES: [Case; 2] = [Case::NxDomain, Case::NoData];
+/// Questions about what is not there.
+pub const MISSES: [Case; 2] = [Case::NxDomain, Case::NoData];
 
 /// Of one measurement and one size: what an answer of each kind costs, in microseconds, in the order of [`Case::ALL`].
 pub type Costs = [f64; Case::ALL.len()];
@@ -33,13 +34,23 @@ impl<'a> Comparison<'a> {
     /// Takes in what one measurement said, size by size.
     pub fn push(&mut self, costs: &[Costs]) {
         for (at, cost) in costs.iter().enumerate() {
-            for (pairs, miss) in self.beside_hit[at].iter_mut().zip(MISSES) {
-                pairs.push(cost[miss as usize], cost[Case::Hit as usize]);
+            for (place, miss) in MISSES.into_iter().enumerate() {
+                self.push_beside_hit(at, place, [cost[miss as usize], cost[Case::Hit as usize]]);
             }
-            for (case, pairs) in self.beside_small[at].iter_mut().enumerate() {
-                pairs.push(cost[case], costs[0][case]);
+            for case in Case::ALL {
+                self.push_beside_small(at, case, [cost[case as usize], costs[0][case as usize]]);
             }
         }
+    }
+
+    /// Takes in what a miss, by its place in [`MISSES`], and a hit cost in the zone of the size at `at`.
+    pub fn push_beside_hit(&mut self, at: usize, miss: usize, [miss_us, hit_us]: [f64; 2]) {
+        self.beside_hit[at][miss].push(miss_us, hit_us);
+    }
+
+    /// Takes in what a question costs in the zone of the size at `at` and in the smallest one.
+    pub fn push_beside_small(&mut self, at: usize, case: Case, [large_us, small_us]: [f64; 2]) {
+        self.beside_small[at][case as usize].push(large_us, small_us);
     }
 
     pub fn report(&self, rows: &Rows, report: &mut Report) {

@@ -1,7 +1,9 @@
 //! Over loopback, server and client (dnsperf) on a core each: CPU time per answer, answers per second, and times at half load,
 //! of our server and of others with the same records, in turn.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 use seaway_lab::LabNode;
@@ -14,40 +16,12 @@ use crate::stats::{Pairs, median, percentile};
 
 /// Of CoreDNS's CPU time per answer.
 const COREDNS_TARGET: f64 = 0.8;
-const SCALING_TARGET: f64 = 1.8;
-
-/// How long a client asks at a time where servers take short turns, in seconds.
-pub const TURN_S: f64 = 0.1;
-
-/// What a server has spent on a client's turns so far.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Spent {
-    cpu_us: f64,
-    answers: f64,
-}
-
-impl Spent {
-    /// One more turn of a client that asks as fast as it gets answers.
-    pub fn ask(&mut self, node: &LabNode, server: &Server, core: &str, questions: &Path) -> Result<()> {
-        let Load { cpu_us, answers, .. } = load(node, server, core, questions, TURN_S)?;
-        self.cpu_us += cpu_us * answers;
-        self.answers += answers;
-        Ok(())
-    }
-
-    /// CPU time per answer, in microseconds.
-    pub fn each_us(self) -> f64 {
-        self.cpu_us / self.answers
-    }
-}
 
 /// What came of a client's run.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     /// CPU time of the server per answer, in microseconds; seconds per million are the same number.
     pub cpu_us: f64,
-    /// How many answers there were.
-    pub answers: f64,
     /// Answers per second.
     pub rate: f64,
 }
@@ -108,19 +82,59 @@ fn costs(
 /// The server's CPU time while a client asks as fast as it gets answers.
 pub fn load(node: &LabNode, server: &Server, core: &str, questions: &Path, seconds: f64) -> Result<Load> {
     let before = server.cpu_ns()?;
-    let text = dnsperf(node, core, server.port, questions, &["-l", &seconds.to_string(), "-q", "64"])?;
+    let arguments = ["-c", "4", "-q", "64", "-l", &seconds.to_string()];
+    let text = dnsperf(node, core, server.port, questions, &arguments)?;
     let cpu_ns = server.cpu_ns()? - before;
     let answers = field(&text, "Queries completed:")?;
-    Ok(Load { cpu_us: cpu_ns / 1e3 / answers, answers, rate: field(&text, "Queries per second:")? })
+    Ok(Load { cpu_us: cpu_ns / 1e3 / answers, rate: field(&text, "Queries per second:")? })
 }
 
-fn dnsperf(node: &LabNode, core: &str, port: u16, questions: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = pinned(node, core, "dnsperf");
+/// A client that asks one of several servers which are asked at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Asking<'a> {
+    pub server: &'a Server,
+    pub questions: &'a Path,
+    /// Its sockets.
+    pub sockets: usize,
+    /// Questions that it has under way.
+    pub under_way: usize,
+}
+
+/// CPU time per answer, in microseconds, of each server, while clients on `cores` ask all of them at once.
+pub fn side_by_side(node: &LabNode, asking: &[Asking<'_>], cores: &str, seconds: f64) -> Result<Vec<f64>> {
+    let seconds = seconds.to_string();
+    let mut running = Vec::new();
+    for asking in asking {
+        let (sockets, under_way) = (asking.sockets.to_string(), asking.under_way.to_string());
+        let arguments = ["-c", &sockets, "-q", &under_way, "-l", &seconds];
+        let mut command = client(node, cores, asking.server.port, asking.questions, &arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let before_ns = asking.server.cpu_ns()?;
+        running.push((asking.server, before_ns, command.spawn().context("cannot run dnsperf")?));
+    }
+    // All of them have to end before one may fail.
+    let ended: Vec<_> = running
+        .into_iter()
+        .map(|(server, before_ns, child)| (server, before_ns, child.wait_with_output()))
+        .collect();
+    let cost = |(server, before_ns, output): (&Server, f64, io::Result<Output>)| {
+        let text = told(&output.context("cannot run dnsperf")?)?;
+        Ok((server.cpu_ns()? - before_ns) / 1e3 / field(&text, "Queries completed:")?)
+    };
+    ended.into_iter().map(cost).collect()
+}
+
+fn dnsperf(node: &LabNode, cores: &str, port: u16, questions: &Path, arguments: &[&str]) -> Result<String> {
+    told(&client(node, cores, port, questions, arguments).output().context("cannot run dnsperf")?)
+}
+
+fn client(node: &LabNode, cores: &str, port: u16, questions: &Path, arguments: &[&str]) -> Command {
+    let mut command = pinned(node, cores, "dnsperf");
+    command.args(["-s", "127.0.0.1", "-p", &port.to_string(), "-d"]).arg(questions).args(arguments);
     command
-        .args(["-s", "127.0.0.1", "-p", &port.to_string(), "-c", "4", "-d"])
-        .arg(questions)
-        .args(arguments);
-    let output = command.output().context("cannot run dnsperf")?;
+}
+
+fn told(output: &Output) -> Result<String> {
     if !output.status.success() {
         bail!("dnsperf: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -166,7 +180,8 @@ fn times(
 
 fn p99_us(node: &LabNode, server: &Server, questions: &Path, rate: f64, seconds: f64) -> Result<f64> {
     let (rate, seconds) = (rate.to_string(), seconds.to_string());
-    let text = dnsperf(node, "1", server.port, questions, &["-l", &seconds, "-Q", &rate, "-v"])?;
+    let arguments = ["-c", "4", "-l", &seconds, "-Q", &rate, "-v"];
+    let text = dnsperf(node, "1", server.port, questions, &arguments)?;
     // "> NOERROR name A 0.000123"
     let times = text.lines().filter(|line| line.starts_with("> "));
     let times: Vec<f64> = times.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
@@ -174,31 +189,4 @@ fn p99_us(node: &LabNode, server: &Server, questions: &Path, rate: f64, seconds:
         bail!("dnsperf tells no times: {text}");
     }
     Ok(percentile(&times, 0.99) * 1e6)
-}
-
-/// Two threads on two cores beside one on one. The clients need the same cores, so what is compared is the CPU time of an
-/// answer: threads that do not wait for each other spend no more of it than one does.
-pub fn scaling(node: &LabNode, effort: Effort, report: &mut Report) -> Result<()> {
-    const SIZE: usize = 10_000;
-    Report::progress("one core and two");
-    let questions = questions(node, Case::Hit, SIZE)?;
-    let (one, two) = (Server::ours(node, SIZE, 1, "0")?, Server::ours(node, SIZE, 2, "0,1")?);
-    let mut pairs = Pairs::new();
-    for _ in 0..effort.rounds {
-        let (mut single, mut double) = (Spent::default(), Spent::default());
-        for _ in 0..effort.turns() {
-            single.ask(node, &one, "0,1", &questions)?;
-            double.ask(node, &two, "0,1", &questions)?;
-        }
-        // Answers of two cores and of one, in as much time.
-        pairs.push(2.0 / double.each_us(), 1.0 / single.each_us());
-    }
-    let target = Target::RatioAtLeast(SCALING_TARGET);
-    let row = Row::beside("two-cores", SIZE, "1/us", "one core", pairs.compared(), target);
-    report.add(if row.is_ok() {
-        row.with_note("by the CPU time of an answer: the clients need the cores, too")
-    } else {
-        row.limited_by("clients share the two cores, and the caches with them")
-    });
-    Ok(())
 }
