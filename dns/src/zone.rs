@@ -6,10 +6,12 @@
 //! name up takes one look-up for its Service, whether that exists or not.
 
 mod arpa;
+mod hostnames;
 mod index;
 mod lookup;
 mod service;
 mod srv;
+mod window;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -25,8 +27,9 @@ use smallvec::SmallVec;
 use crate::{DnsConfig, DnsError, PodRecords};
 use arpa::Reverse;
 use index::Index;
-use lookup::Node;
+use lookup::{Node, Part};
 use service::ServiceRecords;
+pub use window::Window;
 
 /// CNAMEs that are followed within the zone before a chain is taken for a loop.
 const CHAIN_MAX: usize = 8;
@@ -48,28 +51,6 @@ pub struct Question {
     pub name: Name,
     /// The record type.
     pub kind: RecordType,
-}
-
-/// Which part of a long list of addresses is wanted. A headless Service may have thousands; a packet takes some dozens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// With which address to begin (modulo their number): clients take the first one, so let it be another each time.
-    pub turn: usize,
-    /// How many records are of use, at most.
-    pub records_max: usize,
-}
-
-impl Window {
-    /// Everything, from the first on.
-    pub const ALL: Self = Self { turn: 0, records_max: usize::MAX };
-
-    fn of<T, L: AsMut<[T]> + IntoIterator<Item = T>>(self, mut all: L) -> impl Iterator<Item = T> {
-        let ring = all.as_mut();
-        if !ring.is_empty() {
-            ring.rotate_left(self.turn % ring.len());
-        }
-        all.into_iter().take(self.records_max)
-    }
 }
 
 /// An answer of the zone, section by section.
@@ -311,18 +292,23 @@ impl Zone {
 
     /// Puts what is told of a Service in the place of what was. Of its addresses only those are touched that have changed.
     fn replace(&mut self, key: &ServiceKey, records: Option<ServiceRecords>) {
-        let former = self.services.remove(key).map(|former| former.reverse()).unwrap_or_default();
-        let next = records.as_ref().map(ServiceRecords::reverse).unwrap_or_default();
+        let former = self.services.remove(key);
         let owner = |hostname: Option<Arc<str>>| Arc::new(Owner { service: key.clone(), hostname });
         let nameless = owner(None);
-        let place = |(addr, hostname): &(IpAddr, Option<Arc<str>>)| {
-            (*addr, hostname.clone().map_or_else(|| Arc::clone(&nameless), |hostname| owner(Some(hostname))))
+        let place = |addr, hostname: &Option<Arc<str>>| {
+            (addr, hostname.clone().map_or_else(|| Arc::clone(&nameless), |hostname| owner(Some(hostname))))
         };
-        for gone in only_in(&former, &next) {
-            self.owners.remove(&place(gone));
-        }
-        for new in only_in(&next, &former) {
-            self.owners.insert(place(new));
+        let aliases = |records: Option<&ServiceRecords>, addr| {
+            records.map(|records| records.aliases(addr)).unwrap_or_default()
+        };
+        for addr in ServiceRecords::touched(former.as_ref(), records.as_ref()) {
+            let (old, new) = (aliases(former.as_ref(), addr), aliases(records.as_ref(), addr));
+            for gone in old.iter().filter(|alias| !new.contains(alias)) {
+                self.owners.remove(&place(addr, gone));
+            }
+            for new in new.iter().filter(|alias| !old.contains(alias)) {
+                self.owners.insert(place(addr, new));
+            }
         }
         if let Some(records) = records {
             self.services.insert(records);
@@ -395,11 +381,15 @@ impl Zone {
                 let text = hickory_proto::rr::rdata::TXT::new(vec![SCHEMA_VERSION.to_owned()]);
                 answers.push(Record::from_rdata(owner.clone(), FIXED_TTL_S, RData::TXT(text)));
             }
+            (Node::Service(records), RecordType::A | RecordType::AAAA) if records.is_headless() => {
+                extend(answers, self.endpoint_addresses(owner, kind, (records, None), window));
+            }
             (Node::Service(records), RecordType::A | RecordType::AAAA) => {
-                extend(answers, self.addresses(owner, kind, records.addresses(), window));
+                extend(answers, self.addresses(owner, kind, records.cluster_ips(), window));
             }
             (Node::Part(records, part), RecordType::A | RecordType::AAAA) => {
-                extend(answers, self.addresses(owner, kind, records.addresses_in(part), window));
+                let within = records.meant(part);
+                extend(answers, self.endpoint_addresses(owner, kind, (records, within), window));
             }
             (Node::Service(records), RecordType::SRV) => {
                 self.push_srv(&mut answer, owner, records, (None, None), window);
@@ -435,6 +425,18 @@ impl Zone {
         window
             .of(wanted.collect::<SmallVec<[IpAddr; 2]>>())
             .map(move |addr| self.record(owner, address(addr)))
+    }
+
+    /// Those of a headless Service's endpoints.
+    fn endpoint_addresses(
+        &self,
+        owner: &Name,
+        kind: RecordType,
+        (records, within): (&ServiceRecords, Option<&Part>),
+        window: Window,
+    ) -> impl Iterator<Item = Record> {
+        let wanted = records.endpoint_addresses(kind == RecordType::A, within);
+        window.of_many(wanted).into_iter().map(move |addr| self.record(owner, address(addr)))
     }
 
     fn glue(&self, kind: RecordType) -> Vec<Record> {
@@ -507,15 +509,6 @@ impl Zone {
     fn record(&self, owner: &Name, data: RData) -> Record {
         Record::from_rdata(owner.clone(), self.settings.ttl_s, data)
     }
-}
-
-/// What `some` have and `others` have not; both are in order.
-fn only_in<'a, T: Ord>(some: &'a [T], others: &'a [T]) -> impl Iterator<Item = &'a T> {
-    let mut others = others.iter().peekable();
-    some.iter().filter(move |one| {
-        while others.next_if(|other| other < one).is_some() {}
-        others.peek() != Some(one)
-    })
 }
 
 /// Adds to a section. A vector that grows by itself takes room for four records at least, which is more than the allocator

@@ -18,7 +18,8 @@ fn line() -> impl Strategy<Value = String> {
     let key = (0..2, 0..3).prop_map(|(namespace, name)| format!("ns{namespace}/s{name}"));
     let addr =
         prop_oneof![(1..6).prop_map(|n| format!("10.0.0.{n}")), (1..4).prop_map(|n| format!("fd00::{n}"))];
-    let host = prop_oneof![Just(""), Just("hostname=h1"), Just("hostname=h2"), Just("unready")];
+    let host =
+        prop_oneof![Just(""), Just("hostname=h1"), Just("hostname=h2"), Just("hostname=H1"), Just("unready")];
     prop_oneof![
         (key.clone(), addr.clone())
             .prop_map(|(key, addr)| format!("service {key} cluster {addr} ports http/tcp/80")),

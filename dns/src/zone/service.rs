@@ -1,14 +1,17 @@
 //! What DNS tells about one Service.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
-use seaway_model::{Endpoint, EndpointSet, Protocol, Service, ServiceKey, ServiceKind, ServicePort};
+use seaway_model::{
+    Endpoint, EndpointPort, EndpointSet, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
+};
 use smallvec::SmallVec;
 
+use super::hostnames::{Hostnames, Places};
 use super::lookup::{Part, Port};
 
 /// A Service, prepared for questions: what most of them ask for lies together, and all else in one other place.
@@ -29,8 +32,8 @@ struct Rest {
     /// Shared with the snapshot, not copied.
     endpoints: Arc<EndpointSet>,
     publish_not_ready: bool,
-    /// Places in `endpoints` of those that have a host name, by that name.
-    hosts: BTreeMap<Arc<str>, Vec<usize>>,
+    /// Which of the usable ones have which host name, if any has one.
+    hostnames: Option<Box<Hostnames>>,
     /// Where an ExternalName Service leads. `None` where that is no name.
     external: Option<Name>,
 }
@@ -88,24 +91,45 @@ impl PortRecord {
     }
 }
 
-/// A port of an endpoint, for SRV records.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place<'a> {
-    /// The endpoint's name below the Service.
-    pub(super) label: Cow<'a, str>,
+/// A target of SRV records: a name below the Service, and a port there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    /// The place of the first endpoint that has the name.
+    pub(super) at: usize,
     pub(super) port: u16,
-    pub(super) addr: IpAddr,
 }
+
+/// All targets that a question is about. A Service may have thousands, of which a packet takes some dozens: their names are
+/// made for those only.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    /// Those of one name are together, by port.
+    pub(super) list: Vec<Target>,
+    /// How many addresses and ports they are.
+    pub(super) places: usize,
+}
+
+impl Targets {
+    /// Adds those of the name of the endpoint at `at`, which is at all of `endpoints`.
+    fn add<'a>(&mut self, at: usize, endpoints: impl Iterator<Item = &'a Endpoint>, port: Option<&Port<'_>>) {
+        let offers =
+            endpoints.flat_map(|endpoint| numbers(endpoint, port).map(|number| (number, endpoint.addr)));
+        let mut offers: SmallVec<[(u16, IpAddr); 4]> = offers.collect();
+        offers.sort_unstable();
+        offers.dedup();
+        self.places += offers.len();
+        offers.dedup_by_key(|(number, _)| *number);
+        self.list.extend(offers.into_iter().map(|(port, _)| Target { at, port }));
+    }
+}
+
+/// Names that an address leads to: the Service's own, or that of an endpoint without a host name (`None`), and host names.
+type Aliases = SmallVec<[Option<Arc<str>>; 1]>;
 
 impl ServiceRecords {
     pub(super) fn new(service: &Service, endpoints: Arc<EndpointSet>, ignore_empty: bool) -> Self {
         let usable = |endpoint: &Endpoint| endpoint.ready || service.publish_not_ready;
-        let mut hosts: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
-        for (at, endpoint) in endpoints.endpoints.iter().enumerate() {
-            if let Some(hostname) = endpoint.hostname.as_ref().filter(|_| usable(endpoint)) {
-                hosts.entry(lower(hostname)).or_default().push(at);
-            }
-        }
+        let hostnames = Hostnames::of(&endpoints.endpoints, usable);
         let mut external = None;
         let kind = match (&service.external_name, service.kind) {
             (target, ServiceKind::ExternalName) => {
@@ -124,7 +148,7 @@ impl ServiceRecords {
             namespace: Arc::clone(&key.namespace),
             kind,
             ports: service.ports.iter().map(PortRecord::new).collect(),
-            rest: Arc::new(Rest { key, endpoints, publish_not_ready, hosts, external }),
+            rest: Arc::new(Rest { key, endpoints, publish_not_ready, hostnames, external }),
         }
     }
 
@@ -156,50 +180,98 @@ impl ServiceRecords {
         if let Kind::ClusterIp { addrs, .. } = self.kind { addrs.iter() } else { ClusterIps::NONE.iter() }
     }
 
-    /// The addresses that the Service's own name stands for.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        // Who asks for a ClusterIP does not touch the endpoints.
-        let endpoints = self.is_headless().then(|| self.usable()).into_iter().flatten();
-        self.cluster_ips().chain(without_repeats(endpoints.map(|endpoint| endpoint.addr)))
-    }
-
     pub(super) fn is_headless(&self) -> bool {
         matches!(self.kind, Kind::Headless { .. })
     }
 
-    /// Addresses to find the Service by, with the host names of endpoints: in order, each once.
-    pub(super) fn reverse(&self) -> Vec<(IpAddr, Option<Arc<str>>)> {
-        if !self.exists() {
-            return Vec::new();
+    /// Addresses that lead to other names by the next records than by the former ones, in order, and some more. Of a
+    /// large Service few endpoints change at a time: those that stay are passed over at a glance.
+    pub(super) fn touched<'r>(former: Option<&'r Self>, next: Option<&'r Self>) -> Vec<IpAddr> {
+        let all =
+            |records: Option<&Self>| records.into_iter().flat_map(Self::cluster_ips).collect::<Vec<_>>();
+        let mut touched = [all(former), all(next)].concat();
+        let endpoints =
+            |records: Option<&'r Self>| records.map_or(&[][..], |records| &records.rest.endpoints.endpoints);
+        let (mut old, mut new) = (endpoints(former), endpoints(next));
+        loop {
+            let addr = match (old.first(), new.first()) {
+                (Some(old), Some(new)) => old.addr.min(new.addr),
+                (Some(only), None) | (None, Some(only)) => only.addr,
+                (None, None) => break,
+            };
+            let ((old_here, old_rest), (new_here, new_rest)) = (split(old, addr), split(new, addr));
+            let is_same = match (old_here, new_here, former, next) {
+                ([old], [new], Some(former), Some(next)) => {
+                    former.tells(old) == next.tells(new) && has_same_hostname(old, new)
+                }
+                _ => false,
+            };
+            if !is_same {
+                touched.push(addr);
+            }
+            (old, new) = (old_rest, new_rest);
         }
-        let endpoints = self.usable().map(|e| (e.addr, e.hostname.as_ref().map(lower)));
-        let mut all: Vec<_> = self.cluster_ips().map(|addr| (addr, None)).chain(endpoints).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        touched
+    }
+
+    /// The names that `addr` leads to, in order, each once.
+    pub(super) fn aliases(&self, addr: IpAddr) -> Aliases {
+        let own = self.cluster_ips().filter(|ip| self.exists() && *ip == addr).map(|_| None);
+        let endpoints = self.at(addr).filter(|(_, endpoint)| self.tells(endpoint));
+        let mut all: Aliases =
+            own.chain(endpoints.map(|(_, endpoint)| endpoint.hostname.as_ref().map(lower))).collect();
         all.sort_unstable();
         all.dedup();
         all
     }
 
-    /// The addresses of the endpoints that `label` names.
-    pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
-        without_repeats(self.named(label).iter().map(|endpoint| endpoint.addr)).collect()
+    /// Whether an endpoint has a name.
+    fn tells(&self, endpoint: &Endpoint) -> bool {
+        self.is_usable(endpoint) && self.exists()
     }
 
-    /// Where the endpoints are that `label` names: by port, then address.
-    pub(super) fn places_of(&self, label: &str) -> Vec<Place<'_>> {
-        placed(self.named(label).into_iter(), None)
-    }
-
-    /// The endpoints that `label` names: by host name, else by dashed address.
-    fn named(&self, label: &str) -> SmallVec<[&Endpoint; 2]> {
+    /// The endpoints at one address, with their places.
+    fn at(&self, addr: IpAddr) -> impl Iterator<Item = (usize, &Endpoint)> {
         let endpoints = &self.rest.endpoints.endpoints;
-        if let Some(places) = self.rest.hosts.get(label) {
-            return places.iter().filter_map(|&at| endpoints.get(at)).collect();
-        }
-        let Some(addr) = parse_dashed(label) else { return SmallVec::new() };
         // Endpoints are ordered by address.
         let from = endpoints.partition_point(|endpoint| endpoint.addr < addr);
-        let there = endpoints[from..].iter().take_while(|endpoint| endpoint.addr == addr);
-        there.filter(|endpoint| self.is_usable(endpoint) && endpoint.hostname.is_none()).collect()
+        endpoints.iter().enumerate().skip(from).take_while(move |(_, endpoint)| endpoint.addr == addr)
+    }
+
+    /// The addresses of the endpoints that `label` names.
+    pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
+        let endpoints = self.named(label).into_iter().filter_map(|at| self.rest.endpoints.endpoints.get(at));
+        let mut addrs: Vec<IpAddr> = endpoints.map(|endpoint| endpoint.addr).collect();
+        addrs.dedup();
+        addrs
+    }
+
+    /// The targets that `label` names.
+    pub(super) fn targets_of(&self, label: &str) -> Targets {
+        let (places, mut targets) = (self.named(label), Targets::default());
+        if let Some(&first) = places.first() {
+            targets.add(first, places.iter().map(|&at| &self.rest.endpoints.endpoints[at]), None);
+        }
+        targets
+    }
+
+    /// The places of the endpoints that `label` names: by host name, else by dashed address.
+    fn named(&self, label: &str) -> Places {
+        let hostnames = self.rest.hostnames.as_deref();
+        let places =
+            hostnames.map(|names| names.find(label, &self.rest.endpoints.endpoints)).unwrap_or_default();
+        match parse_dashed(label) {
+            Some(addr) if places.is_empty() => self.without_hostname(addr),
+            _ => places,
+        }
+    }
+
+    /// The places of the endpoints that are named by this address.
+    fn without_hostname(&self, addr: IpAddr) -> Places {
+        let nameless = |endpoint: &Endpoint| self.is_usable(endpoint) && endpoint.hostname.is_none();
+        self.at(addr).filter(|(_, endpoint)| nameless(endpoint)).map(|(at, _)| at).collect()
     }
 
     pub(super) fn has_protocol(&self, protocol: Protocol) -> bool {
@@ -216,9 +288,14 @@ impl ServiceRecords {
         self.ports.iter().find(named).map(|port| &*port.name)
     }
 
-    /// The addresses of the endpoints in a topology zone.
-    pub(super) fn addresses_in(&self, part: &Part) -> impl Iterator<Item = IpAddr> {
-        without_repeats(self.usable_in(Some(part)).map(|endpoint| endpoint.addr))
+    /// The addresses of one family of the endpoints, of all or of those in a topology zone.
+    pub(super) fn endpoint_addresses(
+        &self,
+        v4: bool,
+        within: Option<&Part>,
+    ) -> impl Iterator<Item = IpAddr> + Clone {
+        let addrs = self.usable_in(within).map(|(_, endpoint)| endpoint.addr);
+        without_repeats(addrs.filter(move |addr| addr.is_ipv4() == v4))
     }
 
     /// The numbers of one port of a Service with a ClusterIP, or of all: each once, though it may serve several protocols.
@@ -230,22 +307,89 @@ impl ServiceRecords {
         numbers
     }
 
-    /// Where one port is, or all are, at all endpoints or at a part: by label, then port, then address.
-    pub(super) fn places(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Vec<Place<'_>> {
-        placed(self.usable_in(within), port)
+    /// The targets of one port, or of all, at all endpoints or at a part: by the address of the first that has the name.
+    pub(super) fn targets(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Targets {
+        let mut targets = Targets::default();
+        // Endpoints of one slice have the same ports.
+        let mut alike: Option<(&Arc<[EndpointPort]>, std::ops::Range<usize>)> = None;
+        for (at, endpoint) in self.usable_in(within) {
+            if !self.is_alone(at) {
+                // Where only a part is asked for, the first of the name may not be in it.
+                let (first, others) = self.namesakes(at, within);
+                if first == Some(at) {
+                    targets.add(at, others, port);
+                }
+                continue;
+            }
+            let from = targets.list.len();
+            match &alike {
+                Some((ports, range)) if Arc::ptr_eq(ports, &endpoint.ports) => {
+                    targets.list.extend_from_within(range.clone());
+                    targets.places += range.len();
+                    targets.list[from..].iter_mut().for_each(|target| target.at = at);
+                }
+                _ => targets.add(at, iter::once(endpoint), port),
+            }
+            alike = Some((&endpoint.ports, from..targets.list.len()));
+        }
+        targets
     }
 
-    fn usable(&self) -> impl Iterator<Item = &Endpoint> {
-        self.rest.endpoints.endpoints.iter().filter(|endpoint| self.is_usable(endpoint))
+    /// The name of a target below its Service, and the addresses that it has there.
+    pub(super) fn told(
+        &self,
+        target: Target,
+        (port, within): (Option<&Port<'_>>, Option<&Part>),
+    ) -> Option<(Cow<'_, str>, SmallVec<[IpAddr; 2]>)> {
+        let endpoint = self.rest.endpoints.endpoints.get(target.at)?;
+        if self.is_alone(target.at) {
+            return Some((label(endpoint), SmallVec::from_slice(&[endpoint.addr])));
+        }
+        let (_, endpoints) = self.namesakes(target.at, within);
+        let there = endpoints.filter(|other| numbers(other, port).any(|number| number == target.port));
+        let mut addrs: SmallVec<[IpAddr; 2]> = there.map(|other| other.addr).collect();
+        addrs.dedup();
+        Some((label(endpoint), addrs))
     }
 
-    fn usable_in(&self, part: Option<&Part>) -> impl Iterator<Item = &Endpoint> {
-        let is_in = |endpoint: &Endpoint, part: &Part| {
-            endpoint.zone.as_deref().is_some_and(|zone| zone.eq_ignore_ascii_case(&part.zone))
+    /// Whether no other endpoint has the name of the one at `at`.
+    fn is_alone(&self, at: usize) -> bool {
+        let endpoints = &self.rest.endpoints.endpoints;
+        if endpoints[at].hostname.is_some() {
+            return self.rest.hostnames.as_deref().is_none_or(|names| !names.are_shared());
+        }
+        let is_there = |other: Option<&Endpoint>| other.is_some_and(|other| other.addr == endpoints[at].addr);
+        !is_there(endpoints.get(at + 1))
+            && !is_there(at.checked_sub(1).and_then(|before| endpoints.get(before)))
+    }
+
+    /// All endpoints within a part that have the name of the one at `at`, and the place of the first.
+    fn namesakes(
+        &self,
+        at: usize,
+        within: Option<&Part>,
+    ) -> (Option<usize>, impl Iterator<Item = &Endpoint>) {
+        let endpoints = &self.rest.endpoints.endpoints;
+        let mut places = match (&endpoints[at].hostname, self.rest.hostnames.as_deref()) {
+            // There is one before it, which has told of both.
+            (Some(_), Some(names)) if within.is_none() && names.is_follower(at) => Places::new(),
+            (Some(name), Some(names)) => names.find(name, endpoints),
+            _ => self.without_hostname(endpoints[at].addr),
         };
-        // Without a part, or with one that is empty and only preferred, all of them.
-        let part = part.filter(|part| !part.prefer || self.usable().any(|endpoint| is_in(endpoint, part)));
-        self.usable().filter(move |endpoint| part.is_none_or(|part| is_in(endpoint, part)))
+        places.retain(|at| within.is_none_or(|part| is_in(&endpoints[*at], part)));
+        (places.first().copied(), places.into_iter().map(|at| &endpoints[at]))
+    }
+
+    /// The usable endpoints, or those of them that are in a part, with their places.
+    fn usable_in(&self, within: Option<&Part>) -> impl Iterator<Item = (usize, &Endpoint)> + Clone {
+        let all = self.rest.endpoints.endpoints.iter().enumerate();
+        let usable = all.filter(|(_, endpoint)| self.is_usable(endpoint));
+        usable.filter(move |(_, endpoint)| within.is_none_or(|part| is_in(endpoint, part)))
+    }
+
+    /// The part that is meant: none where it is only preferred and nothing is in it.
+    pub(super) fn meant<'p>(&self, part: &'p Part) -> Option<&'p Part> {
+        Some(part).filter(|part| !part.prefer || self.usable_in(Some(part)).next().is_some())
     }
 
     fn is_usable(&self, endpoint: &Endpoint) -> bool {
@@ -253,20 +397,29 @@ impl ServiceRecords {
     }
 }
 
-/// Where one port is, or all are, at endpoints that are ordered by address: by label, then port, then address.
-fn placed<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, port: Option<&Port<'_>>) -> Vec<Place<'a>> {
-    let mut places = Vec::new();
-    for endpoint in endpoints {
-        for offer in &*endpoint.ports {
-            if is_meant(port, offer.name.as_bytes(), offer.protocol) {
-                places.push(Place { label: label(endpoint), port: offer.port, addr: endpoint.addr });
-            }
-        }
+/// The endpoints at `addr`, where the first ones are, and the others.
+fn split(endpoints: &[Endpoint], addr: IpAddr) -> (&[Endpoint], &[Endpoint]) {
+    let count = endpoints.iter().take_while(|endpoint| endpoint.addr == addr).count();
+    endpoints.split_at(count)
+}
+
+fn has_same_hostname(one: &Endpoint, other: &Endpoint) -> bool {
+    match (&one.hostname, &other.hostname) {
+        // One that has not changed is shared by both.
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one == other,
+        (None, None) => true,
+        _ => false,
     }
-    // A stable sort leaves those of one label and port in the order of addresses.
-    places.sort_by(|a, b| (&a.label, a.port).cmp(&(&b.label, b.port)));
-    places.dedup();
-    places
+}
+
+fn is_in(endpoint: &Endpoint, part: &Part) -> bool {
+    endpoint.zone.as_deref().is_some_and(|zone| zone.eq_ignore_ascii_case(&part.zone))
+}
+
+/// The numbers of those ports of an endpoint that are meant.
+fn numbers(endpoint: &Endpoint, port: Option<&Port<'_>>) -> impl Iterator<Item = u16> {
+    let meant = endpoint.ports.iter().filter(move |held| is_meant(port, held.name.as_bytes(), held.protocol));
+    meant.map(|held| held.port)
 }
 
 /// Whether a question is about a port: about this one, or about all.
@@ -324,7 +477,7 @@ fn is_lower(text: &str) -> bool {
 }
 
 /// Drops an address that equals the one before it.
-fn without_repeats(addrs: impl Iterator<Item = IpAddr>) -> impl Iterator<Item = IpAddr> {
+fn without_repeats<I: Iterator<Item = IpAddr> + Clone>(addrs: I) -> impl Iterator<Item = IpAddr> + Clone {
     let mut last = None;
     addrs.filter(move |addr| last.replace(*addr) != Some(*addr))
 }

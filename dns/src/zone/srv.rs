@@ -8,7 +8,7 @@ use hickory_proto::rr::{Name, RData};
 use smallvec::SmallVec;
 
 use super::lookup::{Part, Port};
-use super::service::{Place, ServiceRecords};
+use super::service::{ServiceRecords, Targets};
 use super::{Answer, Window, Zone, address, extend};
 
 /// As CoreDNS has it: each address and port has the same part of a hundred.
@@ -28,7 +28,9 @@ impl Zone {
     ) {
         let Some(service) = self.name_of(&records.namespace, &records.name) else { return };
         if records.is_headless() {
-            self.push_places(answer, owner, &service, records.places(port, within), window);
+            let within = within.and_then(|part| records.meant(part));
+            let targets = records.targets(port, within);
+            self.push_targets(answer, (owner, &service), records, (&targets, port, within), window);
         } else {
             self.push_ports(answer, owner, &service, (records, port), window);
         }
@@ -44,8 +46,8 @@ impl Zone {
     ) {
         let Some(service) = self.name_of(&records.namespace, &records.name) else { return };
         let Some(label) = owner.iter().next().and_then(|label| str::from_utf8(label).ok()) else { return };
-        let places = records.places_of(&label.to_ascii_lowercase());
-        self.push_places(answer, owner, &service, places, window);
+        let targets = records.targets_of(&label.to_ascii_lowercase());
+        self.push_targets(answer, (owner, &service), records, (&targets, None, None), window);
     }
 
     /// Of a Service with a ClusterIP: each leads to the Service itself.
@@ -70,27 +72,25 @@ impl Zone {
     }
 
     /// Of a headless one. Endpoints that share a host name are one target with several addresses.
-    fn push_places(
+    fn push_targets(
         &self,
         answer: &mut Answer,
-        owner: &Name,
-        service: &Name,
-        places: Vec<Place<'_>>,
+        (owner, service): (&Name, &Name),
+        records: &ServiceRecords,
+        (targets, port, within): (&Targets, Option<&Port<'_>>, Option<&Part>),
         window: Window,
     ) {
-        let weight = weight(places.len());
-        let is_same = |a: &Place<'_>, b: &Place<'_>| a.label == b.label && a.port == b.port;
-        let targets: Vec<&[Place<'_>]> = places.chunk_by(is_same).collect();
+        let weight = weight(targets.places);
         // An endpoint of several ports has its address told once.
-        let repeated = targets.windows(2).any(|pair| pair[0][0].label == pair[1][0].label);
+        let repeated = targets.list.windows(2).any(|pair| pair[0].at == pair[1].at);
         let mut told = HashSet::new();
-        for target in window.of(targets) {
-            let first = &target[0];
-            let Ok(name) = service.prepend_label(first.label.as_bytes()) else { continue };
-            let srv = SRV::new(0, weight, first.port, name.clone());
+        for target in window.of_slice(&targets.list) {
+            let Some((label, addrs)) = records.told(*target, (port, within)) else { continue };
+            let Ok(name) = service.prepend_label(label.as_bytes()) else { continue };
+            let srv = SRV::new(0, weight, target.port, name.clone());
             answer.answers.push(self.record(owner, RData::SRV(srv)));
-            let new = target.iter().filter(|place| !repeated || told.insert((&place.label, place.addr)));
-            answer.additionals.extend(new.map(|place| self.record(&name, address(place.addr))));
+            let new = addrs.into_iter().filter(|addr| !repeated || told.insert((target.at, *addr)));
+            answer.additionals.extend(new.map(|addr| self.record(&name, address(addr))));
         }
     }
 }
