@@ -30,8 +30,13 @@ pub struct DnsConfig {
     pub listen: Vec<SocketAddr>,
     /// The cluster's zone, such as `cluster.local`.
     pub zone: String,
-    /// Where names outside of the zone are asked for, in order of preference. Empty: they are refused.
+    /// Where names outside of the zone are asked for, in order of preference. Empty: they are refused, unless
+    /// `resolv_conf` says more.
     pub upstreams: Vec<SocketAddr>,
+    /// A file in the form of /etc/resolv.conf, which is followed while the server runs: its name servers are asked where
+    /// `upstreams` is empty, and its search domains are those of pods where `search` is. One that names nobody, as it is
+    /// while somebody writes it, changes nothing.
+    pub resolv_conf: Option<PathBuf>,
     /// The time to live of the zone's records, in seconds; also of negative answers.
     pub ttl_s: u32,
     /// Names of pods by address.
@@ -93,6 +98,7 @@ impl Default for DnsConfig {
             listen: Vec::new(),
             zone: "cluster.local".to_owned(),
             upstreams: Vec::new(),
+            resolv_conf: None,
             ttl_s: 5,
             pod_records: PodRecords::default(),
             reverse: Vec::new(),
@@ -129,7 +135,7 @@ pub(crate) fn open_files_max() -> usize {
 
 /// The name servers that a `resolv.conf` names, on port 53. Addresses with a zone (`fe80::1%eth0`) are left out: their
 /// interface need not be the same here.
-pub fn upstreams_from(resolv_conf: &str) -> Vec<SocketAddr> {
+pub(crate) fn upstreams_from(resolv_conf: &str) -> Vec<SocketAddr> {
     let mut upstreams = Vec::new();
     for line in resolv_conf.lines() {
         let mut words = line.split_whitespace();
@@ -146,7 +152,7 @@ pub fn upstreams_from(resolv_conf: &str) -> Vec<SocketAddr> {
 
 /// The search domains that a `resolv.conf` names: pods of the node have them after those of the cluster. Domains of the
 /// cluster's own `zone` are left out: they differ from pod to pod.
-pub fn search_from(resolv_conf: &str, zone: &str) -> Vec<String> {
+pub(crate) fn search_from(resolv_conf: &str, zone: &str) -> Vec<String> {
     // As everywhere, the last line is the one that holds.
     let line = resolv_conf.lines().rfind(|line| line.split_whitespace().next() == Some("search"));
     let name = |text: &str| settings::domain(text).ok();

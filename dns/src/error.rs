@@ -49,6 +49,14 @@ pub enum DnsError {
         /// What is wrong, in the order of the lines.
         problems: Vec<Problem>,
     },
+    /// Nobody says whom to ask for names outside of the cluster.
+    #[error("no resolvers from {path}: {why}")]
+    ResolvConf {
+        /// The file that should.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The settings file asks for what the server was not started for.
     #[error(
         "the settings in {path} are refused:\n  pods = \"verified\" takes a list of all pods, which nobody makes"

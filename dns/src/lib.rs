@@ -25,7 +25,7 @@ pub mod zone;
 use tokio_util::sync::CancellationToken;
 
 pub use admin::{serve_admin, watch_health};
-pub use config::{DnsConfig, PodRecords, search_from, upstreams_from};
+pub use config::{DnsConfig, PodRecords};
 pub use error::DnsError;
 pub use metrics::Metrics;
 pub use pods::{PodsWanted, Watched};

@@ -167,7 +167,7 @@ impl Server {
             let meter = Arc::new(Meter::new(&metrics, bound.address, &origin));
             start(bound, &shared, &meter, &mut listeners, &mut tasks)?;
         }
-        info!(?listening, zone = %origin, upstreams = ?self.config.upstreams, "DNS serves");
+        info!(?listening, zone = %origin, upstreams = ?self.settings.config.upstreams, "DNS serves");
         let config = self.config;
         let settings = self.settings;
         let mut keeper = Keeper {

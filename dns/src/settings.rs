@@ -2,6 +2,7 @@
 //! not the cluster's. They come from the command line, or from a file.
 
 mod corefile;
+mod files;
 mod read;
 mod values;
 
@@ -14,8 +15,9 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 
 use crate::DnsConfig;
+pub(crate) use files::Files;
 pub use read::Problem;
-pub(crate) use read::load;
+pub(crate) use read::{load, load_strictly};
 pub(crate) use values::name as domain;
 
 /// Everything that a settings file may say.

@@ -578,3 +578,16 @@ async fn a_new_file_is_taken_over_without_a_lost_question_and_a_wrong_one_is_not
     assert_eq!(asking.await.unwrap(), 0);
     assert!(running.metrics.ready());
 }
+
+#[tokio::test]
+async fn resolv_conf_is_followed_while_the_server_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "resolv.conf", "# nobody yet\n");
+    let config = DnsConfig { file: None, resolv_conf: Some(path.clone()), ..config(PathBuf::new()) };
+    let running = start(&config);
+    let refused = ask(running.address, "www.example.", RecordType::A).await;
+    assert_eq!(refused, "Refused");
+    // Nobody listens there: asked it is.
+    std::fs::write(&path, "nameserver 127.99.98.97\n").unwrap();
+    eventually(async || ask(running.address, "www.example.", RecordType::A).await == "ServFail").await;
+}

@@ -11,18 +11,13 @@ use crate::dns_slices::{self, DnsPlace, Leaving};
 
 /// What the node's DNS server is told.
 pub(crate) fn dns_config(config: &NodeConfig) -> seaway_dns::DnsConfig {
-    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let mut upstreams = config.dns_upstreams.clone();
-    if upstreams.is_empty() {
-        upstreams = seaway_dns::upstreams_from(&resolv_conf);
-    }
     seaway_dns::DnsConfig {
         listen: config.node_ips.iter().map(|ip| SocketAddr::new(*ip, config.dns_port)).collect(),
         zone: config.cluster_domain.clone(),
-        upstreams,
+        upstreams: config.dns_upstreams.clone(),
+        // Pods get their search domains from the same file.
+        resolv_conf: Some("/etc/resolv.conf".into()),
         reverse: config.service_cidrs.clone(),
-        // Pods get them from the same file.
-        search: seaway_dns::search_from(&resolv_conf, &config.cluster_domain),
         file: config.dns_config.clone(),
         ..seaway_dns::DnsConfig::default()
     }

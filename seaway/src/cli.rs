@@ -476,7 +476,7 @@ pub struct Node {
     /// The DNS zone of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// Upstream resolvers (default: those of /etc/resolv.conf)
+    /// Upstream resolvers (default: those of /etc/resolv.conf, which is followed)
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub dns_upstream: Vec<SocketAddr>,
     /// Settings of the DNS server, watched: TOML (NAME.toml, as dns/settings.example.toml), or a CoreDNS Corefile
@@ -503,7 +503,7 @@ pub struct Dns {
     /// The DNS zone of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// Upstream resolvers (default: those of /etc/resolv.conf)
+    /// Upstream resolvers (default: those of /etc/resolv.conf, which is followed)
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub upstream: Vec<SocketAddr>,
     /// Further settings, watched: TOML (NAME.toml, as dns/settings.example.toml), or a CoreDNS Corefile

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::handler::Handler;
-use crate::settings::{self, Settings};
+use crate::settings::{self, Files, Settings};
 use crate::zone::Zone;
 use crate::{DnsConfig, DnsError, Metrics, PodRecords, PodsWanted};
 
 /// How often gauges are brought up to date.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
-/// How often the settings file is looked at, and the files that it names.
+/// How often the settings file is looked at, and the files that it names, and resolv.conf.
 const RELOAD_EVERY: Duration = Duration::from_secs(1);
 /// What is new in it has to be the same after so long: whoever writes it may be in the middle of that.
 const SETTLES_IN: Duration = Duration::from_millis(100);
@@ -73,11 +73,12 @@ impl Keeper {
         let mut report = tokio::time::interval(REPORT_EVERY);
         let mut reload = tokio::time::interval(RELOAD_EVERY);
         let (mut watched, mut look) = (true, Look::default());
+        let follows = self.config.file.is_some() || self.config.resolv_conf.is_some();
         loop {
             tokio::select! {
                 () = end.cancelled() => return,
                 _ = report.tick() => self.publish.borrow().handler.report(),
-                _ = reload.tick(), if self.config.file.is_some() => if self.is_new(&mut look) {
+                _ = reload.tick(), if follows => if self.is_new(&mut look) {
                     reload.reset_after(SETTLES_IN);
                 } else {
                     self.reload(&mut look);
@@ -121,10 +122,15 @@ impl Keeper {
 
     /// Looks at the settings file. Whether it says something that it did not say before.
     fn is_new(&self, look: &mut Look) -> bool {
-        let found = settings::load(&self.config).map_err(|error| chain(&error));
+        if look.files.as_ref().is_some_and(Files::are_unchanged) {
+            return false;
+        }
+        let files = Files::new(SystemTime::now());
+        let found = settings::load_strictly(&self.config, &files).map_err(|error| chain(&error));
+        look.files = Some(files);
         let new = look.found.as_ref() != Some(&found);
         if new {
-            *look = Look { found: Some(found), said: None };
+            (look.found, look.said) = (Some(found), None);
         }
         new
     }
@@ -158,7 +164,7 @@ impl Keeper {
             }
         };
         if let Some(text) = said.as_ref().filter(|_| look.said != said) {
-            info!(file = ?self.config.file, "{text}");
+            info!(file = ?self.config.file, resolv_conf = ?self.config.resolv_conf, "{text}");
         }
         look.said = said;
     }
@@ -205,6 +211,8 @@ impl Keeper {
 /// What was seen of the settings file last.
 #[derive(Debug, Default)]
 struct Look {
+    /// What it was read from.
+    files: Option<Files>,
     found: Option<Result<Settings, String>>,
     /// What was said about it, once.
     said: Option<String>,
@@ -233,6 +241,62 @@ mod tests {
     use super::*;
     use hickory_proto::rr::Name;
 
+    /// A keeper of a server that has just started.
+    fn keeper(config: DnsConfig) -> Keeper {
+        let settings = settings::load(&config).unwrap();
+        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+        let zone = Zone::new(&config).unwrap();
+        let state = State::new(&settings, zone, None, &[], &metrics).unwrap();
+        let (publish, _) = watch::channel(Arc::new(state));
+        let (listening, pods, draining) = (Vec::new(), None, false);
+        Keeper { config, settings, pods, listening, publish, metrics, draining }
+    }
+
+    fn look(keeper: &mut Keeper, look: &mut Look) {
+        if !keeper.is_new(look) {
+            keeper.reload(look);
+        }
+    }
+
+    #[test]
+    fn resolvers_follow_resolv_conf() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        let config = DnsConfig { resolv_conf: Some(file.clone()), ..DnsConfig::default() };
+        let mut keeper = keeper(config.clone());
+        let mut seen = Look::default();
+        // Each step: what the file says, and who is asked after it has said so for a while, with pods' search domains.
+        let steps = [
+            ("", "", ""),
+            ("nameserver 192.0.2.1\nsearch corp.example\n", "192.0.2.1:53", "corp.example."),
+            ("# to be written", "192.0.2.1:53", "corp.example."),
+            ("nameserver 192.0.2.2\nnameserver 2001:db8::1\n", "192.0.2.2:53 [2001:db8::1]:53", ""),
+        ];
+        for (text, upstreams, search) in steps {
+            write(text);
+            look(&mut keeper, &mut seen);
+            look(&mut keeper, &mut seen);
+            let told: Vec<String> =
+                keeper.settings.config.upstreams.iter().map(ToString::to_string).collect();
+            assert_eq!(
+                (told.join(" "), keeper.settings.config.search.join(" ")),
+                (upstreams.into(), search.into())
+            );
+            let forward = keeper.settings.zones[0].forward.as_ref().unwrap();
+            assert_eq!(forward.upstreams.len(), told.len());
+        }
+        std::fs::remove_file(&file).unwrap();
+        look(&mut keeper, &mut seen);
+        look(&mut keeper, &mut seen);
+        assert_eq!(keeper.settings.config.upstreams.len(), 2);
+        // What the command line says comes first.
+        write("nameserver 192.0.2.1\nsearch corp.example\n");
+        let upstreams = vec!["192.0.2.9:53".parse().unwrap()];
+        let own = settings::load(&DnsConfig { upstreams: upstreams.clone(), ..config.clone() }).unwrap();
+        assert_eq!((own.config.upstreams, own.config.search), (upstreams, vec!["corp.example.".to_owned()]));
+    }
+
     /// Whoever writes the file may have come as far as nothing, or half of it: each is right, and not what is meant.
     #[test]
     fn a_file_is_taken_over_when_it_has_been_the_same_for_a_while() {
@@ -242,14 +306,8 @@ mod tests {
         let whole = "[[zone]]\nname = \"one.example\"\n[[zone]]\nname = \"two.example\"\n";
         write(whole);
         let config = DnsConfig { file: Some(file.clone()), ..DnsConfig::default() };
-        let settings = settings::load(&config).unwrap();
-        let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-        let zone = Zone::new(&config).unwrap();
-        let state = State::new(&settings, zone, None, &[], &metrics).unwrap();
-        let (publish, _states) = watch::channel(Arc::new(state));
-        let (listening, pods, draining) = (Vec::new(), None, false);
-        let mut keeper = Keeper { config, settings, pods, listening, publish, metrics, draining };
-        let mut look = Look::default();
+        let mut keeper = keeper(config);
+        let mut seen = Look::default();
         // Each step: what the file says, and how many zones there are after a look at it.
         let steps = [
             (whole, 3),
@@ -267,9 +325,7 @@ mod tests {
         ];
         for (at, (text, zones)) in steps.into_iter().enumerate() {
             write(text);
-            if !keeper.is_new(&mut look) {
-                keeper.reload(&mut look);
-            }
+            look(&mut keeper, &mut seen);
             assert_eq!(keeper.settings.zones.len(), zones, "step {at}");
         }
         assert_eq!(keeper.settings.zones[0].name, Name::root());

@@ -16,7 +16,8 @@ use hickory_proto::rr::Name;
 use ipnet::IpNet;
 
 use super::{
-    ForwardSettings, LogClasses, Prefetch, Problem, ServeStale, Settings, Template, ZoneSettings, values,
+    Files, ForwardSettings, LogClasses, Prefetch, Problem, ServeStale, Settings, Template, ZoneSettings,
+    values,
 };
 use crate::zone::{range_of_reverse, reverse_zones};
 use crate::{DnsConfig, hosts};
@@ -33,12 +34,13 @@ const SERVFAIL_TTL_MAX: Duration = Duration::from_secs(300);
 const HOSTS_FILE: &str = "/etc/hosts";
 
 /// Reads a Corefile over `config`.
-pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
-    let mut importer = Importer::new(config.file.as_deref().unwrap_or(Path::new("Corefile")));
+pub(super) fn parse(text: &str, config: DnsConfig, read: &Files) -> Result<Settings, Vec<Problem>> {
+    let mut importer = Importer::new(config.file.as_deref().unwrap_or(Path::new("Corefile")), read);
     let tokens = importer.read(text);
     let Importer { files, mut problems, .. } = importer;
     let servers = syntax::blocks(tokens, &mut problems);
-    let mut reader = Reader { problems, config, names: Vec::new(), stubs: Vec::new(), kubernetes: false };
+    let mut reader =
+        Reader { read, problems, config, names: Vec::new(), stubs: Vec::new(), kubernetes: false };
     let mut zones: Vec<ZoneSettings> = Vec::new();
     for server in &servers {
         for zone in reader.server(server) {
@@ -62,7 +64,9 @@ pub(super) fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Probl
     Err(named.collect())
 }
 
-struct Reader {
+struct Reader<'r> {
+    /// The files that are read beside the Corefile.
+    read: &'r Files,
     problems: Vec<(Place, String)>,
     config: DnsConfig,
     /// The zones of the block that is being read.
@@ -73,7 +77,7 @@ struct Reader {
     kubernetes: bool,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn problem(&mut self, line: Place, what: String) {
         self.problems.push((line, what));
     }
@@ -302,7 +306,9 @@ impl Reader {
             self.problem(directive.line, "\"forward\" is there twice".to_owned());
         }
         for to in &args[1..] {
-            forward.upstreams.extend(self.take(directive.line, values::upstreams(to)).into_iter().flatten());
+            forward
+                .upstreams
+                .extend(self.take(directive.line, values::upstreams(to, self.read)).into_iter().flatten());
         }
         for option in &directive.body {
             let count = |text: &str| text.parse::<usize>().map_err(|_| format!("{text:?} is no number"));
@@ -494,7 +500,7 @@ impl Reader {
         }
         let args = directive.args();
         let file = args.first().copied().or(table.entries.is_empty().then_some(HOSTS_FILE));
-        match file.map(|file| (file, std::fs::read_to_string(file))) {
+        match file.map(|file| (file, self.read.read(file))) {
             Some((_, Ok(text))) => table.entries.extend(hosts::parse(&text)),
             Some((file, Err(error))) => self.problem(directive.line, format!("cannot read {file}: {error}")),
             None => {}

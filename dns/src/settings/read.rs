@@ -4,16 +4,18 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hickory_proto::rr::Name;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use tracing::warn;
 
 use super::{
-    CacheSettings, ForwardSettings, HostsSettings, LogClasses, Matching, Prefetch, Rewrite, ServeStale,
-    Settings, Template, ZoneSettings, corefile, values,
+    CacheSettings, Files, ForwardSettings, HostsSettings, LogClasses, Matching, Prefetch, Rewrite,
+    ServeStale, Settings, Template, ZoneSettings, corefile, values,
 };
+use crate::config::{search_from, upstreams_from};
 use crate::{DnsConfig, DnsError};
 
 /// Something that is wrong with a settings file.
@@ -36,22 +38,53 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Reads the settings of `config.file` over `config`; without a file, `config` is all.
+/// The settings to start with. Where nobody says whom to ask for other names they are refused until somebody does: names of
+/// the cluster are not to wait for that.
 pub(crate) fn load(config: &DnsConfig) -> Result<Settings, DnsError> {
-    let Some(file) = &config.file else { return Ok(Settings::of(config)) };
-    let path = file.display().to_string();
-    let text = std::fs::read_to_string(file)
-        .map_err(|source| DnsError::SettingsFile { path: path.clone(), source })?;
-    parse(file, &text, config).map_err(|problems| DnsError::Settings { path, problems })
+    let files = Files::new(SystemTime::now());
+    match load_strictly(config, &files) {
+        Err(error @ DnsError::ResolvConf { .. }) => {
+            warn!(%error, "names outside of the cluster are refused until that changes");
+            load_strictly(&DnsConfig { resolv_conf: None, ..config.clone() }, &files)
+        }
+        settings => settings,
+    }
 }
 
-pub(super) fn parse(file: &Path, text: &str, config: &DnsConfig) -> Result<Settings, Vec<Problem>> {
+/// Reads the settings of `config.file` over `config`, in which what `config.resolv_conf` says has taken its place; without
+/// these files, `config` is all.
+pub(crate) fn load_strictly(config: &DnsConfig, files: &Files) -> Result<Settings, DnsError> {
+    let config = &resolved(config, files)?;
+    let Some(file) = &config.file else { return Ok(Settings::of(config)) };
+    let path = file.display().to_string();
+    let text = files.read(file).map_err(|source| DnsError::SettingsFile { path: path.clone(), source })?;
+    parse(file, &text, config, files).map_err(|problems| DnsError::Settings { path, problems })
+}
+
+fn resolved(config: &DnsConfig, files: &Files) -> Result<DnsConfig, DnsError> {
+    let mut config = config.clone();
+    let Some(file) = &config.resolv_conf else { return Ok(config) };
+    let refused = |why: String| DnsError::ResolvConf { path: file.display().to_string(), why };
+    let text = files.read(file).map_err(|error| refused(error.to_string()))?;
+    if config.upstreams.is_empty() {
+        config.upstreams = upstreams_from(&text);
+        if config.upstreams.is_empty() {
+            return Err(refused("it names no name server".to_owned()));
+        }
+    }
+    if config.search.is_empty() {
+        config.search = search_from(&text, &config.zone);
+    }
+    Ok(config)
+}
+
+fn parse(file: &Path, text: &str, config: &DnsConfig, files: &Files) -> Result<Settings, Vec<Problem>> {
     let mut config = config.clone();
     config.file = Some(file.to_owned());
     let read = if file.extension().is_some_and(|extension| extension == "toml") {
-        toml(text, config)
+        toml(text, config, files)
     } else {
-        corefile::parse(text, config)
+        corefile::parse(text, config, files)
     };
     read.map_err(|mut problems| {
         problems.sort();
@@ -60,8 +93,8 @@ pub(super) fn parse(file: &Path, text: &str, config: &DnsConfig) -> Result<Setti
 }
 
 /// Reads TOML.
-fn toml(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
-    let mut reader = Reader { text, problems: Vec::new() };
+fn toml(text: &str, config: DnsConfig, files: &Files) -> Result<Settings, Vec<Problem>> {
+    let mut reader = Reader { text, files, problems: Vec::new() };
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let span = error.span().unwrap_or_default();
@@ -85,6 +118,7 @@ fn toml(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
 
 struct Reader<'a> {
     text: &'a str,
+    files: &'a Files,
     problems: Vec<Problem>,
 }
 
@@ -295,7 +329,10 @@ impl Reader<'_> {
         let (mut upstreams, mut texts) = (Vec::new(), (String::new(), String::new()));
         for (key, value) in table {
             match &**key.get_ref() {
-                "to" => self.list(value, values::upstreams, &mut upstreams),
+                "to" => {
+                    let files = self.files;
+                    self.list(value, |text| values::upstreams(text, files), &mut upstreams);
+                }
                 "policy" => self.parsed(value, values::policy, &mut forward.policy),
                 "force-tcp" => self.flag(value, &mut forward.force_tcp),
                 "tls-server-name" => self.parsed(value, values::server_name, &mut texts.0),

@@ -7,7 +7,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 use rustls_pki_types::ServerName;
 
-use super::{LogClasses, Policy, UpstreamSettings};
+use super::{Files, LogClasses, Policy, UpstreamSettings};
 use crate::PodRecords;
 
 const DNS_PORT: u16 = 53;
@@ -86,10 +86,11 @@ pub(crate) fn name(text: &str) -> Result<Name, String> {
 /// `192.0.2.1`, `192.0.2.1:5353`, `2001:db8::1`, `[2001:db8::1]:5353`, with `tls://` or `dns://` before it, and with
 /// `tls://` the name of its certificate behind the address (`192.0.2.1%dns.example:853`); or a file in the form of
 /// resolv.conf.
-pub(super) fn upstreams(text: &str) -> Result<Vec<UpstreamSettings>, String> {
+pub(super) fn upstreams(text: &str, files: &Files) -> Result<Vec<UpstreamSettings>, String> {
     if text.starts_with('/') {
-        let file = std::fs::read_to_string(text).map_err(|error| format!("cannot read {text}: {error}"))?;
-        let found: Vec<_> = crate::upstreams_from(&file).into_iter().map(UpstreamSettings::plain).collect();
+        let file = files.read(text).map_err(|error| format!("cannot read {text}: {error}"))?;
+        let found: Vec<_> =
+            crate::config::upstreams_from(&file).into_iter().map(UpstreamSettings::plain).collect();
         return if found.is_empty() { Err(format!("{text} names no name server")) } else { Ok(found) };
     }
     let (tls, rest) = match text.split_once("://") {
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn upstream_addresses() {
         let one = |text: &str| {
-            let found = upstreams(text).ok()?.remove(0);
+            let found = upstreams(text, &Files::new(std::time::SystemTime::now())).ok()?.remove(0);
             let name = found.tls_name.map(|name| format!(" {name}")).unwrap_or_default();
             Some(format!("{} {}{name}", found.address, found.tls))
         };

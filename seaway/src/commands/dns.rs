@@ -18,20 +18,13 @@ pub fn run(args: Dns) -> Result<ExitCode> {
 }
 
 async fn answer(args: Dns, shutdown: CancellationToken) -> Result<()> {
-    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf");
-    let search = seaway_dns::search_from(resolv_conf.as_deref().unwrap_or_default(), &args.cluster_domain);
-    let upstreams = if args.upstream.is_empty() {
-        seaway_dns::upstreams_from(&resolv_conf.context("cannot read /etc/resolv.conf")?)
-    } else {
-        args.upstream
-    };
     let config = DnsConfig {
         listen: args.listen,
         zone: args.cluster_domain,
-        upstreams,
+        upstreams: args.upstream,
+        resolv_conf: Some("/etc/resolv.conf".into()),
         reverse: args.service_cidr,
         autopath: args.autopath,
-        search,
         file: args.config,
         ..DnsConfig::default()
     };

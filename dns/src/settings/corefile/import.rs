@@ -6,13 +6,15 @@ use std::path::{Component, Path, PathBuf};
 use regex::Regex;
 
 use super::syntax::{Place, Token, tokens};
+use crate::settings::Files;
 
 /// As CoreDNS has it: more of them are a file that imports itself.
 const IMPORTS_MAX: usize = 10_000;
 const DEPTH_MAX: usize = 20;
 
 /// Puts what is imported in its place.
-pub(super) struct Importer {
+pub(super) struct Importer<'r> {
+    read: &'r Files,
     /// What imported files are relative to.
     base: PathBuf,
     snippets: HashMap<String, Vec<Token>>,
@@ -22,11 +24,11 @@ pub(super) struct Importer {
     pub(super) problems: Vec<(Place, String)>,
 }
 
-impl Importer {
-    pub(super) fn new(file: &Path) -> Self {
+impl<'r> Importer<'r> {
+    pub(super) fn new(file: &Path, read: &'r Files) -> Self {
         let base = file.parent().unwrap_or(Path::new("")).to_owned();
         let (snippets, files) = (HashMap::new(), vec![file.display().to_string()]);
-        Self { base, snippets, files, count: 0, problems: Vec::new() }
+        Self { read, base, snippets, files, count: 0, problems: Vec::new() }
     }
 
     /// The words of a file with all that it imports.
@@ -78,7 +80,7 @@ impl Importer {
         }
         let mut all = Vec::new();
         for path in self.matching(pattern) {
-            match std::fs::read_to_string(&path) {
+            match self.read.read(&path) {
                 Ok(text) => {
                     self.files.push(path.display().to_string());
                     let read = tokens(&text, self.files.len() - 1);
@@ -107,7 +109,7 @@ impl Importer {
                 continue;
             };
             let name = name.to_string_lossy();
-            found = found.into_iter().flat_map(|path| entries(path, &name)).collect();
+            found = found.into_iter().flat_map(|path| entries(path, &name, self.read)).collect();
         }
         found.retain(|path| path.is_file());
         found.sort();
@@ -116,7 +118,7 @@ impl Importer {
 }
 
 /// What is at `path` by a name that may have wildcards.
-fn entries(path: PathBuf, name: &str) -> Vec<PathBuf> {
+fn entries(path: PathBuf, name: &str, read: &Files) -> Vec<PathBuf> {
     if !name.contains(['*', '?', '[']) {
         return vec![path.join(name)];
     }
@@ -128,6 +130,7 @@ fn entries(path: PathBuf, name: &str) -> Vec<PathBuf> {
         .replace("\\-", "-");
     let Ok(expression) = Regex::new(&format!("^{expression}$")) else { return Vec::new() };
     let here = if path.as_os_str().is_empty() { Path::new(".") } else { &path };
+    read.note(here);
     let names = std::fs::read_dir(here).into_iter().flatten().flatten().map(|entry| entry.file_name());
     names.filter(|name| expression.is_match(&name.to_string_lossy())).map(|name| path.join(name)).collect()
 }

@@ -80,7 +80,7 @@ fn answers(args: &[&str]) -> Result<Vec<AnswerRewrite>, String> {
     Ok(rules)
 }
 
-impl Reader {
+impl Reader<'_> {
     /// A rule in one line, or in the lines of a block.
     pub(super) fn rewrite(&mut self, directive: &Directive, zone: &mut ZoneSettings) {
         let mut args = directive.args();

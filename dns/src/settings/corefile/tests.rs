@@ -5,6 +5,10 @@ use crate::PodRecords;
 use crate::settings::Matching;
 use proptest::prelude::*;
 
+fn parse(text: &str, config: DnsConfig) -> Result<Settings, Vec<Problem>> {
+    super::parse(text, config, &Files::new(std::time::SystemTime::now()))
+}
+
 fn settings(text: &str) -> Settings {
     parse(text, DnsConfig::default()).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
