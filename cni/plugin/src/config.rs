@@ -213,12 +213,15 @@ fn decode<'de, T: Deserialize<'de>>(stdin: &'de [u8]) -> Result<T, CniError> {
 
 impl RawConfig {
     fn check(self) -> Result<Config, CniError> {
-        let version = Version::parse(self.cni_version.as_deref())?;
+        let version = Version::parse(self.cni_version.as_deref());
+        // As the reference implementation: that a name is missing is told before that the version is.
+        let told_in = version.as_ref().map_or(Version::NEWEST, |version| *version);
+        validate_name(&self.name).map_err(|error| error.at_version(told_in))?;
+        let version = version?;
         self.validate(version).map_err(|error| error.at_version(version))
     }
 
     fn validate(self, version: Version) -> Result<Config, CniError> {
-        validate_name(&self.name)?;
         let data_dir = absolute("dataDir", self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()))?;
         let ready_file = self.ready_file.filter(|path| !path.as_os_str().is_empty());
         let ready_file = ready_file.map(|path| absolute("readyFile", path)).transpose()?;
@@ -415,6 +418,7 @@ mod tests {
             .assert_eq(&config.port_mappings.unwrap().to_string());
     }
 
+    /// Those of the reference implementation, in whose order name and version are looked at. Neither looks at `type`.
     #[test]
     fn what_cannot_be_used_gets_its_code() {
         let table = [
@@ -422,7 +426,13 @@ mod tests {
             ("[]", Code::Decoding),
             ("{", Code::Decoding),
             (r#"{"cniVersion":1}"#, Code::Decoding),
-            ("{}", Code::IncompatibleVersion),
+            (r#"{"name":7}"#, Code::Decoding),
+            ("{}", Code::Config),
+            (r#"{"type":"seaway-cni"}"#, Code::Config),
+            (r#"{"cniVersion":"9.9.9"}"#, Code::Config),
+            (r#"{"cniVersion":"9.9.9","name":"../a"}"#, Code::Config),
+            (r#"{"name":"a"}"#, Code::IncompatibleVersion),
+            (r#"{"cniVersion":"","name":"a"}"#, Code::IncompatibleVersion),
             (r#"{"cniVersion":"9.9.9","name":"a"}"#, Code::IncompatibleVersion),
             (r#"{"cniVersion":"1.0.0"}"#, Code::Config),
             (r#"{"cniVersion":"1.0.0","name":"../a"}"#, Code::Config),
@@ -432,6 +442,7 @@ mod tests {
             assert_eq!(error.code, code, "{json}: {error}");
             assert!(!error.message.is_empty());
         }
+        parse(r#"{"cniVersion":"1.0.0","name":"a"}"#).unwrap();
     }
 
     #[test]
