@@ -199,6 +199,14 @@ fn default_route(addr: IpAddr, link: u32) -> Route {
     Route { onlink: true, protocol: ROUTE_PROTOCOL, ..Route::default_via(gateway_of(addr)).on(link) }
 }
 
+/// That of a further interface of one pod: it stands behind the others', each by a metric of its own, and takes over when
+/// they are gone.
+fn further_default_route(addr: IpAddr, link: u32) -> Route {
+    /// The kernel's for IPv6, where none is said; for IPv4 that is 0.
+    const USUAL: u32 = 1024;
+    Route { metric: Some(USUAL.saturating_add(link)), ..default_route(addr, link) }
+}
+
 fn host_route(addr: IpAddr, link: u32) -> Route {
     Route { protocol: ROUTE_PROTOCOL, ..Route::to(IpNet::from(addr)).on(link) }
 }

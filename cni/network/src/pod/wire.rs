@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv6Net};
 use super::unwire::delete_if_there;
 use super::{
     Attachment, GATEWAY_V4, GATEWAY_V6, HOST_MAC, LINK_GROUP, MAX_ALIAS, WireError, Wired, Wiring,
-    at_least_a_packet, default_route, gateway_of, host_route, is_retired,
+    at_least_a_packet, default_route, further_default_route, gateway_of, host_route, is_retired,
 };
 use crate::netlink::{
     Ipv6Settings, Link, Mac, Neighbour, NeighbourKind, Netlink, NetlinkError, Request, Veth, VethPeer,
@@ -137,13 +137,25 @@ impl Attachment {
             let neighbour = Neighbour { link, addr: gateway, mac: Some(HOST_MAC), kind };
             requests.push(Request::add_address(link, IpNet::from(*addr)));
             requests.push(Request::set_neighbour(&neighbour));
-            requests.push(Request::add_route(&default_route(*addr, link)));
         }
         let bucket = wiring.bandwidth.egress.as_ref();
         requests.extend(
             bucket.map(|bucket| Request::set_token_bucket(link, &at_least_a_packet(bucket, host.mtu))),
         );
-        Ok(inner.execute_all(requests)?)
+        let before = requests.len();
+        requests.extend(wiring.addresses.iter().map(|addr| Request::add_route(&default_route(*addr, link))));
+        let mut outcomes = inner.execute_each(requests)?;
+        let ways_out = outcomes.split_off(before);
+        outcomes.into_iter().collect::<Result<(), _>>()?;
+        for (addr, outcome) in wiring.addresses.iter().zip(ways_out) {
+            match outcome {
+                Err(error) if error.is_exists() => {
+                    inner.add_route(&further_default_route(*addr, link))?;
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the node's end sends, and writes the remark that says that all is done.

@@ -61,11 +61,15 @@ impl<'a> Runtime<'a> {
     }
 
     pub fn start(&self, verb: &str, sandbox: &Sandbox, stdin: &[u8]) -> Child {
+        self.start_for("eth0", verb, sandbox, stdin)
+    }
+
+    pub fn start_for(&self, ifname: &str, verb: &str, sandbox: &Sandbox, stdin: &[u8]) -> Child {
         let mut command = self.node.command(env!("CARGO_BIN_EXE_seaway-cni"));
         command
             .env_clear()
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &sandbox.id), ("CNI_NETNS", &sandbox.netns)])
-            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/opt/cni/bin")])
+            .envs([("CNI_IFNAME", ifname), ("CNI_PATH", "/opt/cni/bin")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -81,6 +85,12 @@ impl<'a> Runtime<'a> {
             config[key] = value.clone();
         }
         outcome(self.start(verb, sandbox, config.to_string().as_bytes()).wait_with_output().unwrap())
+    }
+
+    /// A call about an interface of this name.
+    pub fn call_for(&self, ifname: &str, verb: &str, sandbox: &Sandbox) -> Result<Value, Value> {
+        let config = self.config.to_string();
+        outcome(self.start_for(ifname, verb, sandbox, config.as_bytes()).wait_with_output().unwrap())
     }
 
     pub fn add(&self, sandbox: &Sandbox) -> Value {
