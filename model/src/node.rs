@@ -25,6 +25,13 @@ pub struct NodeAddress {
     pub kind: NodeAddressKind,
 }
 
+impl NodeAddress {
+    /// One that other nodes reach it by.
+    pub const fn internal(addr: IpAddr) -> Self {
+        Self { addr, kind: NodeAddressKind::Internal }
+    }
+}
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
@@ -50,6 +57,21 @@ pub struct Node {
 }
 
 impl Node {
+    /// One that is ready, and of which nothing else is known.
+    pub fn named(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+            zone: None,
+            ready: true,
+            unreachable: false,
+            excluded_from_load_balancers: false,
+            draining: false,
+            vtep_mac: None,
+        }
+    }
+
     /// The first internal address of `family`, else the first external one.
     pub fn addr(&self, family: Family) -> Option<IpAddr> {
         let of = |kind| {
@@ -71,18 +93,12 @@ mod tests {
     #[test]
     fn internal_address_comes_before_external() {
         let node = Node {
-            name: "a".into(),
             addresses: vec![
                 NodeAddress { addr: "203.0.113.1".parse().unwrap(), kind: NodeAddressKind::External },
-                NodeAddress { addr: "192.0.2.1".parse().unwrap(), kind: NodeAddressKind::Internal },
+                NodeAddress::internal("192.0.2.1".parse().unwrap()),
             ],
             pod_cidrs: vec!["10.1.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap()],
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
+            ..Node::named("a")
         };
         assert_eq!(node.addr(Family::V4), Some("192.0.2.1".parse().unwrap()));
         assert_eq!(node.addr(Family::V6), None);

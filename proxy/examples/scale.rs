@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, Node, NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey,
-    ServicePort, Snapshot,
+    Endpoint, EndpointPort, EndpointSet, Node, NodeAddress, Protocol, Service, ServiceKey, ServicePort,
+    Snapshot,
 };
 use seaway_proxy::dataplane::ebpf::Ebpf;
 use seaway_proxy::reconcile::Reconciler;
@@ -47,18 +47,8 @@ fn key(names: &Names, index: usize) -> ServiceKey {
 
 fn cluster(names: &Names, services: usize, count: usize) -> Snapshot {
     let mut snapshot = Snapshot { version: 1, synced: true, ..Snapshot::default() };
-    let addr = NodeAddress { addr: IpAddr::from([172, 30, 0, 11]), kind: NodeAddressKind::Internal };
-    let node = Node {
-        name: NODE.into(),
-        addresses: vec![addr],
-        pod_cidrs: Vec::new(),
-        zone: None,
-        ready: true,
-        excluded_from_load_balancers: false,
-        draining: false,
-        unreachable: false,
-        vtep_mac: None,
-    };
+    let addr = NodeAddress::internal(IpAddr::from([172, 30, 0, 11]));
+    let node = Node { addresses: vec![addr], ..Node::named(NODE) };
     snapshot.nodes.insert(NODE.into(), Arc::new(node));
     for index in 0..services {
         let mut service = Service::new(key(names, index));

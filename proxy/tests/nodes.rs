@@ -16,8 +16,8 @@ use kernel::Place;
 use net::{Net, eventually, talk};
 use seaway_model::{
     Endpoint, EndpointPort, EndpointSet, Forwarding, HostPod, HostPort, IngressMode, LoadBalancerIngress,
-    Node, NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
-    TargetPod, TrafficPolicy,
+    Node, NodeAddress, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TargetPod,
+    TrafficPolicy,
 };
 use seaway_proxy::{Metrics, Mode, ProxyConfig, StatusHandle};
 use tokio::sync::watch;
@@ -108,19 +108,8 @@ fn service(
 fn cluster() -> Snapshot {
     let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
     for (node, addrs) in [("node", NODE_ADDRS), ("other", ["172.30.7.12", "fd00:7::12"])] {
-        let address =
-            |text: &str| NodeAddress { addr: text.parse().unwrap(), kind: NodeAddressKind::Internal };
-        let node = Node {
-            name: node.into(),
-            addresses: addrs.map(address).into(),
-            pod_cidrs: Vec::new(),
-            zone: None,
-            ready: node == "node",
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
-        };
+        let address = |text: &str| NodeAddress::internal(text.parse().unwrap());
+        let node = Node { addresses: addrs.map(address).into(), ready: node == "node", ..Node::named(node) };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
     }
     let local = LOCAL.map(|addr| (addr, "node"));

@@ -1,6 +1,6 @@
 //! What the node part is told: [`NodeNetworkConfig`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -60,6 +60,34 @@ pub struct NodeNetworkConfig {
     pub masquerade: bool,
     /// How long something that vanished from the kernel may stay away, at most.
     pub resync_interval: Duration,
+}
+
+impl NodeNetworkConfig {
+    /// For a node of this name, at the usual pace and with everything where runtimes look for it.
+    pub fn new(node_name: impl Into<String>, overlay: Overlay, plugin_source: impl Into<PathBuf>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            overlay,
+            uplink: None,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dir: "/opt/cni/bin".into(),
+            data_dir: "/var/lib/cni/seaway".into(),
+            plugin_source: plugin_source.into(),
+            masquerade: true,
+            resync_interval: Duration::from_secs(5),
+        }
+    }
+
+    /// With all directories below this one: for a node that shares its machine with others.
+    #[must_use]
+    pub fn below(self, directory: &Path) -> Self {
+        Self {
+            cni_conf_dir: directory.join("net.d"),
+            cni_bin_dir: directory.join("bin"),
+            data_dir: directory.join("ipam"),
+            ..self
+        }
+    }
 }
 
 /// What [`crate::run`] takes for granted and [`crate::run_with`] lets one choose.

@@ -14,7 +14,7 @@ use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
 use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, run_with};
 use seaway_lab::{Lab, tcp_exchange, udp_exchange, wait_for};
-use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use seaway_model::{Node, NodeAddress, Snapshot};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -44,15 +44,8 @@ impl Place {
         let plugin_source = self.state.join("plugin");
         std::fs::write(&plugin_source, "a plugin").unwrap();
         NodeNetworkConfig {
-            node_name: self.name(),
-            overlay,
-            uplink: None,
-            cni_conf_dir: self.state.join("net.d"),
-            cni_bin_dir: self.state.join("bin"),
-            data_dir: self.state.join("ipam"),
-            plugin_source,
-            masquerade: true,
             resync_interval: Duration::from_secs(2),
+            ..NodeNetworkConfig::new(self.name(), overlay, plugin_source).below(&self.state)
         }
     }
 
@@ -61,19 +54,13 @@ impl Place {
     }
 
     fn member(&self, addresses: &[IpAddr]) -> Node {
-        let internal = |addr: &IpAddr| NodeAddress { addr: *addr, kind: NodeAddressKind::Internal };
+        let internal = |addr: &IpAddr| NodeAddress::internal(*addr);
         let number = self.number;
         let subnets = [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")];
         Node {
-            name: self.name().into(),
             addresses: addresses.iter().map(internal).collect(),
             pod_cidrs: subnets.map(|subnet| subnet.parse().unwrap()).to_vec(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
+            ..Node::named(self.name())
         }
     }
 

@@ -14,7 +14,7 @@ use seaway_cni_network::netns::{Namespace, sysctl};
 use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
 use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, ready};
 use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
-use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use seaway_model::{Node, NodeAddress, Snapshot};
 
 #[path = "support/agent.rs"]
 mod agent;
@@ -404,26 +404,19 @@ fn two_thousand_peers_come_and_go() {
     let mut many = Snapshot::clone(&snapshot(&lab, &[1], true));
     for number in 0..2000_u32 {
         let [_, _, high, low] = number.to_be_bytes();
-        let addr =
-            |text: String| NodeAddress { addr: text.parse().unwrap(), kind: NodeAddressKind::Internal };
+        let addr = |text: String| NodeAddress::internal(text.parse().unwrap());
         // Every second subnet: nothing of it can be joined.
         let subnets = [
             format!("10.{}.{}.0/24", 64 + high * 2 + low / 128, low % 128 * 2),
             format!("fd00:9:{number:x}::/64"),
         ];
         let peer = Node {
-            name: format!("peer{number}").into(),
             addresses: vec![
                 addr(format!("172.30.{}.{low}", 64 + high)),
                 addr(format!("fd00:10:30::{number:x}:1")),
             ],
             pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
+            ..Node::named(format!("peer{number}"))
         };
         many.nodes.insert(peer.name.clone(), Arc::new(peer));
     }

@@ -13,40 +13,25 @@ use std::time::Duration;
 use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::{NodeNetworkConfig, Overlay, cleanup, run};
 use seaway_lab::{Lab, LabNode, tcp_exchange, udp_exchange, wait_for};
-use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use seaway_model::{Node, NodeAddress, Snapshot};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 fn config(node: &LabNode, overlay: Overlay) -> NodeNetworkConfig {
-    NodeNetworkConfig {
-        node_name: node.name().to_owned(),
-        overlay,
-        uplink: None,
-        cni_conf_dir: node.state_dir().join("net.d"),
-        cni_bin_dir: node.state_dir().join("bin"),
-        data_dir: node.state_dir().join("ipam"),
-        plugin_source: env!("CARGO_BIN_EXE_seaway-cni").into(),
-        masquerade: true,
-        resync_interval: Duration::from_secs(5),
-    }
+    NodeNetworkConfig::new(node.name(), overlay, env!("CARGO_BIN_EXE_seaway-cni")).below(node.state_dir())
 }
 
 fn snapshot(lab: &Lab) -> Arc<Snapshot> {
     let mut snapshot = Snapshot { synced: true, version: 1, ..Snapshot::default() };
     for (index, node) in lab.nodes().iter().enumerate() {
-        let addresses = node.addresses().map(|addr| NodeAddress { addr, kind: NodeAddressKind::Internal });
+        let addresses = node.addresses().map(NodeAddress::internal);
         let subnets = [format!("10.244.{index}.0/24"), format!("fd00:10:244:{index}::/64")];
         let node = Node {
-            name: node.name().into(),
             addresses: addresses.to_vec(),
             pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
             vtep_mac: Some(seaway_cni_network::vtep_mac(node.name())),
+            ..Node::named(node.name())
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
     }

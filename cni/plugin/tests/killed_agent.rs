@@ -16,7 +16,7 @@ use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::pod::{Attachment, Bandwidth, RETIRED_GROUP, Wiring};
 use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, cleanup, fault, run_with};
 use seaway_lab::{Lab, LabNode, poll_until};
-use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use seaway_model::{Node, NodeAddress, Snapshot};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,17 +26,11 @@ const MOST_STEPS: u64 = 300;
 const PROTOCOL: u8 = 88;
 
 fn member(name: &str, addresses: [&str; 2], subnets: [&str; 2]) -> (Arc<str>, Arc<Node>) {
-    let internal = |addr: &str| NodeAddress { addr: addr.parse().unwrap(), kind: NodeAddressKind::Internal };
+    let internal = |addr: &str| NodeAddress::internal(addr.parse().unwrap());
     let node = Node {
-        name: name.into(),
         addresses: addresses.map(internal).to_vec(),
         pod_cidrs: subnets.map(|subnet| subnet.parse().unwrap()).to_vec(),
-        zone: None,
-        ready: true,
-        excluded_from_load_balancers: false,
-        draining: false,
-        unreachable: false,
-        vtep_mac: None,
+        ..Node::named(name)
     };
     (node.name.clone(), Arc::new(node))
 }
@@ -57,15 +51,9 @@ fn config(node: &LabNode) -> NodeNetworkConfig {
         std::fs::write(&plugin_source, "a plugin").unwrap();
     }
     NodeNetworkConfig {
-        node_name: node.name().to_owned(),
-        overlay: Overlay::Vxlan { vni: 1, port: 8472 },
-        uplink: None,
-        cni_conf_dir: node.state_dir().join("net.d"),
-        cni_bin_dir: node.state_dir().join("bin"),
-        data_dir: node.state_dir().join("ipam"),
-        plugin_source,
-        masquerade: true,
         resync_interval: Duration::from_millis(50),
+        ..NodeNetworkConfig::new(node.name(), Overlay::Vxlan { vni: 1, port: 8472 }, plugin_source)
+            .below(node.state_dir())
     }
 }
 

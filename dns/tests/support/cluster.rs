@@ -131,15 +131,5 @@ fn slice(service: ServiceKey, endpoint: Endpoint) -> EndpointSlice {
 }
 
 fn node<'a>(name: &str, cidrs: impl Iterator<Item = &'a str>) -> Node {
-    Node {
-        name: name.into(),
-        addresses: Vec::new(),
-        pod_cidrs: cidrs.map(|cidr| cidr.parse().unwrap()).collect(),
-        zone: None,
-        ready: true,
-        excluded_from_load_balancers: false,
-        draining: false,
-        unreachable: false,
-        vtep_mac: None,
-    }
+    Node { pod_cidrs: cidrs.map(|cidr| cidr.parse().unwrap()).collect(), ..Node::named(name) }
 }

@@ -1,7 +1,6 @@
 //! What proxy and pod network are told by the agent: its own configuration, and how they speak to each other.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use seaway_cni_network::MasqueradeOffer;
 use seaway_proxy::MasqueradeOrder;
@@ -44,22 +43,20 @@ impl Agent {
 
     pub(super) fn network_config(&self) -> seaway_cni_network::NodeNetworkConfig {
         let config = &self.config;
+        let overlay = match config.overlay {
+            Overlay::None => seaway_cni_network::Overlay::None,
+            Overlay::Vxlan { vni, port } => seaway_cni_network::Overlay::Vxlan { vni, port },
+            Overlay::VxlanAcrossLinks { vni, port } => {
+                seaway_cni_network::Overlay::VxlanAcrossLinks { vni, port }
+            }
+        };
         seaway_cni_network::NodeNetworkConfig {
-            node_name: config.name.clone(),
-            overlay: match config.overlay {
-                Overlay::None => seaway_cni_network::Overlay::None,
-                Overlay::Vxlan { vni, port } => seaway_cni_network::Overlay::Vxlan { vni, port },
-                Overlay::VxlanAcrossLinks { vni, port } => {
-                    seaway_cni_network::Overlay::VxlanAcrossLinks { vni, port }
-                }
-            },
             uplink: config.uplink.clone(),
             cni_conf_dir: config.cni_conf_dir.clone(),
             cni_bin_dir: config.cni_bin_dir.clone(),
             data_dir: config.state_dir.join("cni"),
-            plugin_source: config.plugin_source.clone(),
             masquerade: config.masquerade,
-            resync_interval: Duration::from_secs(5),
+            ..seaway_cni_network::NodeNetworkConfig::new(&config.name, overlay, &config.plugin_source)
         }
     }
 

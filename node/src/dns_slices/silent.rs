@@ -153,17 +153,7 @@ mod tests {
     fn snapshot(nodes: &[(&str, bool, bool)], led_to: &[&str]) -> Snapshot {
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
         for &(name, ready, unreachable) in nodes {
-            let node = seaway_model::Node {
-                name: name.into(),
-                addresses: Vec::new(),
-                pod_cidrs: Vec::new(),
-                zone: None,
-                ready,
-                excluded_from_load_balancers: false,
-                draining: false,
-                unreachable,
-                vtep_mac: None,
-            };
+            let node = seaway_model::Node { ready, unreachable, ..seaway_model::Node::named(name) };
             snapshot.nodes.insert(name.into(), Arc::new(node));
         }
         let addr = "192.0.2.1".parse().unwrap();

@@ -89,17 +89,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str) -> Node {
-        Node {
-            name: name.into(),
-            addresses: Vec::new(),
-            pod_cidrs: Vec::new(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
-        }
+        Node::named(name)
     }
 
     fn cluster(nodes: &[Node], vips: &[&str]) -> Snapshot {

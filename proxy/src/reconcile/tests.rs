@@ -12,17 +12,7 @@ const NODE: &str = "node-a";
 
 fn cluster(services: u8) -> Snapshot {
     let mut snapshot = Snapshot { version: 1, synced: true, ..Snapshot::default() };
-    let node = Node {
-        name: NODE.into(),
-        addresses: Vec::new(),
-        pod_cidrs: Vec::new(),
-        zone: None,
-        ready: true,
-        excluded_from_load_balancers: false,
-        draining: false,
-        unreachable: false,
-        vtep_mac: None,
-    };
+    let node = Node::named(NODE);
     snapshot.nodes.insert(NODE.into(), Arc::new(node));
     for index in 0..services {
         let mut service = Service::new(ServiceKey::new("default", &format!("web-{index}")));

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use seaway_model::{
     Balancing, Endpoint, EndpointPort, EndpointSet, Forwarding, IngressMode, LoadBalancerIngress, Node,
-    NodeAddress, NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot,
-    TrafficDistribution, TrafficPolicy,
+    NodeAddress, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficDistribution,
+    TrafficPolicy,
 };
 
 /// The node that states are computed for.
@@ -125,16 +125,6 @@ pub(crate) fn snapshot() -> impl Strategy<Value = Snapshot> {
 
 /// The node that states are computed for, with these addresses.
 pub(crate) fn node(addrs: &[&str]) -> Node {
-    let address = |text: &&str| NodeAddress { addr: text.parse().unwrap(), kind: NodeAddressKind::Internal };
-    Node {
-        name: NODE.into(),
-        addresses: addrs.iter().map(address).collect(),
-        pod_cidrs: Vec::new(),
-        zone: Some("z1".into()),
-        ready: true,
-        excluded_from_load_balancers: false,
-        draining: false,
-        unreachable: false,
-        vtep_mac: None,
-    }
+    let address = |text: &&str| NodeAddress::internal(text.parse().unwrap());
+    Node { addresses: addrs.iter().map(address).collect(), zone: Some("z1".into()), ..Node::named(NODE) }
 }

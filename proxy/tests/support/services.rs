@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use seaway_model::{
-    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress,
-    NodeAddressKind, Protocol, Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSet, IngressMode, LoadBalancerIngress, Node, NodeAddress, Protocol,
+    Service, ServiceKey, ServiceKind, ServicePort, Snapshot, TrafficPolicy,
 };
 use seaway_proxy::desired::{NodeView, desired};
 use seaway_proxy::plan::{Actual, Host, Plan, diff};
@@ -172,19 +172,8 @@ pub(crate) fn service(
 pub(crate) fn cluster() -> Snapshot {
     let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
     for (node, addrs) in [("node", NODE), ("other", ["172.30.7.12", "fd00:7::12"])] {
-        let address =
-            |text: &str| NodeAddress { addr: text.parse().unwrap(), kind: NodeAddressKind::Internal };
-        let node = Node {
-            name: node.into(),
-            addresses: addrs.map(address).into(),
-            pod_cidrs: Vec::new(),
-            zone: None,
-            ready: node == "node",
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
-        };
+        let address = |text: &str| NodeAddress::internal(text.parse().unwrap());
+        let node = Node { addresses: addrs.map(address).into(), ready: node == "node", ..Node::named(node) };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
     }
     service(&mut snapshot, 1, &["local"], |_| {});

@@ -241,18 +241,11 @@ pub(super) mod tests {
     }
 
     pub(crate) fn node(name: &str, addresses: &[&str], subnets: &[&str]) -> Node {
-        let address =
-            |addr: &&str| NodeAddress { addr: addr.parse().unwrap(), kind: NodeAddressKind::Internal };
+        let address = |addr: &&str| NodeAddress::internal(addr.parse().unwrap());
         Node {
-            name: name.into(),
             addresses: addresses.iter().map(address).collect(),
             pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
+            ..Node::named(name)
         }
     }
 

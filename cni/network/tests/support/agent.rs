@@ -12,7 +12,7 @@ use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::pod::{Attachment, Bandwidth, Wiring};
 use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay, run_with};
 use seaway_lab::{Lab, LabNode};
-use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use seaway_model::{Node, NodeAddress, Snapshot};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,15 +22,8 @@ pub fn config(node: &LabNode, overlay: Overlay) -> NodeNetworkConfig {
     let plugin_source = node.state_dir().join("plugin");
     std::fs::write(&plugin_source, "a plugin").unwrap();
     NodeNetworkConfig {
-        node_name: node.name().to_owned(),
-        overlay,
-        uplink: None,
-        cni_conf_dir: node.state_dir().join("net.d"),
-        cni_bin_dir: node.state_dir().join("bin"),
-        data_dir: node.state_dir().join("ipam"),
-        plugin_source,
-        masquerade: true,
         resync_interval: Duration::from_secs(2),
+        ..NodeNetworkConfig::new(node.name(), overlay, plugin_source).below(node.state_dir())
     }
 }
 
@@ -39,18 +32,12 @@ pub fn snapshot(lab: &Lab, numbers: &[usize], synced: bool) -> Arc<Snapshot> {
     let mut snapshot = Snapshot { synced, version: 1, ..Snapshot::default() };
     for number in numbers {
         let node = lab.node(number - 1);
-        let addresses = node.addresses().map(|addr| NodeAddress { addr, kind: NodeAddressKind::Internal });
+        let addresses = node.addresses().map(NodeAddress::internal);
         let subnets = [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")];
         let node = Node {
-            name: node.name().into(),
             addresses: addresses.to_vec(),
             pod_cidrs: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            zone: None,
-            ready: true,
-            excluded_from_load_balancers: false,
-            draining: false,
-            unreachable: false,
-            vtep_mac: None,
+            ..Node::named(node.name())
         };
         snapshot.nodes.insert(node.name.clone(), Arc::new(node));
     }

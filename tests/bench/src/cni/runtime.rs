@@ -16,7 +16,7 @@ use seaway_cni_network::netlink::Netlink;
 use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::{NodeNetworkConfig, NodeNetworkOptions, Overlay};
 use seaway_lab::{LabNode, poll_until};
-use seaway_model::{Node, NodeAddress, NodeAddressKind, Snapshot};
+use seaway_model::{Node, NodeAddress, Snapshot};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -118,17 +118,11 @@ impl Plugin {
 
 /// A Node of the cluster, for snapshots.
 pub fn node_object(name: &str, addresses: &[IpAddr], subnets: &[IpNet]) -> Node {
-    let internal = |addr: &IpAddr| NodeAddress { addr: *addr, kind: NodeAddressKind::Internal };
+    let internal = |addr: &IpAddr| NodeAddress::internal(*addr);
     Node {
-        name: name.into(),
         addresses: addresses.iter().map(internal).collect(),
         pod_cidrs: subnets.to_vec(),
-        zone: None,
-        ready: true,
-        excluded_from_load_balancers: false,
-        draining: false,
-        unreachable: false,
-        vtep_mac: None,
+        ..Node::named(name)
     }
 }
 
@@ -178,17 +172,7 @@ pub fn config(node: &LabNode, overlay: Overlay) -> Result<NodeNetworkConfig> {
     if !beside.exists() {
         bail!("{} is not there: `cargo xtask bench cni` builds it", beside.display());
     }
-    Ok(NodeNetworkConfig {
-        node_name: node.name().to_owned(),
-        overlay,
-        uplink: None,
-        cni_conf_dir: node.state_dir().join("net.d"),
-        cni_bin_dir: node.state_dir().join("bin"),
-        data_dir: node.state_dir().join("ipam"),
-        plugin_source: beside,
-        masquerade: true,
-        resync_interval: Duration::from_secs(5),
-    })
+    Ok(NodeNetworkConfig::new(node.name(), overlay, beside).below(node.state_dir()))
 }
 
 impl Agent {

@@ -128,16 +128,6 @@ fn until(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
 }
 
 fn config(options: &Options) -> Result<NodeNetworkConfig> {
-    let directory = |name: &str| options.state_dir.join(name);
-    Ok(NodeNetworkConfig {
-        node_name: options.node.clone(),
-        overlay: Overlay::Vxlan { vni: 1, port: 8472 },
-        uplink: None,
-        cni_conf_dir: directory("net.d"),
-        cni_bin_dir: directory("bin"),
-        data_dir: directory("ipam"),
-        plugin_source: std::env::current_exe()?,
-        masquerade: true,
-        resync_interval: Duration::from_secs(5),
-    })
+    Ok(NodeNetworkConfig::new(&options.node, Overlay::Vxlan { vni: 1, port: 8472 }, std::env::current_exe()?)
+        .below(&options.state_dir))
 }
