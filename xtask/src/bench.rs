@@ -32,6 +32,7 @@ impl Name {
                 ("containernetworking-plugins", "/usr/lib/cni/bridge"),
                 ("iproute2", "/usr/sbin/ip"),
                 ("nftables", "/usr/sbin/nft"),
+                ("util-linux", "/usr/bin/taskset"),
             ],
             Self::Dns => &[
                 ("dnsperf", "/usr/bin/dnsperf"),

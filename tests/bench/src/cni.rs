@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod calls;
+mod paths;
 mod peers;
 pub mod runtime;
 mod traffic;
@@ -23,12 +24,10 @@ pub struct Effort {
     storms: usize,
     /// Pods that come and go.
     churn: usize,
-    /// Round trips per block and side.
-    round_trips: usize,
-    /// How long a stream is measured, per block and side.
-    window_ms: u64,
-    /// How often both sides of a way of packets are measured in turn.
+    /// How often all ways of packets are compared.
     traffic_blocks: usize,
+    /// How many turns each way takes in a block.
+    turns: usize,
     /// Other nodes.
     peers: u16,
     /// Changes of one node that are measured.
@@ -40,9 +39,8 @@ const FULL: Effort = Effort {
     calls: 20,
     storms: 5,
     churn: 1000,
-    round_trips: 3000,
-    window_ms: 300,
     traffic_blocks: 15,
+    turns: 14,
     peers: 5000,
     changes: 20,
 };
@@ -52,9 +50,8 @@ const QUICK: Effort = Effort {
     calls: 10,
     storms: 1,
     churn: 100,
-    round_trips: 1500,
-    window_ms: 120,
     traffic_blocks: 7,
+    turns: 5,
     peers: 5000,
     changes: 5,
 };

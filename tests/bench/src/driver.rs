@@ -10,6 +10,10 @@ use serde::de::DeserializeOwned;
 
 use crate::worker::asker::{Answer, Ask};
 
+/// What a stream sends in a turn: hundredths of a second. A virtual machine is a fifth slower from one second to the next,
+/// so whatever is compared takes many short turns.
+pub const STREAM_BYTES: u64 = 32 << 20;
+
 /// This program, for commands.
 pub fn program() -> Result<String> {
     let path = std::env::current_exe().context("where is this program?")?;
@@ -99,9 +103,10 @@ impl Asker {
         self.per_second(&Ask::Rate { target, threads, for_ms })
     }
 
-    /// Bytes per second.
-    pub fn stream(&mut self, target: SocketAddr, for_ms: u64) -> Result<f64> {
-        self.per_second(&Ask::Stream { target, for_ms })
+    /// How many seconds [`STREAM_BYTES`] take.
+    pub fn stream(&mut self, target: SocketAddr) -> Result<f64> {
+        let times = self.times(&Ask::Stream { target, bytes: STREAM_BYTES })?;
+        Ok(times[0][0] as f64 / 1e9)
     }
 
     fn times(&mut self, ask: &Ask) -> Result<Vec<Vec<u64>>> {

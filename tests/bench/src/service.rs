@@ -28,7 +28,7 @@ pub struct Effort {
     pub blocks: usize,
     /// Connections or round trips per block and side.
     pub rounds: usize,
-    /// How long rates and streams are measured, per block and side.
+    /// How long rates are measured, per block and side.
     pub window_ms: u64,
     /// Sizes of connections inside.
     pub sizes: &'static [usize],

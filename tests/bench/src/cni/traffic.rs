@@ -3,12 +3,10 @@
 //! nothing but links and routes; on the other, what pods' packets are masqueraded with when they leave the cluster. For
 //! that the kernel tracks every connection that passes its stack.
 
-use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use seaway_cni_network::netns::Namespace;
 use seaway_cni_network::{MasqueradeOffer, NodeNetworkOptions, Overlay, VXLAN_DEVICE};
 use seaway_lab::{Lab, LabNode, poll_until};
 use seaway_model::Snapshot;
@@ -17,54 +15,12 @@ use tokio::sync::watch;
 
 use super::Effort;
 use super::by_hand::{self, Way};
+use super::paths::{BRIDGE, Path, compare};
 use super::runtime::{Agent, Plugin, Sandbox, node_object, snapshot};
-use crate::driver::{Asker, Talker, program};
-use crate::row::{Report, Row, Target};
+use crate::row::Report;
 use crate::service::proxy::Serving;
-use crate::stats::{Pairs, median_us};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-const PORT: u16 = 8080;
-const STREAM_PORT: u16 = 8081;
-/// The peer that has no way by hand.
-const BRIDGE: &str = "bridge";
-/// At most so much of the time of the same way by hand, and of bridge's.
-const LATENCY: [f64; 2] = [1.05, 1.0];
-/// At least so much of its throughput.
-const THROUGHPUT: [f64; 2] = [0.97, 1.0];
-
-/// A pod that asks one that answers. The namespaces live as long as the processes in them.
-struct Path {
-    asker: Asker,
-    addr: IpAddr,
-    _server: Talker,
-}
-
-impl Path {
-    fn new(client: &Namespace, server: &Namespace, addr: IpAddr) -> Result<Self> {
-        let program = program()?;
-        let command = |namespace: &Namespace| -> Result<Command> { Ok(namespace.command(&program)?) };
-        let (port, stream_port) = (PORT.to_string(), STREAM_PORT.to_string());
-        let arguments = ["backend", "--port", &port, "--stream-port", &stream_port];
-        let mut server = Talker::start(command(server)?, &arguments)?;
-        if server.line()? != "ready" {
-            bail!("the pod that answers does not begin");
-        }
-        let mut path = Self { asker: Asker::start(command(client)?)?, addr, _server: server };
-        // The first packets look for neighbours.
-        path.round_trip(50)?;
-        Ok(path)
-    }
-
-    fn round_trip(&mut self, rounds: usize) -> Result<f64> {
-        let times = self.asker.round_trips(&[SocketAddr::new(self.addr, PORT)], rounds)?;
-        Ok(median_us(&times[0]))
-    }
-
-    fn stream(&mut self, for_ms: u64) -> Result<f64> {
-        Ok(self.asker.stream(SocketAddr::new(self.addr, STREAM_PORT), for_ms)? / 1e9)
-    }
-}
 
 /// Two nodes of ours, in one cluster.
 struct Cluster<'a> {
@@ -154,19 +110,19 @@ pub fn run(effort: Effort, report: &mut Report) -> Result<()> {
     masked.join(Way::Direct)?;
     let near = [plain.path(1, [2, 3], 1500)?, masked.path(1, [2, 3], 1500)?];
     let paths = [cluster.path(0, "near")?].into_iter().chain(near).chain([bridged(lab.node(4))?]);
-    measure("one-node", paths, &["veth", "veth, masq.", BRIDGE], effort, report)?;
+    compare("one-node", paths, &["veth", "veth, masq.", BRIDGE], effort, report)?;
     let paths = [cluster.path(1, "far")?, plain.path(2, [4, 5], 1500)?, masked.path(2, [4, 5], 1500)?];
-    measure("direct", paths, &["veth", "veth, masq."], effort, report)?;
+    compare("direct", paths, &["veth", "veth, masq."], effort, report)?;
     drop(cluster);
     Report::progress("between pods, in VXLAN");
     let cluster = Cluster::start(ours, Overlay::Vxlan { vni: 1, port: 8472 })?;
     // The same two nodes by hand have routes now: they are measured first, then exchanged for a device.
     let paths = [cluster.path(1, "vxlan")?, plain.path(2, [6, 7], 1500)?];
-    measure("vxlan", paths, &["veth"], effort, report)?;
+    compare("vxlan", paths, &["veth"], effort, report)?;
     plain.join(Way::Vxlan)?;
     masked.join(Way::Vxlan)?;
     let paths = [cluster.path(1, "vxlan-2")?, plain.path(2, [8, 9], 1450)?, masked.path(2, [8, 9], 1450)?];
-    measure("vxlan", paths, &["vxlan by hand", "vxlan, masq."], effort, report)
+    compare("vxlan", paths, &["vxlan by hand", "vxlan, masq."], effort, report)
 }
 
 fn bridged(node: &LabNode) -> Result<Path> {
@@ -177,57 +133,4 @@ fn bridged(node: &LabNode) -> Result<Path> {
         plugin.add("server", &server)
     })?;
     Path::new(&client.namespace, &server.namespace, addr)
-}
-
-/// The first path beside each of the others, in turn.
-fn measure(
-    case: &str,
-    paths: impl IntoIterator<Item = Path>,
-    peers: &[&str],
-    effort: Effort,
-    report: &mut Report,
-) -> Result<()> {
-    let mut paths: Vec<Path> = paths.into_iter().collect();
-    let mut round_trips = vec![Pairs::default(); peers.len()];
-    let mut streams = vec![Pairs::default(); peers.len()];
-    for block in 0..effort.traffic_blocks {
-        let (mut times, mut rates) = (vec![0.0; paths.len()], vec![0.0; paths.len()]);
-        for step in 0..paths.len() {
-            let index = (block + step) % paths.len();
-            times[index] = paths[index].round_trip(effort.round_trips)?;
-            rates[index] = paths[index].stream(effort.window_ms)?;
-        }
-        for (index, (trips, streams)) in round_trips.iter_mut().zip(&mut streams).enumerate() {
-            trips.push(times[0], times[index + 1]);
-            streams.push(rates[0], rates[index + 1]);
-        }
-    }
-    for (index, peer) in peers.iter().enumerate() {
-        let (trips, stream) = (round_trips[index].compared(), streams[index].compared());
-        let bound = usize::from(*peer == BRIDGE);
-        let (latency, throughput) =
-            (Target::RatioAtMost(LATENCY[bound]), Target::RatioAtLeast(THROUGHPUT[bound]));
-        report.add(limited(Row::beside(&format!("{case}-rtt"), 1, "us", peer, trips, latency), case, peer));
-        report.add(limited(
-            Row::beside(&format!("{case}-stream"), 1, "GB/s", peer, stream, throughput),
-            case,
-            peer,
-        ));
-    }
-    Ok(())
-}
-
-fn limited(row: Row, case: &str, peer: &str) -> Row {
-    match (case, peer) {
-        ("vxlan", "veth") => {
-            row.limited_by("a packet in VXLAN passes two more devices; by hand it takes the same")
-        }
-        ("vxlan", "vxlan by hand") => {
-            row.limited_by("masquerading puts the kernel's hooks of tracking and NAT in the outer packets' way, tracked or not; see the pair by hand that has them")
-        }
-        (_, "veth") => {
-            row.limited_by("both ends share two cores: one pair differs by a fifth between blocks")
-        }
-        _ => row,
-    }
 }

@@ -8,12 +8,15 @@ use anyhow::Result;
 use super::bed::Bed;
 use super::{BIG, Effort, GROWING, IPTABLES, LARGE, NFTABLES, SMALL};
 use crate::cluster::{Place, services};
+use crate::driver::STREAM_BYTES;
 use crate::row::{Report, Row, Target};
 use crate::rules::iptables;
 use crate::stats::Pairs;
 
 /// Enough to keep two cores busy.
 const CLIENT_THREADS: usize = 4;
+/// Turns of a stream per block and side.
+const STREAM_TURNS: usize = 20;
 const PEER_IPTABLES: &str = "iptables, kube-proxy's shape";
 
 /// Measures.
@@ -73,14 +76,16 @@ fn streams(bed: &mut Bed, effort: Effort, report: &mut Report) -> Result<()> {
     for (place, size) in [(GROWING, SMALL), (BIG, LARGE)] {
         let mut pairs = Pairs::default();
         for block in effort.blocks() {
-            let mut targets = [place.node_port_stream(), place.direct_stream()];
-            targets.rotate_left(block % 2);
-            let mut figures = [0.0; 2];
-            for (figure, target) in figures.iter_mut().zip(targets) {
-                *figure = bed.outside.stream(target, effort.window_ms)? * 8.0 / 1e9;
+            let targets = [place.node_port_stream(), place.direct_stream()];
+            let mut seconds = [0.0; 2];
+            for turn in 0..STREAM_TURNS {
+                for step in 0..2 {
+                    let index = (block + turn + step) % 2;
+                    seconds[index] += bed.outside.stream(targets[index])?;
+                }
             }
-            figures.rotate_left(block % 2);
-            pairs.push(figures[0], figures[1]);
+            let rate = |seconds: f64| (STREAM_TURNS as u64 * STREAM_BYTES * 8) as f64 / 1e9 / seconds;
+            pairs.push(rate(seconds[0]), rate(seconds[1]));
         }
         let target = Target::RatioAtLeast(0.97);
         report.add(

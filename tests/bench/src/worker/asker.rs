@@ -14,6 +14,9 @@ use crate::clock::now_ns;
 /// Nothing here takes longer, unless it is lost.
 const PATIENCE: Duration = Duration::from_secs(3);
 const STREAM_CHUNK: usize = 256 * 1024;
+/// What decides how fast a stream may go: Linux's own default, whatever the machine's is. One that paces packets, as BBR
+/// does, is slower by its timers than any way of packets makes it.
+const CONGESTION: &[u8] = b"cubic";
 /// Between two looks at which backend answers.
 const FOLLOW_PAUSE: Duration = Duration::from_micros(50);
 
@@ -26,8 +29,8 @@ pub enum Ask {
     RoundTrips { targets: Vec<SocketAddr>, rounds: usize },
     /// As many connections with one byte each way as `threads` can make.
     Rate { target: SocketAddr, threads: usize, for_ms: u64 },
-    /// As many bytes on one connection as it takes.
-    Stream { target: SocketAddr, for_ms: u64 },
+    /// So many bytes on one connection, until the other side has read them all.
+    Stream { target: SocketAddr, bytes: u64 },
     /// Connect until the backend whose address ends in `backend` answers.
     Follow { target: SocketAddr, backend: u8, limit_ms: u64 },
 }
@@ -35,9 +38,9 @@ pub enum Ask {
 /// What came of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
-    /// Nanoseconds of each round, per target.
+    /// Nanoseconds of each round, per target; of a stream.
     Times(Vec<Vec<u64>>),
-    /// Connections or bytes per second.
+    /// Connections per second.
     PerSecond(f64),
     /// When it came about ([`now_ns`]).
     At(u64),
@@ -60,7 +63,7 @@ fn carry_out(ask: &Ask) -> io::Result<Answer> {
         Ask::Connect { targets, rounds } => connects(targets, *rounds),
         Ask::RoundTrips { targets, rounds } => round_trips(targets, *rounds),
         Ask::Rate { target, threads, for_ms } => rate(*target, *threads, Duration::from_millis(*for_ms)),
-        Ask::Stream { target, for_ms } => stream(*target, Duration::from_millis(*for_ms)),
+        Ask::Stream { target, bytes } => stream(*target, *bytes),
         Ask::Follow { target, backend, limit_ms } => {
             follow(*target, *backend, Duration::from_millis(*limit_ms))
         }
@@ -147,17 +150,20 @@ fn rate(target: SocketAddr, threads: usize, duration: Duration) -> io::Result<An
     Ok(Answer::PerSecond(count.into_inner() as f64 / begun.elapsed().as_secs_f64()))
 }
 
-fn stream(target: SocketAddr, duration: Duration) -> io::Result<Answer> {
+fn stream(target: SocketAddr, bytes: u64) -> io::Result<Answer> {
     let socket = socket(target)?;
+    socket.set_tcp_congestion(CONGESTION)?;
     socket.connect(&target.into())?;
     let mut connection = TcpStream::from(socket);
+    connection.write_all(&bytes.to_be_bytes())?;
     let chunk = vec![7; STREAM_CHUNK];
-    let mut sent = 0_u64;
     let begun = Instant::now();
-    while begun.elapsed() < duration {
-        sent += connection.write(&chunk)? as u64;
+    let mut left = bytes as usize;
+    while left > 0 {
+        left -= connection.write(&chunk[..left.min(STREAM_CHUNK)])?;
     }
-    Ok(Answer::PerSecond(sent as f64 / begun.elapsed().as_secs_f64()))
+    connection.read_exact(&mut [0])?;
+    Ok(Answer::Times(vec![vec![begun.elapsed().as_nanos() as u64]]))
 }
 
 fn follow(target: SocketAddr, backend: u8, limit: Duration) -> io::Result<Answer> {

@@ -51,8 +51,19 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Reads as many bytes as the first eight say, and tells so with one.
 fn swallow(mut connection: TcpStream) -> std::io::Result<()> {
+    let mut length = [0; 8];
+    connection.read_exact(&mut length)?;
+    let mut left = u64::from_be_bytes(length) as usize;
     let mut buffer = vec![0; STREAM_BUFFER];
-    while connection.read(&mut buffer)? > 0 {}
-    Ok(())
+    while left > 0 {
+        match connection.read(&mut buffer[..left.min(STREAM_BUFFER)])? {
+            0 => return Ok(()),
+            read => left -= read,
+        }
+    }
+    connection.write_all(&[1])?;
+    // The client ends the connection.
+    connection.read(&mut [0]).map(|_| ())
 }
