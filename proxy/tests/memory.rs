@@ -14,11 +14,15 @@ use seaway_proxy::dataplane::ebpf::{Ebpf, Memory};
 use seaway_proxy::dataplane::fake::Fake;
 use seaway_proxy::dataplane::faulty::Faulty;
 use seaway_proxy::desired::{Computation, NodeView, desired};
-use seaway_proxy::plan::{Device, Host, Plan, diff, diff_of};
+use seaway_proxy::plan::{ClusterNets, Device, Host, Plan, diff, diff_of};
 
 fn ebpf_in_memory() -> Ebpf<Memory> {
     // A few Maglev tables, old and new ones side by side, are more than the maps begin with.
-    Ebpf::new(Memory { grows: true, ..Memory::new(4096, 4096) }, 1024..=29_999, 1)
+    ebpf_with(Memory { grows: true, ..Memory::new(4096, 4096) })
+}
+
+fn ebpf_with(memory: Memory) -> Ebpf<Memory> {
+    Ebpf::new(memory, 1024..=29_999, 1)
 }
 
 dataplane_battery!(fake, 48, Fake::default);
@@ -62,6 +66,37 @@ fn the_node_is_as_it_is_planned() {
     }
 }
 
+/// The cluster's networks may be thousands, while a node's links come and go with its pods: they are set when they are others
+/// or when nobody knows what the maps hold, and not with each change of a link.
+#[test]
+fn networks_are_not_set_with_each_change_of_a_link() {
+    let mut dataplane = ebpf_in_memory();
+    let nets = |number: u8| ClusterNets {
+        pods: [format!("10.244.{number}.0/24").parse().unwrap()].into(),
+        ..ClusterNets::default()
+    };
+    let device = |index: u32| Device { name: format!("sw{index}").into(), index };
+    let host = |cluster, links: &[u32]| Host {
+        cluster: std::sync::Arc::new(cluster),
+        pod_links: links.iter().copied().map(device).collect(),
+        ..Host::default()
+    };
+    let steps = [(host(nets(1), &[3]), true), (host(nets(1), &[3, 4]), false), (host(nets(2), &[4]), true)];
+    for (host, are_set) in steps {
+        let before = dataplane.kernel().maps.writes;
+        dataplane.apply(&Plan { host: Some(host.clone()), ..Plan::default() }).unwrap();
+        assert_eq!(dataplane.kernel().maps.writes != before, are_set, "{host:?}");
+        assert_eq!(ebpf_with(dataplane.kernel().clone()).read().unwrap().host.cluster, host.cluster);
+    }
+    // Who has just come knows what is there once it has looked.
+    let mut successor = ebpf_with(dataplane.kernel().clone());
+    let found = successor.read().unwrap().host;
+    let before = successor.kernel().maps.writes;
+    let host = Host { pod_links: [device(5)].into(), ..found };
+    successor.apply(&Plan { host: Some(host), ..Plan::default() }).unwrap();
+    assert_eq!(successor.kernel().maps.writes, before);
+}
+
 /// Flows whose endpoint serves are left alone; of the others, UDP goes.
 #[test]
 fn stale_udp_flows_are_forgotten_by_address_and_port() {
@@ -100,7 +135,7 @@ fn stale_udp_flows_are_forgotten_by_address_and_port() {
     let mut memory = dataplane.kernel().clone();
     memory.maps.connections =
         vec![live, of_tcp, connection(udp, 4002, 5353, id), connection(udp, 4003, 53, id.wrapping_add(1))];
-    let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
+    let mut dataplane = ebpf_with(memory);
     let forgotten = dataplane.forget_udp(&seaway_proxy::stale::serving_udp(&snapshot)).unwrap();
     assert_eq!((forgotten.v4, forgotten.v6), (2, 0));
     assert_eq!(dataplane.kernel().maps.connections, [live, of_tcp]);
@@ -141,7 +176,7 @@ fn connections_of_a_former_mode_are_passed_by() {
     web.ports = vec![port(seaway_model::Protocol::Tcp)];
     snapshot.services.insert(key.clone(), std::sync::Arc::new(web));
     snapshot.endpoints.insert(key.clone(), std::sync::Arc::new(one_endpoint([10, 244, 1, 1])));
-    let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
+    let mut dataplane = ebpf_with(memory);
     let plan = diff(&desired(&snapshot, &view()), &Host::default(), &dataplane.read().unwrap());
     dataplane.apply(&plan).unwrap();
     let kernel = dataplane.kernel();
@@ -189,7 +224,7 @@ fn what_was_counted_goes_with_its_backend() {
     };
     let mut memory = dataplane.kernel().clone();
     memory.maps.traffic = vec![counted(1), counted(2)];
-    let mut dataplane = Ebpf::new(memory, 1024..=29_999, 1);
+    let mut dataplane = ebpf_with(memory);
     let table = dataplane.count_traffic().unwrap();
     dataplane.read().unwrap();
     assert_eq!(dataplane.kernel().maps.traffic, [counted(1)]);

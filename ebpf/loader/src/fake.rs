@@ -186,6 +186,7 @@ impl ServiceMaps for FakeMaps {
 
     fn set_masquerading(&mut self, wanted: &Masquerading) -> Result<(), MapError> {
         self.masquerading = wanted.clone();
+        self.writes += 1;
         Ok(())
     }
 

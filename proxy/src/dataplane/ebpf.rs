@@ -29,7 +29,7 @@ pub(crate) use kernel::{Retiring, remove_all};
 use super::{Applied, Dataplane, DataplaneError, Failure, SocketTable, Subject};
 use crate::frontend::FrontendKey;
 use crate::masquerade::PORTS_MIN;
-use crate::plan::{Actual, Device, Host, Plan};
+use crate::plan::{Actual, ClusterNets, Device, Host, Masquerading, Plan};
 use crate::stale::{Forgotten, Targets};
 use crate::status::{DropCount, Xdp};
 use crate::traffic::TrafficTable;
@@ -51,11 +51,17 @@ pub struct Ebpf<K> {
     take_over: TakeOver,
     /// `None`: not known, the maps have to be read first.
     layout: Option<Layout>,
+    /// The networks that the maps hold, as they were read or written last: they are thousands on a large cluster, and come
+    /// along with each change of the node's links. `None`: not known, they are read before they are written.
+    nets: Option<Nets>,
     /// Links that this process has attached its own programs to.
     uplinks: BTreeSet<Device>,
     pod_links: BTreeSet<Device>,
     shaped_links: BTreeSet<Device>,
 }
+
+/// What addresses are to the node.
+type Nets = (Arc<ClusterNets>, Masquerading);
 
 /// How far this process has come with taking over from another mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +77,7 @@ enum TakeOver {
 impl<K: Kernel> Ebpf<K> {
     /// The data plane that is kept in `kernel`. Nothing is written before the first plan.
     pub fn new(kernel: K, snat_ports: RangeInclusive<u16>, netns_cookie: u64) -> Self {
-        let (counting, take_over, layout) = (false, TakeOver::Ahead, None);
+        let (counting, take_over, layout, nets) = (false, TakeOver::Ahead, None, None);
         let none = BTreeSet::new;
         let (uplinks, pod_links, shaped_links) = (none(), none(), none());
         Self {
@@ -81,6 +87,7 @@ impl<K: Kernel> Ebpf<K> {
             counting,
             take_over,
             layout,
+            nets,
             uplinks,
             pod_links,
             shaped_links,
@@ -124,17 +131,19 @@ impl<K: Kernel> Ebpf<K> {
         for (held, role) in held {
             held.retain(|device| attached.contains(&(device.name.to_string(), role)));
         }
-        let cluster = cluster::read(&self.kernel.maps().cluster_nets().map_err(map_error)?);
+        self.nets = None;
+        let cluster = Arc::new(cluster::read(&self.kernel.maps().cluster_nets().map_err(map_error)?));
         let masquerading = masquerade::read(&self.kernel.maps().masquerading().map_err(map_error)?);
         // What a crash has left half-written is not there.
         let whole = cluster::around(&cluster.pods, config.clone()) == config;
+        self.nets = whole.then(|| (Arc::clone(&cluster), masquerading.clone()));
         Ok(Host {
             node_v4: config.node_v4,
             node_v6: config.node_v6,
             uplinks: self.uplinks.clone(),
             pod_links: self.pod_links.clone(),
             shaped_links: self.shaped_links.clone(),
-            cluster: if whole { Arc::new(cluster) } else { Arc::default() },
+            cluster: if whole { cluster } else { Arc::default() },
             hand_over: config.hand_over,
             tunnel_port: config.tunnel_port,
             masquerading,
@@ -243,11 +252,18 @@ impl<K: Kernel> Ebpf<K> {
         });
         let config = cluster::around(&host.cluster.pods, config);
         let maps = self.kernel.maps();
+        let wanted = (Arc::clone(&host.cluster), host.masquerading.clone());
+        if self.nets.as_ref() == Some(&wanted) {
+            return maps.set_config(&config).map_err(map_error);
+        }
+        self.nets = None;
         let nets = cluster::difference(&maps.cluster_nets().map_err(map_error)?, &host.cluster);
         maps.put_cluster_nets(&nets.add).map_err(map_error)?;
         maps.set_config(&config).map_err(map_error)?;
         maps.remove_cluster_nets(&nets.remove).map_err(map_error)?;
-        maps.set_masquerading(&masquerade::entries(&host.masquerading)).map_err(map_error)
+        maps.set_masquerading(&masquerade::entries(&host.masquerading)).map_err(map_error)?;
+        self.nets = Some(wanted);
+        Ok(())
     }
 
     /// Whether exactly the links of `host` carry the programs.
