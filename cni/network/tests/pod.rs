@@ -20,22 +20,14 @@ fn a_failure_leaves_nothing_and_the_next_attempt_succeeds() {
     let node = lab.node(0);
     let pod = Namespace::anonymous().unwrap();
     let attachment = Attachment::new("seaway", "pod", "eth0");
-    // Another interface has the default route already.
-    let mut outer = node.netlink().unwrap();
-    let peer = VethPeer { name: "eth1", mac: None, netns: Some(pod.as_fd()) };
-    let other = outer.create_veth(&Veth { name: "other", mac: None, mtu: None, group: 0, peer }).unwrap();
-    outer.set_up(other.index).unwrap();
-    let mut inner = Netlink::open_in(&pod).unwrap();
-    let eth1 = inner.link("eth1").unwrap().unwrap();
-    inner.set_up(eth1.index).unwrap();
-    let default = Route { onlink: true, ..Route::default_via("192.0.2.1".parse().unwrap()).on(eth1.index) };
-    inner.add_route(&default).unwrap();
-    let error = node.run(|| attachment.wire(&pod, &wiring())).unwrap_err();
-    assert!(error.to_string().contains("cannot add route to 0.0.0.0/0"), "{error}");
+    let (mut outer, mut inner) = (node.netlink().unwrap(), Netlink::open_in(&pod).unwrap());
+    // RFC 8200 section 5: no IPv6 below 1280 bytes. The kernel says so once both ends are there.
+    let narrow = Wiring { mtu: Some(1000), ..wiring() };
+    let error = node.run(|| attachment.wire(&pod, &narrow)).unwrap_err();
+    assert!(error.to_string().contains("cannot add address fe80::1"), "{error}");
     assert!(inner.link("eth0").unwrap().is_none());
     assert!(outer.link(&attachment.host_link()).unwrap().is_none());
 
-    inner.delete_route(&default).unwrap();
     let wired = node.run(|| attachment.wire(&pod, &wiring())).unwrap();
     assert_eq!((wired.mtu, wired.host_link.as_str()), (1400, attachment.host_link().as_str()));
     node.run(|| attachment.check(&pod, &wiring().addresses, Bandwidth::default())).unwrap();
@@ -45,6 +37,28 @@ fn a_failure_leaves_nothing_and_the_next_attempt_succeeds() {
     assert_eq!(node.run(|| pod::wired_attachments("other")).unwrap(), []);
     assert!(node.run(|| attachment.unwire()).unwrap());
     assert!(!node.run(|| attachment.unwire()).unwrap());
+}
+
+#[test]
+fn a_way_out_that_is_there_stays_and_ours_takes_over_when_it_goes() {
+    let lab = Lab::new(1).unwrap();
+    let node = lab.node(0);
+    let pod = Namespace::anonymous().unwrap();
+    let mut outer = node.netlink().unwrap();
+    let peer = VethPeer { name: "eth1", mac: None, netns: Some(pod.as_fd()) };
+    let other = outer.create_veth(&Veth { name: "other", mac: None, mtu: None, group: 0, peer }).unwrap();
+    outer.set_up(other.index).unwrap();
+    let mut inner = Netlink::open_in(&pod).unwrap();
+    let eth1 = inner.link("eth1").unwrap().unwrap();
+    inner.set_up(eth1.index).unwrap();
+    let default = Route { onlink: true, ..Route::default_via("192.0.2.1".parse().unwrap()).on(eth1.index) };
+    inner.add_route(&default).unwrap();
+    node.run(|| Attachment::new("seaway", "pod", "eth0").wire(&pod, &wiring())).unwrap();
+    let eth0 = inner.link("eth0").unwrap().unwrap();
+    let mut way_out = || inner.route_to("203.0.113.1".parse().unwrap()).unwrap().unwrap().link;
+    assert_eq!(way_out(), Some(eth1.index));
+    outer.delete_link(other.index).unwrap();
+    assert_eq!(way_out(), Some(eth0.index));
 }
 
 #[test]
