@@ -11,6 +11,7 @@ use seaway_lab::LabNode;
 use super::Effort;
 use super::records::Case;
 use super::server::{Server, pinned};
+use super::sizes::TURN_S;
 use crate::row::{Report, Row, Target};
 use crate::stats::{Pairs, median, percentile};
 
@@ -163,10 +164,17 @@ fn times(
     let rate = (slowest / 2.0).round();
     let mut pairs = vec![Pairs::new(); servers.len()];
     for _ in 0..effort.rounds {
-        let p99 = servers.iter().map(|server| p99_us(node, server, questions, rate, effort.seconds));
-        let p99 = p99.collect::<Result<Vec<_>>>()?;
-        for (pairs, theirs) in pairs.iter_mut().zip(&p99) {
-            pairs.push(p99[0], *theirs);
+        // What disturbs the machine for longer than a turn disturbs all of them.
+        let mut times_s = vec![Vec::new(); servers.len()];
+        for turn in 0..effort.turns() {
+            for step in 0..servers.len() {
+                let at = (turn + step) % servers.len();
+                times_s[at].extend(times_of(node, &servers[at], questions, rate)?);
+            }
+        }
+        let p99_us: Vec<f64> = times_s.iter().map(|times| percentile(times, 0.99) * 1e6).collect();
+        for (pairs, theirs) in pairs.iter_mut().zip(&p99_us) {
+            pairs.push(p99_us[0], *theirs);
         }
     }
     for (server, pairs) in servers.iter().zip(&pairs).skip(1) {
@@ -178,8 +186,9 @@ fn times(
     Ok(())
 }
 
-fn p99_us(node: &LabNode, server: &Server, questions: &Path, rate: f64, seconds: f64) -> Result<f64> {
-    let (rate, seconds) = (rate.to_string(), seconds.to_string());
+/// Seconds that answers take in a turn, while so many questions are asked a second.
+fn times_of(node: &LabNode, server: &Server, questions: &Path, rate: f64) -> Result<Vec<f64>> {
+    let (rate, seconds) = (rate.to_string(), TURN_S.to_string());
     let arguments = ["-c", "4", "-l", &seconds, "-Q", &rate, "-v"];
     let text = dnsperf(node, "1", server.port, questions, &arguments)?;
     // "> NOERROR name A 0.000123"
@@ -188,5 +197,5 @@ fn p99_us(node: &LabNode, server: &Server, questions: &Path, rate: f64, seconds:
     if times.is_empty() {
         bail!("dnsperf tells no times: {text}");
     }
-    Ok(percentile(&times, 0.99) * 1e6)
+    Ok(times)
 }
