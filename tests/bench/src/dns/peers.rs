@@ -164,17 +164,16 @@ fn times(
     let rate = (slowest / 2.0).round();
     let mut pairs = vec![Pairs::new(); servers.len()];
     for _ in 0..effort.rounds {
-        // What disturbs the machine for longer than a turn disturbs all of them.
-        let mut times_s = vec![Vec::new(); servers.len()];
+        // The machine stands still at times, which takes one turn of somebody: the median turn is another.
+        let mut turns_us = vec![Vec::new(); servers.len()];
         for turn in 0..effort.turns() {
             for step in 0..servers.len() {
                 let at = (turn + step) % servers.len();
-                times_s[at].extend(times_of(node, &servers[at], questions, rate)?);
+                turns_us[at].push(p99_us(node, &servers[at], questions, rate)?);
             }
         }
-        let p99_us: Vec<f64> = times_s.iter().map(|times| percentile(times, 0.99) * 1e6).collect();
-        for (pairs, theirs) in pairs.iter_mut().zip(&p99_us) {
-            pairs.push(p99_us[0], *theirs);
+        for (pairs, theirs) in pairs.iter_mut().zip(&turns_us) {
+            pairs.push(median(&turns_us[0]), median(theirs));
         }
     }
     for (server, pairs) in servers.iter().zip(&pairs).skip(1) {
@@ -186,8 +185,8 @@ fn times(
     Ok(())
 }
 
-/// Seconds that answers take in a turn, while so many questions are asked a second.
-fn times_of(node: &LabNode, server: &Server, questions: &Path, rate: f64) -> Result<Vec<f64>> {
+/// The slowest hundredth of answers in a turn, while so many questions are asked a second.
+fn p99_us(node: &LabNode, server: &Server, questions: &Path, rate: f64) -> Result<f64> {
     let (rate, seconds) = (rate.to_string(), TURN_S.to_string());
     let arguments = ["-c", "4", "-l", &seconds, "-Q", &rate, "-v"];
     let text = dnsperf(node, "1", server.port, questions, &arguments)?;
@@ -197,5 +196,5 @@ fn times_of(node: &LabNode, server: &Server, questions: &Path, rate: f64) -> Res
     if times.is_empty() {
         bail!("dnsperf tells no times: {text}");
     }
-    Ok(times)
+    Ok(percentile(&times, 0.99) * 1e6)
 }
