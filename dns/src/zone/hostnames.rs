@@ -17,8 +17,8 @@ pub(super) type Places = SmallVec<[usize; 2]>;
 pub(super) struct Hostnames {
     hasher: DefaultHashBuilder,
     places: HashTable<usize>,
-    /// In order, those whose name an endpoint before them has, too.
-    followers: Vec<usize>,
+    /// Whether several endpoints have the same name.
+    shared: bool,
 }
 
 impl Hostnames {
@@ -30,17 +30,15 @@ impl Hostnames {
             return None;
         }
         let hasher = DefaultHashBuilder::default();
-        let (mut places, mut followers) = (HashTable::with_capacity(count), Vec::new());
+        let (mut places, mut shared) = (HashTable::with_capacity(count), false);
         for (at, endpoint) in endpoints.iter().enumerate().filter(|(_, endpoint)| named(endpoint)) {
             let name = name(endpoint);
             let hash = hash(&hasher, name);
-            if places.find(hash, |&other| is(&endpoints[other], name)).is_some() {
-                followers.push(at);
-            }
+            shared |= places.find(hash, |&other| is(&endpoints[other], name)).is_some();
             // There is room for all of them.
             places.insert_unique(hash, at, |_| hash);
         }
-        Some(Box::new(Self { hasher, places, followers }))
+        Some(Box::new(Self { hasher, places, shared }))
     }
 
     /// The places of the endpoints whose name is `name`, in order. `endpoints` are those that this is about.
@@ -56,12 +54,7 @@ impl Hostnames {
 
     /// Whether several endpoints have the same name.
     pub(super) fn are_shared(&self) -> bool {
-        !self.followers.is_empty()
-    }
-
-    /// Whether an endpoint before the one at `at` has the same name.
-    pub(super) fn is_follower(&self, at: usize) -> bool {
-        self.followers.binary_search(&at).is_ok()
+        self.shared
     }
 }
 
@@ -101,8 +94,6 @@ mod tests {
         assert_eq!((found("a"), found("b"), found("C")), (vec![0, 3], vec![1, 5], vec![4]));
         assert_eq!((found(""), found("-"), found("d")), (vec![], vec![], vec![]));
         assert!(names.are_shared());
-        let followers: Vec<usize> = (0..endpoints.len()).filter(|&at| names.is_follower(at)).collect();
-        assert_eq!(followers, [3, 5]);
         assert!(Hostnames::of(&endpoints[2..3], usable).is_none());
         assert!(!Hostnames::of(&endpoints[..3], usable).unwrap().are_shared());
     }

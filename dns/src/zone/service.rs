@@ -5,6 +5,7 @@ use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use hashbrown::HashSet;
 use hickory_proto::rr::Name;
 use seaway_model::{
     Endpoint, EndpointPort, EndpointSet, Protocol, Service, ServiceKey, ServiceKind, ServicePort,
@@ -309,15 +310,16 @@ impl ServiceRecords {
 
     /// The targets of one port, or of all, at all endpoints or at a part: by the address of the first that has the name.
     pub(super) fn targets(&self, port: Option<&Port<'_>>, within: Option<&Part>) -> Targets {
-        let mut targets = Targets::default();
+        let (mut targets, mut told) = (Targets::default(), HashSet::new());
         // Endpoints of one slice have the same ports.
         let mut alike: Option<(&Arc<[EndpointPort]>, std::ops::Range<usize>)> = None;
         for (at, endpoint) in self.usable_in(within) {
             if !self.is_alone(at) {
-                // Where only a part is asked for, the first of the name may not be in it.
-                let (first, others) = self.namesakes(at, within);
-                if first == Some(at) {
-                    targets.add(at, others, port);
+                // Who shares a name is told of with the first who has it: thousands may share one.
+                if !told.contains(&at) {
+                    let namesakes = self.namesakes(at, within);
+                    targets.add(at, namesakes.iter().map(|&at| &self.rest.endpoints.endpoints[at]), port);
+                    told.extend(namesakes);
                 }
                 continue;
             }
@@ -345,7 +347,8 @@ impl ServiceRecords {
         if self.is_alone(target.at) {
             return Some((label(endpoint), SmallVec::from_slice(&[endpoint.addr])));
         }
-        let (_, endpoints) = self.namesakes(target.at, within);
+        let namesakes = self.namesakes(target.at, within).into_iter();
+        let endpoints = namesakes.map(|at| &self.rest.endpoints.endpoints[at]);
         let there = endpoints.filter(|other| numbers(other, port).any(|number| number == target.port));
         let mut addrs: SmallVec<[IpAddr; 2]> = there.map(|other| other.addr).collect();
         addrs.dedup();
@@ -363,21 +366,15 @@ impl ServiceRecords {
             && !is_there(at.checked_sub(1).and_then(|before| endpoints.get(before)))
     }
 
-    /// All endpoints within a part that have the name of the one at `at`, and the place of the first.
-    fn namesakes(
-        &self,
-        at: usize,
-        within: Option<&Part>,
-    ) -> (Option<usize>, impl Iterator<Item = &Endpoint>) {
+    /// The places of all endpoints within a part that have the name of the one at `at`, in order.
+    fn namesakes(&self, at: usize, within: Option<&Part>) -> Places {
         let endpoints = &self.rest.endpoints.endpoints;
         let mut places = match (&endpoints[at].hostname, self.rest.hostnames.as_deref()) {
-            // There is one before it, which has told of both.
-            (Some(_), Some(names)) if within.is_none() && names.is_follower(at) => Places::new(),
             (Some(name), Some(names)) => names.find(name, endpoints),
             _ => self.without_hostname(endpoints[at].addr),
         };
         places.retain(|at| within.is_none_or(|part| is_in(&endpoints[*at], part)));
-        (places.first().copied(), places.into_iter().map(|at| &endpoints[at]))
+        places
     }
 
     /// The usable endpoints, or those of them that are in a part, with their places.

@@ -88,10 +88,6 @@ mod tests {
 
     use super::*;
 
-    fn node(name: &str) -> Node {
-        Node::named(name)
-    }
-
     fn cluster(nodes: &[Node], vips: &[&str]) -> Snapshot {
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
         for node in nodes {
@@ -121,14 +117,14 @@ mod tests {
     fn every_address_has_one_owner_and_only_those_of_a_lost_node_move() {
         let vips: Vec<String> = (1..100).map(|i| format!("192.0.2.{i}")).collect();
         let vips: Vec<&str> = vips.iter().map(String::as_str).collect();
-        let before = owners(&cluster(&[node("a"), node("b"), node("c")], &vips));
+        let before = owners(&cluster(&[Node::named("a"), Node::named("b"), Node::named("c")], &vips));
         assert_eq!(before.len(), vips.len());
         for name in ["a", "b", "c"] {
             assert!(before.values().filter(|owner| *owner == name).count() > 15, "{name} has too few");
         }
-        let mut lost = node("b");
+        let mut lost = Node::named("b");
         lost.ready = false;
-        let after = owners(&cluster(&[node("a"), lost, node("c")], &vips));
+        let after = owners(&cluster(&[Node::named("a"), lost, Node::named("c")], &vips));
         assert_eq!(after.len(), vips.len());
         for (addr, owner) in before.iter().filter(|(_, owner)| *owner != "b") {
             assert_eq!(after[addr], *owner);
@@ -137,10 +133,10 @@ mod tests {
 
     #[test]
     fn excluded_nodes_and_foreign_classes_answer_for_nothing() {
-        let mut excluded = node("a");
+        let mut excluded = Node::named("a");
         excluded.excluded_from_load_balancers = true;
         assert!(owners(&cluster(&[excluded], &["192.0.2.1"])).is_empty());
-        let mut snapshot = cluster(&[node("a")], &["192.0.2.1"]);
+        let mut snapshot = cluster(&[Node::named("a")], &["192.0.2.1"]);
         let mut service = (**snapshot.services.values().next().unwrap()).clone();
         service.load_balancer_class = Some("example.org/other".into());
         snapshot.services.insert(service.key.clone(), Arc::new(service));
@@ -149,7 +145,7 @@ mod tests {
 
     #[test]
     fn policy_local_is_answered_for_where_the_endpoints_are() {
-        let mut snapshot = cluster(&[node("a"), node("b"), node("c")], &["192.0.2.1"]);
+        let mut snapshot = cluster(&[Node::named("a"), Node::named("b"), Node::named("c")], &["192.0.2.1"]);
         let mut service = (**snapshot.services.values().next().unwrap()).clone();
         service.external_policy = TrafficPolicy::Local;
         let key = service.key.clone();
@@ -175,10 +171,10 @@ mod tests {
 
     #[test]
     fn an_address_of_a_node_is_never_answered_for() {
-        let mut with_address = node("a");
+        let mut with_address = Node::named("a");
         let addr = "192.0.2.1".parse().unwrap();
         with_address.addresses =
             vec![seaway_model::NodeAddress { addr, kind: seaway_model::NodeAddressKind::Internal }];
-        assert!(owners(&cluster(&[with_address, node("b")], &["192.0.2.1"])).is_empty());
+        assert!(owners(&cluster(&[with_address, Node::named("b")], &["192.0.2.1"])).is_empty());
     }
 }
